@@ -1,0 +1,2 @@
+//! The `slate` command.
+fn main() {}
