@@ -1,1 +1,24 @@
-//! daemon
+//! The I/O shell of Cleanslate: one loop over the engine, thin socket loops around it.
+//!
+//! One task owns the [`engine::Engine`]; everything that comes in (packets, requests, ticks,
+//! commands) becomes an input, and the outputs are carried out in order: what must be kept is
+//! durable before the reply that promises it leaves. The daemon moves bytes and decides nothing.
+
+pub mod control;
+mod error;
+mod notice;
+mod options;
+pub mod preflight;
+
+pub use error::Error;
+pub use notice::{ContentProgress, Listening, Notice};
+pub use options::{
+    DEFAULT_LEASE_SECONDS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DhcpMode, Drivers, Options, Ports,
+};
+
+/// Runs the daemon until it is told to stop, by SIGINT, SIGTERM or the control socket.
+///
+/// Blocks the calling thread and starts its own others. Returns `Ok` after an orderly stop.
+pub fn run(options: Options) -> Result<(), Error> {
+    unimplemented!("{options:?}")
+}

@@ -1,0 +1,255 @@
+//! The control protocol: JSON lines over a unix socket, versioned.
+//!
+//! The server speaks first with [`Hello`]; then each line from the client is a [`Request`] and
+//! is answered by one line [`Response`], except [`Request::Events`], which is answered by one
+//! [`Response::Event`] per event and, unless it follows, a final [`Response::Done`].
+
+mod client;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{Client, ClientError, Events};
+
+/// Version of the protocol; it rises when an old client would misread a new server.
+pub const VERSION: u32 = 1;
+
+/// Longest line that either side accepts, in bytes.
+pub const MAX_LINE_BYTES: usize = 4 << 20;
+
+/// Name of the socket in the run directory.
+pub const SOCKET_NAME: &str = "control";
+
+/// First line, from the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`] of the server.
+    pub slate_control: u32,
+    /// Version of the server's binary.
+    pub server: String,
+}
+
+/// What a client asks. Nodes are named by name, MAC or address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// How the daemon is: answered by [`Response::Status`].
+    Status,
+    /// All nodes: answered by [`Response::Nodes`].
+    Nodes,
+    /// One node: answered by [`Response::Node`].
+    Node {
+        /// Name, MAC or address.
+        node: String,
+    },
+    /// Change a node, or make one when `node` is an unknown MAC: answered by [`Response::Node`].
+    SetNode {
+        /// Name, MAC or address.
+        node: String,
+        /// What to change.
+        change: NodeChange,
+    },
+    /// Forget a node and its lease: answered by [`Response::Done`].
+    ForgetNode {
+        /// Name, MAC or address.
+        node: String,
+    },
+    /// What a node would boot now: answered by [`Response::Plan`].
+    Plan {
+        /// Name, MAC or address.
+        node: String,
+    },
+    /// Events after `since`, oldest first.
+    Events {
+        /// Only events with a greater id; 0 = all that are kept.
+        since: u64,
+        /// Stay and send new events as they happen.
+        follow: bool,
+    },
+    /// Stop the daemon in order: answered by [`Response::Done`].
+    Shutdown,
+}
+
+/// Changes to a node; `None` leaves a setting as it is, an empty string takes it away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeChange {
+    /// Host name.
+    pub name: Option<String>,
+    /// Fixed IPv4 address.
+    pub address: Option<String>,
+    /// Image, `NAME[:TAG]`.
+    pub image: Option<String>,
+    /// Arguments added to the kernel command line.
+    pub kernel_args: Option<String>,
+}
+
+/// What the server answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Nodes`].
+    Nodes {
+        /// Sorted by name.
+        nodes: Vec<NodeView>,
+    },
+    /// To [`Request::Node`] and [`Request::SetNode`].
+    Node(Box<NodeView>),
+    /// To [`Request::Plan`].
+    Plan(PlanView),
+    /// To [`Request::Events`].
+    Event(EventRecord),
+    /// Done; nothing more to say.
+    Done,
+    /// Refused.
+    Error {
+        /// What went wrong.
+        message: String,
+        /// What to do next; may be empty.
+        hint: String,
+    },
+}
+
+/// How the daemon is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the binary.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it started, Unix milliseconds.
+    pub started_ms: u64,
+    /// Served interfaces with their addresses.
+    pub interfaces: Vec<(String, Ipv4Addr)>,
+    /// TFTP port.
+    pub tftp_port: u16,
+    /// HTTP and beacon port.
+    pub http_port: u16,
+    /// NFS port.
+    pub nfs_port: u16,
+    /// Default image, `NAME:TAG`.
+    pub image: Option<String>,
+    /// Number of known nodes.
+    pub nodes: usize,
+    /// Names of the nodes whose root is mounted from this daemon now.
+    pub live: Vec<String>,
+    /// Images and whether they can boot.
+    pub images: Vec<ImageView>,
+}
+
+/// One image version as the daemon sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    /// `NAME:TAG`.
+    pub name: String,
+    /// Digest, 64 hex digits.
+    pub digest: String,
+    /// `ready`, `building`, `idle` (nobody asked yet) or the cause why it cannot boot.
+    pub boot: String,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Host name.
+    pub name: String,
+    /// MAC, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// Its lease or fixed address.
+    pub address: Option<Ipv4Addr>,
+    /// Whether the address was set by hand.
+    pub fixed: bool,
+    /// `uefi-x64`, `bios`, … as its firmware said.
+    pub firmware: Option<String>,
+    /// Image it follows, `NAME:TAG`; `None` = the default.
+    pub image: Option<String>,
+    /// Digest that its last boot was given.
+    pub digest: Option<String>,
+    /// Arguments added to its kernel command line.
+    pub kernel_args: String,
+    /// Furthest stage of the current boot.
+    pub reached: Option<String>,
+    /// Stage and cause where it failed, if it did.
+    pub failure: Option<FailureView>,
+    /// When it was last heard of, Unix milliseconds.
+    pub seen_ms: Option<u64>,
+    /// Stages of the current boot, in order of arrival.
+    pub timeline: Vec<StageAt>,
+    /// Bytes of boot files sent in the current boot, shim, GRUB, their configs and kernel.
+    pub loader_bytes: u64,
+    /// Bytes of initramfs sent in the current boot.
+    pub initrd_bytes: u64,
+    /// NFS traffic of the current boot.
+    pub nfs: NfsView,
+    /// Whether it has an NFS connection now.
+    pub mounted: bool,
+    /// Its SSH host key, `ssh-ed25519 AAAA…`.
+    pub ssh_host_key: String,
+}
+
+/// A failed stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureView {
+    /// Stage, kebab-case.
+    pub stage: String,
+    /// What went wrong.
+    pub cause: String,
+}
+
+/// A stage and when it was reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageAt {
+    /// Stage, kebab-case.
+    pub stage: String,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+}
+
+/// NFS traffic of one node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NfsView {
+    /// Calls.
+    pub rpcs: u64,
+    /// Bytes of file content read.
+    pub bytes: u64,
+    /// Operations by name.
+    pub by_op: BTreeMap<String, u64>,
+}
+
+/// What a node would boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanView {
+    /// MAC.
+    pub mac: String,
+    /// `NAME:TAG`.
+    pub image: String,
+    /// Digest, 64 hex digits.
+    pub digest: String,
+    /// Kernel command line; one-time values appear as `…`.
+    pub cmdline: String,
+}
+
+/// One event with its place in the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// Rises by one per event, never reused.
+    pub id: u64,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+    /// MAC of the node that it is about.
+    pub mac: Option<String>,
+    /// Name of that node.
+    pub node: Option<String>,
+    /// What happened, kebab-case.
+    pub kind: String,
+    /// `trace`, `info`, `warn` or `error`.
+    pub level: String,
+    /// One line for people.
+    pub text: String,
+    /// Every field of the event.
+    pub detail: serde_json::Value,
+}

@@ -1,0 +1,60 @@
+//! What the daemon tells whoever started it, in the order it happens.
+
+use std::net::Ipv4Addr;
+
+use crate::control::EventRecord;
+
+/// One thing to show.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// Every socket is open and NFS answers.
+    Ready(Listening),
+    /// Work on an image's boot files.
+    Content {
+        /// `NAME:TAG` or a digest.
+        image: String,
+        /// What is being done, or what went wrong.
+        what: ContentProgress,
+    },
+    /// Something happened on a node or on the network.
+    Event(EventRecord),
+    /// The daemon stops; these nodes still have their root mounted from it.
+    Stopping {
+        /// Names of the live nodes.
+        live: Vec<String>,
+    },
+}
+
+/// Where the daemon listens.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    /// Served interfaces with their addresses.
+    pub interfaces: Vec<(String, Ipv4Addr)>,
+    /// TFTP port, UDP.
+    pub tftp_port: u16,
+    /// HTTP port, TCP; beacons over UDP.
+    pub http_port: u16,
+    /// NFS port, TCP; may differ from the one asked for.
+    pub nfs_port: u16,
+    /// The NFS port asked for, where that one was taken.
+    pub nfs_port_taken: Option<u16>,
+}
+
+/// A step in making an image's boot files ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContentProgress {
+    /// The initramfs is being built.
+    Building,
+    /// Kernel, initramfs and loaders are ready to be sent.
+    Ready {
+        /// Size of the initramfs.
+        initrd_bytes: u64,
+        /// How long it took.
+        took_ms: u64,
+    },
+    /// The image cannot boot as it is.
+    Failed {
+        /// Why, with what to do next.
+        cause: String,
+    },
+}

@@ -1,0 +1,118 @@
+//! What one run of the daemon is told: the validated form, no strings left to parse.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use crate::notice::Notice;
+
+/// Everything [`crate::run`] needs to know. [`Options::new`] fills in the defaults.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Network interfaces to serve, by name; at least one, each with an IPv4 address.
+    pub interfaces: Vec<String>,
+    /// How DHCP is spoken.
+    pub dhcp: DhcpMode,
+    /// Directory of `store/`, `state.db`, `keys/` and `cache/`; made when missing.
+    pub state_dir: PathBuf,
+    /// Directory of the control socket; made when missing.
+    pub run_dir: PathBuf,
+    /// Image (`NAME[:TAG]`) of nodes that were not given one; without it such nodes are
+    /// named in events and get an address, but nothing to boot.
+    pub image: Option<String>,
+    /// Ports to listen on.
+    pub ports: Ports,
+    /// Lease time of dynamic addresses, in seconds.
+    pub lease_seconds: u32,
+    /// First and last dynamic address; by default the upper half of each interface's network.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Lease time of known nodes, in seconds; `None` = infinite.
+    pub fixed_lease_seconds: Option<u32>,
+    /// OpenSSH public keys, one line each, that may log in to nodes as root.
+    pub authorized_keys: Vec<String>,
+    /// Arguments added to every node's kernel command line.
+    pub extra_kernel_args: String,
+    /// Whether a node's consoles log root in without a password.
+    pub console_login: bool,
+    /// Which drivers the initramfs carries.
+    pub drivers: Drivers,
+    /// The static `/init` that goes into the initramfs.
+    pub init: Arc<[u8]>,
+    /// User to become once sockets and directories are open; `None` = `slate` where that
+    /// user exists, else stay.
+    pub user: Option<String>,
+    /// Receives what happens, as it happens; a dropped receiver is harmless.
+    pub notices: Option<Sender<Notice>>,
+}
+
+impl Options {
+    /// Options with every default, serving `interface` with `init` as the nodes' `/init`.
+    pub fn new(interface: &str, init: impl Into<Arc<[u8]>>) -> Options {
+        Options {
+            interfaces: vec![interface.to_owned()],
+            dhcp: DhcpMode::Authoritative,
+            state_dir: PathBuf::from(DEFAULT_STATE_DIR),
+            run_dir: PathBuf::from(DEFAULT_RUN_DIR),
+            image: None,
+            ports: Ports::default(),
+            lease_seconds: DEFAULT_LEASE_SECONDS,
+            range: None,
+            fixed_lease_seconds: None,
+            authorized_keys: Vec::new(),
+            extra_kernel_args: String::new(),
+            console_login: false,
+            drivers: Drivers::AllNetwork,
+            init: init.into(),
+            user: None,
+            notices: None,
+        }
+    }
+}
+
+/// Default of [`Options::state_dir`].
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/slate";
+/// Default of [`Options::run_dir`].
+pub const DEFAULT_RUN_DIR: &str = "/run/slate";
+/// Default of [`Options::lease_seconds`]: one hour.
+pub const DEFAULT_LEASE_SECONDS: u32 = 3600;
+
+/// How DHCP is spoken on the served interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DhcpMode {
+    /// This daemon is the network's one DHCP server.
+    Authoritative,
+}
+
+/// Ports to listen on, on every served interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// TFTP, UDP.
+    pub tftp: u16,
+    /// HTTP, TCP; beacons come to the same number over UDP.
+    pub http: u16,
+    /// NFS, TCP.
+    pub nfs: u16,
+    /// Take the next free port where `nfs` is taken, instead of failing.
+    pub nfs_fallback: bool,
+}
+
+impl Default for Ports {
+    fn default() -> Ports {
+        Ports {
+            tftp: 69,
+            http: 80,
+            nfs: 2049,
+            nfs_fallback: true,
+        }
+    }
+}
+
+/// Which drivers the initramfs carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drivers {
+    /// Virtual machines' network cards only: a small initramfs.
+    Virtual,
+    /// Every Ethernet driver of the image's kernel.
+    AllNetwork,
+}
