@@ -1,1 +1,8 @@
-//! wire
+//! Bytes to types and back: every format that crosses the network between a node and its server,
+//! and every file format that both sides know. No I/O, no clock, no randomness.
+
+pub mod dhcp4;
+pub mod digest;
+pub mod mac;
+pub mod reader;
+pub mod tftp;
