@@ -1,1 +1,26 @@
-//! lab
+//! Virtual nodes on a private network: what `slate try` and the end-to-end tests stand on.
+//!
+//! A [`Network`] is a network namespace of its own with one bridge and no uplink. A [`Machine`]
+//! is a child process on one of its taps: a [`Qemu`] virtual machine with UEFI firmware, or a
+//! [`Uml`] (User-Mode Linux) kernel, which starts without firmware at near native speed.
+//! [`Console`] reads and types on a machine's serial line.
+//!
+//! Nothing outlives the process that made it, not even after `kill -9`: the namespace has no
+//! name and is held by open descriptors only, every child is killed by the kernel when its parent
+//! dies, and scratch files live in memory or in private mounts.
+
+mod console;
+mod machine;
+mod network;
+mod process;
+mod qemu;
+mod tools;
+mod uml;
+
+pub use console::{CommandOutput, Console, ConsoleError, Line};
+pub use machine::{Hardware, MacAddress, Machine, MachineError};
+pub use network::{GATEWAY, Network, NetworkError, PREFIX_LENGTH, Tap};
+pub use process::Process;
+pub use qemu::{Firmware, Qemu, kvm_usable};
+pub use tools::{Distribution, MissingTools, Tool, find_tools};
+pub use uml::Uml;
