@@ -1,10 +1,13 @@
 //! Bytes to types and back: every format that crosses the network between a node and its server,
 //! and every file format that both sides know. No I/O, no clock, no randomness.
 
+pub mod beacon;
 pub mod cpio;
 pub mod dhcp4;
 pub mod digest;
+pub mod identity;
 pub mod mac;
 pub mod modtable;
 pub mod reader;
+pub mod stage;
 pub mod tftp;
