@@ -134,6 +134,9 @@ impl Message {
 
     /// The value of an option.
     pub fn option(&self, code: u8) -> Option<&[u8]> {
-        self.options.iter().find(|option| option.code == code).map(|option| &option.value[..])
+        self.options
+            .iter()
+            .find(|option| option.code == code)
+            .map(|option| &option.value[..])
     }
 }

@@ -25,7 +25,10 @@ impl Digest {
 
     /// The first twelve digits: enough for people.
     pub fn short(self) -> String {
-        self.0[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+        self.0[..6]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -45,9 +48,11 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Digest, ParseDigestError> {
-        parse(text.as_bytes()).map(Digest).ok_or_else(|| ParseDigestError {
-            got: text.chars().take(80).collect(),
-        })
+        parse(text.as_bytes())
+            .map(Digest)
+            .ok_or_else(|| ParseDigestError {
+                got: text.chars().take(80).collect(),
+            })
     }
 }
 
@@ -63,7 +68,9 @@ fn parse(text: &[u8]) -> Option<[u8; 32]> {
 }
 
 fn nibble(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| u8::try_from(value).ok())
 }
 
 #[cfg(test)]
@@ -83,7 +90,13 @@ mod tests {
 
     #[test]
     fn refuses_other_lengths_and_letters() {
-        for text in [String::new(), "0".repeat(63), "0".repeat(65), "g".repeat(64), "é".repeat(32)] {
+        for text in [
+            String::new(),
+            "0".repeat(63),
+            "0".repeat(65),
+            "g".repeat(64),
+            "é".repeat(32),
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text:?}");
         }
     }

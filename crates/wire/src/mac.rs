@@ -82,7 +82,11 @@ mod tests {
 
     #[test]
     fn accepts_both_separators_and_any_case() {
-        for text in ["68:05:ca:93:95:a5", "68-05-CA-93-95-A5", "68:05:Ca:93:95:a5"] {
+        for text in [
+            "68:05:ca:93:95:a5",
+            "68-05-CA-93-95-A5",
+            "68:05:Ca:93:95:a5",
+        ] {
             assert_eq!(text.parse(), Ok(NODE));
         }
     }
@@ -90,8 +94,15 @@ mod tests {
     #[test]
     fn refuses_what_is_no_address() {
         for text in [
-            "", "68", "68:05:ca:93:95", "68:05:ca:93:95:a5:00", "68:05:ca:93:95:+5",
-            "6:805:ca:93:95:a5", "68:05-ca:93:95:a5", "gg:05:ca:93:95:a5", " 68:05:ca:93:95:a5",
+            "",
+            "68",
+            "68:05:ca:93:95",
+            "68:05:ca:93:95:a5:00",
+            "68:05:ca:93:95:+5",
+            "6:805:ca:93:95:a5",
+            "68:05-ca:93:95:a5",
+            "gg:05:ca:93:95:a5",
+            " 68:05:ca:93:95:a5",
         ] {
             assert!(text.parse::<Mac>().is_err(), "{text:?}");
         }

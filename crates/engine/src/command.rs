@@ -1,0 +1,205 @@
+//! What users may ask of the engine, and why it may refuse.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use wire::mac::Mac;
+
+use crate::image::ImageRef;
+use crate::plan::BootPlan;
+use crate::view::NodeView;
+
+/// A user's command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Command {
+    /// Change a node, or make one where `node` is a MAC that has none.
+    NodeSet {
+        /// MAC, name or address.
+        node: String,
+        /// What changes.
+        change: NodeChange,
+    },
+    /// Take a node and its leases out of the inventory.
+    NodeForget {
+        /// MAC, name or address.
+        node: String,
+    },
+    /// What a node boots now. Makes a boot id and a token as rendering its configuration would,
+    /// and makes a node where `node` is a MAC that has none.
+    Plan {
+        /// MAC, name or address.
+        node: String,
+    },
+    /// Replace the authorized keys that were added to those of the configuration.
+    SetAuthorizedKeys {
+        /// OpenSSH public key lines.
+        keys: Vec<String>,
+    },
+}
+
+/// What changes in a node; `None` leaves a setting as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeChange {
+    /// Its host name.
+    pub name: Option<String>,
+    /// Its fixed address.
+    pub address: Option<Setting<Ipv4Addr>>,
+    /// Its image.
+    pub image: Option<Setting<String>>,
+    /// Arguments added to its kernel command line; replaces the former ones.
+    pub kernel_args: Option<String>,
+}
+
+/// A value, or back to the default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Setting<T> {
+    /// This value.
+    To(T),
+    /// Back to the default.
+    Default,
+}
+
+/// What a command brought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum CommandReply {
+    /// Done, nothing to show.
+    Done,
+    /// The node as it is now.
+    Node(Box<NodeView>),
+    /// The plan.
+    Plan(Box<BootPlan>),
+}
+
+/// Why a command was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "error", rename_all = "kebab-case")]
+pub enum CommandError {
+    /// No such node.
+    #[error("no node is called {got:?}")]
+    UnknownNode {
+        /// What was asked for.
+        got: String,
+    },
+    /// Not a MAC that a machine can have.
+    #[error("expected a machine's own Ethernet address, got {got}")]
+    BadMac {
+        /// The address.
+        #[serde(with = "crate::text")]
+        got: Mac,
+    },
+    /// Not a host name.
+    #[error("expected a host name of at most 63 letters, digits and inner hyphens, got {got:?}")]
+    BadName {
+        /// The name.
+        got: String,
+    },
+    /// Another node has the name.
+    #[error("the name {name} belongs to {owner}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Its owner.
+        #[serde(with = "crate::text")]
+        owner: Mac,
+    },
+    /// The address is in no network that is served, or cannot belong to a node.
+    #[error("expected a host address in {expected}, got {got}")]
+    AddressOutside {
+        /// The networks served.
+        expected: String,
+        /// The address.
+        got: Ipv4Addr,
+    },
+    /// Another machine has the address.
+    #[error("the address {address} is in use by {owner}")]
+    AddressTaken {
+        /// The address.
+        address: Ipv4Addr,
+        /// Its owner.
+        owner: String,
+    },
+    /// Not an image reference.
+    #[error("expected NAME or NAME:TAG, got {got:?}")]
+    BadImage {
+        /// The text.
+        got: String,
+    },
+    /// The store has no such image.
+    #[error("no image is called {image}; there are: {known}")]
+    UnknownImage {
+        /// The image asked for.
+        #[serde(with = "crate::text")]
+        image: ImageRef,
+        /// Those that exist.
+        known: String,
+    },
+    /// A kernel argument that cannot be written into every boot configuration.
+    #[error("expected printable ASCII kernel arguments of at most {max} bytes, got {got:?}")]
+    BadKernelArgs {
+        /// The longest text accepted.
+        max: usize,
+        /// The text.
+        got: String,
+    },
+    /// Not an OpenSSH public key line.
+    #[error("expected an OpenSSH public key such as \"ssh-ed25519 AAAA… name\", got {got:?}")]
+    BadKey {
+        /// The line, cut.
+        got: String,
+    },
+    /// The node has no boot plan.
+    #[error("{node} has no boot plan: {cause}")]
+    NoPlan {
+        /// The node.
+        node: String,
+        /// Why.
+        cause: String,
+    },
+    /// The inventory is full.
+    #[error("the inventory is full: {max} nodes")]
+    Full {
+        /// Its limit.
+        max: usize,
+    },
+}
+
+impl CommandError {
+    /// What to do next.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            CommandError::UnknownNode { .. } => {
+                "List the nodes with `slate node list`, or give the machine's MAC to make one."
+            }
+            CommandError::BadMac { .. } => {
+                "Give the address of the machine's network card, such as 68:05:ca:93:95:a5."
+            }
+            CommandError::BadName { .. } => "Choose a name such as node1.",
+            CommandError::NameTaken { .. } => {
+                "Choose another name, or rename the owner first with `slate node set`."
+            }
+            CommandError::AddressOutside { .. } => {
+                "Choose an address in a served network that is neither its first, its last, \
+                 the server's nor a router's."
+            }
+            CommandError::AddressTaken { .. } => {
+                "Choose another address, or forget its owner with `slate node forget`."
+            }
+            CommandError::BadImage { .. } | CommandError::UnknownImage { .. } => {
+                "List the images with `slate image list`."
+            }
+            CommandError::BadKernelArgs { .. } => {
+                "Leave out control characters and everything beyond ASCII."
+            }
+            CommandError::BadKey { .. } => "Give the content of a .pub file.",
+            CommandError::NoPlan { .. } => {
+                "Set an image with `slate node set NODE --image NAME`, or import one with \
+                 `slate image import`."
+            }
+            CommandError::Full { .. } => "Forget nodes that are gone with `slate node forget`.",
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What the engine is told once, when it starts.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::image::ImageRef;
+
+/// Names one of [`Config::interfaces`] in inputs and outputs: the daemon's own number for it,
+/// such as the kernel's interface index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InterfaceId(pub u32);
+
+/// One network that nodes boot from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The number that inputs and outputs carry.
+    pub id: InterfaceId,
+    /// The server's own address there; also the address that boot plans name.
+    pub address: Ipv4Addr,
+    /// Length of the network's prefix in bits, 1 to 30.
+    pub prefix: u8,
+    /// First and last address of the dynamic pool; `None` = every address of the network but the
+    /// server's and the routers'.
+    pub pool: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Option 3. Empty where the network has no way out.
+    pub routers: Vec<Ipv4Addr>,
+    /// Option 6. Empty where no resolver runs.
+    pub dns: Vec<Ipv4Addr>,
+    /// Option 15.
+    pub domain: Option<String>,
+}
+
+/// The engine's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The networks served.
+    pub interfaces: Vec<Interface>,
+    /// Lease of a machine without a fixed address.
+    pub lease: Duration,
+    /// Lease of a node with a fixed address; `None` = infinite.
+    pub fixed_lease: Option<Duration>,
+    /// TCP port of HTTP and UDP port of beacons.
+    pub http_port: u16,
+    /// TCP port of NFS.
+    pub nfs_port: u16,
+    /// Image of nodes for which none is set.
+    pub default_image: Option<ImageRef>,
+    /// Arguments added to every node's kernel command line.
+    pub kernel_args: String,
+    /// Whether nodes let anybody log in on their console.
+    pub console_login: bool,
+    /// OpenSSH public keys that nodes accept for root.
+    pub authorized_keys: Vec<String>,
+    /// DISCOVERs per second answered to machines that have no lease and no node entry.
+    pub unknown_per_second: u32,
+}
+
+impl Config {
+    /// The defaults for these networks.
+    pub fn new(interfaces: Vec<Interface>) -> Config {
+        Config {
+            interfaces,
+            lease: Duration::from_secs(12 * 3600),
+            fixed_lease: None,
+            http_port: 80,
+            nfs_port: 2049,
+            default_image: None,
+            kernel_args: String::new(),
+            console_login: false,
+            authorized_keys: Vec::new(),
+            unknown_per_second: 20_000,
+        }
+    }
+}
+
+impl Interface {
+    /// An interface with the whole network as its pool, and neither router nor resolver.
+    pub fn new(id: InterfaceId, address: Ipv4Addr, prefix: u8) -> Interface {
+        Interface {
+            id,
+            address,
+            prefix,
+            pool: None,
+            routers: Vec::new(),
+            dns: Vec::new(),
+            domain: None,
+        }
+    }
+
+    /// The network's mask.
+    pub fn mask(&self) -> Ipv4Addr {
+        let host_bits = 32 - u32::from(self.prefix.clamp(1, 30));
+        Ipv4Addr::from(u32::MAX << host_bits)
+    }
+
+    /// The network's own address, its first.
+    pub fn network(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.address) & u32::from(self.mask()))
+    }
+
+    /// The network's broadcast address, its last.
+    pub fn broadcast(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.address) | !u32::from(self.mask()))
+    }
+
+    /// Whether `address` lies in the network.
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        u32::from(address) & u32::from(self.mask()) == u32::from(self.network())
+    }
+
+    /// Whether a host may have `address`: in the network, neither its first nor its last, and
+    /// not taken by the server or a router.
+    pub fn is_assignable(&self, address: Ipv4Addr) -> bool {
+        self.contains(address)
+            && address != self.network()
+            && address != self.broadcast()
+            && address != self.address
+            && !self.routers.contains(&address)
+    }
+}

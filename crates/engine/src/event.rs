@@ -1,0 +1,264 @@
+//! Everything a node does, as one closed enum: what users see, follow and search.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use wire::digest::Digest;
+use wire::identity::BootId;
+use wire::mac::Mac;
+use wire::stage::Stage;
+
+use crate::time::Timestamp;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// The machine, where it is known.
+    #[serde(with = "crate::text::option")]
+    pub mac: Option<Mac>,
+    /// The node's name, where the machine is a node.
+    pub node: Option<String>,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// How much an event matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Routine: a packet, a file.
+    Debug,
+    /// A change that users notice.
+    Info,
+    /// Something is wrong.
+    Warning,
+}
+
+/// The service that a file was asked from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Service {
+    /// TFTP, UDP 69.
+    Tftp,
+    /// HTTP.
+    Http,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A machine became a node of the inventory.
+    NodeAdded,
+    /// A node's settings changed by command.
+    NodeChanged,
+    /// A node left the inventory by command.
+    NodeForgotten,
+    /// DISCOVER received.
+    Discover {
+        /// The client: firmware and architecture, or an operating system.
+        client: String,
+    },
+    /// OFFER sent.
+    Offer {
+        /// The address offered.
+        address: Ipv4Addr,
+    },
+    /// ACK sent.
+    Ack {
+        /// The address confirmed.
+        address: Ipv4Addr,
+        /// Seconds; `None` = infinite.
+        lease_seconds: Option<u32>,
+    },
+    /// NAK sent.
+    Nak {
+        /// The address asked for.
+        address: Ipv4Addr,
+        /// Why not.
+        cause: String,
+    },
+    /// A machine found its address in use.
+    Decline {
+        /// The address, now set aside.
+        address: Ipv4Addr,
+    },
+    /// A machine gave its address back.
+    Release {
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// A DHCP message was not answered.
+    DhcpIgnored {
+        /// Why not.
+        cause: String,
+    },
+    /// No address is left in a pool.
+    PoolExhausted {
+        /// The network's first address.
+        network: Ipv4Addr,
+        /// Addresses in its pool.
+        size: u32,
+    },
+    /// Machines that nobody knows ask faster than they are answered.
+    RateLimited {
+        /// Messages dropped since the last such event.
+        dropped: u64,
+    },
+    /// Another DHCP server answers on our network.
+    RogueServer {
+        /// Its address.
+        server: Ipv4Addr,
+    },
+    /// A boot began.
+    BootStarted {
+        /// Its id.
+        #[serde(with = "crate::text")]
+        boot: BootId,
+    },
+    /// A file was asked for and exists.
+    Requested {
+        /// Over what.
+        service: Service,
+        /// The path as asked.
+        path: String,
+    },
+    /// A file was sent whole.
+    Sent {
+        /// Over what.
+        service: Service,
+        /// The path as asked.
+        path: String,
+        /// Bytes sent.
+        bytes: u64,
+    },
+    /// A file was asked for and is not served.
+    NotFound {
+        /// Over what.
+        service: Service,
+        /// The path as asked, made printable.
+        path: String,
+        /// Why not.
+        cause: String,
+    },
+    /// A transfer broke off.
+    TransferFailed {
+        /// Over what.
+        service: Service,
+        /// The path as asked.
+        path: String,
+        /// Bytes sent.
+        bytes: u64,
+        /// Why.
+        cause: String,
+    },
+    /// A node's boot configuration was rendered.
+    ConfigServed {
+        /// The path as asked.
+        path: String,
+        /// The image version that it boots.
+        #[serde(with = "crate::text")]
+        image: Digest,
+    },
+    /// A stage was reached for the first time in this boot.
+    Stage {
+        /// The stage.
+        #[serde(with = "crate::text")]
+        stage: Stage,
+        /// What the node said about it; may be empty.
+        text: String,
+    },
+    /// A node said something worth knowing.
+    Info {
+        /// The stage it belongs to.
+        #[serde(with = "crate::text")]
+        stage: Stage,
+        /// What.
+        text: String,
+    },
+    /// A node is up: it reached multi-user.
+    Up {
+        /// Its address.
+        address: Option<Ipv4Addr>,
+        /// Milliseconds since the boot began.
+        after_ms: u64,
+    },
+    /// A stage failed.
+    Failed {
+        /// The stage.
+        #[serde(with = "crate::text")]
+        stage: Stage,
+        /// Why.
+        cause: String,
+    },
+    /// A boot has not moved for longer than its stage should take.
+    Stuck {
+        /// The last stage reached.
+        #[serde(with = "crate::text")]
+        stage: Stage,
+        /// Milliseconds since then.
+        for_ms: u64,
+        /// What was expected next, and what to look at.
+        cause: String,
+    },
+    /// The node mounted its root.
+    NfsMounted {
+        /// Its address.
+        address: Ipv4Addr,
+    },
+    /// The node's NFS connections ended.
+    NfsGone {
+        /// Its address.
+        address: Ipv4Addr,
+    },
+    /// The identity document was given out.
+    IdentityGiven,
+    /// The identity document was refused.
+    IdentityRefused {
+        /// Why.
+        cause: String,
+    },
+    /// A beacon was refused.
+    BeaconRefused {
+        /// The sender's address.
+        address: Ipv4Addr,
+        /// Why.
+        cause: String,
+    },
+}
+
+impl EventKind {
+    /// How much it matters.
+    pub fn severity(&self) -> Severity {
+        match self {
+            EventKind::Discover { .. }
+            | EventKind::Offer { .. }
+            | EventKind::Release { .. }
+            | EventKind::Requested { .. }
+            | EventKind::Sent { .. }
+            | EventKind::DhcpIgnored { .. } => Severity::Debug,
+            EventKind::Nak { .. }
+            | EventKind::Decline { .. }
+            | EventKind::PoolExhausted { .. }
+            | EventKind::RateLimited { .. }
+            | EventKind::RogueServer { .. }
+            | EventKind::NotFound { .. }
+            | EventKind::TransferFailed { .. }
+            | EventKind::Failed { .. }
+            | EventKind::Stuck { .. }
+            | EventKind::IdentityRefused { .. }
+            | EventKind::BeaconRefused { .. } => Severity::Warning,
+            _ => Severity::Info,
+        }
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{self:?}")
+    }
+}

@@ -1,0 +1,115 @@
+//! What the engine knows of images: names, digests, and which boot files a version has.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use wire::digest::Digest;
+
+/// A boot file of an image version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootFile {
+    /// The signed first-stage loader, `shimx64.efi`.
+    Shim,
+    /// The signed GRUB, `grubx64.efi`.
+    Grub,
+    /// The kernel, `vmlinuz`.
+    Kernel,
+    /// The initramfs, `initrd`.
+    Initrd,
+}
+
+impl BootFile {
+    /// Every boot file.
+    pub const ALL: [BootFile; 4] = [
+        BootFile::Shim,
+        BootFile::Grub,
+        BootFile::Kernel,
+        BootFile::Initrd,
+    ];
+
+    /// The file's name below `/boot/<digest>/`.
+    pub fn name(self) -> &'static str {
+        match self {
+            BootFile::Shim => "shimx64.efi",
+            BootFile::Grub => "grubx64.efi",
+            BootFile::Kernel => "vmlinuz",
+            BootFile::Initrd => "initrd",
+        }
+    }
+
+    /// The boot file with this name.
+    pub fn from_name(name: &str) -> Option<BootFile> {
+        BootFile::ALL.into_iter().find(|file| file.name() == name)
+    }
+}
+
+/// One tag of the store and the version that it names now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// The image's name.
+    pub name: String,
+    /// The tag, `latest` by default.
+    pub tag: String,
+    /// The version.
+    pub digest: Digest,
+    /// For each boot file its presence, or why the version has none (shown to users).
+    pub files: BTreeMap<BootFile, Result<(), String>>,
+}
+
+/// An image by name and tag, written `NAME` or `NAME:TAG`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageRef {
+    /// The image's name.
+    pub name: String,
+    /// The tag; `latest` where none was written.
+    pub tag: String,
+}
+
+/// Text that names no image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected NAME or NAME:TAG of letters, digits, '.', '_' and '-', got {got:?}")]
+pub struct ParseImageRefError {
+    /// The text that was refused.
+    pub got: String,
+}
+
+/// The tag that a bare name means.
+const DEFAULT_TAG: &str = "latest";
+/// Longest name or tag.
+const MAX_PART_BYTES: usize = 128;
+
+impl fmt::Display for ImageRef {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tag.as_str() {
+            DEFAULT_TAG => out.write_str(&self.name),
+            tag => write!(out, "{}:{tag}", self.name),
+        }
+    }
+}
+
+impl FromStr for ImageRef {
+    type Err = ParseImageRefError;
+
+    fn from_str(text: &str) -> Result<ImageRef, ParseImageRefError> {
+        let (name, tag) = text.split_once(':').unwrap_or((text, DEFAULT_TAG));
+        if !is_part(name) || !is_part(tag) {
+            return Err(ParseImageRefError {
+                got: text.chars().take(300).collect(),
+            });
+        }
+        Ok(ImageRef {
+            name: name.to_owned(),
+            tag: tag.to_owned(),
+        })
+    }
+}
+
+fn is_part(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=MAX_PART_BYTES).contains(&text.len())
+        && text.bytes().all(plain)
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+}

@@ -1,0 +1,144 @@
+//! What survives a restart. Every record has a key; the newest record under a key counts, and a
+//! [`Record::Removed`] deletes it. Handing the surviving records to [`crate::Engine::new`], in any
+//! order, restores the engine.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize, Serializer};
+use wire::digest::Digest;
+use wire::identity::{BootId, Token};
+use wire::mac::Mac;
+use wire::stage::Stage;
+
+use crate::image::ImageRef;
+use crate::time::Timestamp;
+
+/// A durable fact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "kebab-case")]
+pub enum Record {
+    /// An address and who has it. Keyed by address.
+    Lease(Lease),
+    /// A node of the inventory. Keyed by MAC.
+    Node(Node),
+    /// A boot and its secret token. Keyed by boot id.
+    Boot(Boot),
+    /// Settings changed by commands.
+    Settings(Settings),
+    /// The record under this key is gone. Never kept, never restored.
+    Removed {
+        /// The key, as [`Record::key`] gave it.
+        key: String,
+    },
+}
+
+impl Record {
+    /// The key under which the newest record counts: `lease/ADDRESS`, `node/MAC`, `boot/ID`,
+    /// `settings`.
+    pub fn key(&self) -> String {
+        match self {
+            Record::Lease(lease) => format!("lease/{}", lease.address),
+            Record::Node(node) => format!("node/{}", node.mac),
+            Record::Boot(boot) => format!("boot/{}", boot.id),
+            Record::Settings(_) => "settings".into(),
+            Record::Removed { key } => key.clone(),
+        }
+    }
+}
+
+/// An address promised to a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The machine; `None` = nobody: a machine declined it because somebody else answers there.
+    #[serde(with = "crate::text::option")]
+    pub mac: Option<Mac>,
+    /// When the promise ends; `None` = never.
+    pub expires: Option<Timestamp>,
+}
+
+/// A node of the inventory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// The node's Ethernet address.
+    #[serde(with = "crate::text")]
+    pub mac: Mac,
+    /// Its host name: distinct, a valid DNS label.
+    pub name: String,
+    /// Its fixed address; `None` = from the pool.
+    pub address: Option<Ipv4Addr>,
+    /// Its image; `None` = the default.
+    #[serde(with = "crate::text::option")]
+    pub image: Option<ImageRef>,
+    /// Arguments added to its kernel command line.
+    pub kernel_args: String,
+}
+
+/// One boot of one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// The boot's id, on the kernel command line and in beacons.
+    #[serde(with = "crate::text")]
+    pub id: BootId,
+    /// The node.
+    #[serde(with = "crate::text")]
+    pub mac: Mac,
+    /// The secret that authenticates beacons and the identity exchange.
+    #[serde(
+        serialize_with = "token_hex",
+        deserialize_with = "crate::text::deserialize"
+    )]
+    pub token: Token,
+    /// When it was minted.
+    pub started: Timestamp,
+    /// The image version of its plan, once a plan was made.
+    #[serde(with = "crate::text::option")]
+    pub image: Option<Digest>,
+    /// The X25519 key to which the identity was given; another one is refused.
+    pub identity_key: Option<[u8; 32]>,
+    /// When each stage was first reached, in order of arrival.
+    pub timeline: Vec<StageAt>,
+    /// Where and why it failed last, cleared by progress.
+    pub failure: Option<Failure>,
+    /// Highest beacon sequence number seen.
+    pub last_seq: u32,
+    /// Bytes of loaders (shim, GRUB, its configuration, kernel) sent.
+    pub loader_bytes: u64,
+    /// Bytes of initramfs sent.
+    pub initrd_bytes: u64,
+}
+
+/// Tokens are secrets and do not print themselves; the state database is their one home.
+fn token_hex<S: Serializer>(token: &Token, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(&token.to_hex())
+}
+
+/// A stage and when it was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageAt {
+    /// The stage.
+    #[serde(with = "crate::text")]
+    pub stage: Stage,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Where and why a boot failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The stage that failed.
+    #[serde(with = "crate::text")]
+    pub stage: Stage,
+    /// Why, for people.
+    pub cause: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Settings changed by commands while running.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// OpenSSH public keys for root, besides those of the configuration.
+    pub authorized_keys: Vec<String>,
+}

@@ -1,0 +1,51 @@
+//! Serialises addresses, digests, stages and ids as the text that people see.
+//!
+//! For `#[serde(with = "crate::text")]`; [`option`] is the same for optional fields.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serializer, de};
+
+/// Writes the value's text.
+pub fn serialize<T: Display, S: Serializer>(value: &T, out: S) -> Result<S::Ok, S::Error> {
+    out.collect_str(value)
+}
+
+/// Parses the value's text.
+pub fn deserialize<'de, T, D>(input: D) -> Result<T, D::Error>
+where
+    T: FromStr<Err: Display>,
+    D: Deserializer<'de>,
+{
+    let text = String::deserialize(input)?;
+    text.parse().map_err(de::Error::custom)
+}
+
+/// Optional values: null or text.
+pub mod option {
+    use super::{Deserialize, Deserializer, Display, FromStr, Serializer, de};
+
+    /// Writes the value's text, or null.
+    pub fn serialize<T, S>(value: &Option<T>, out: S) -> Result<S::Ok, S::Error>
+    where
+        T: Display,
+        S: Serializer,
+    {
+        match value {
+            Some(value) => out.collect_str(value),
+            None => out.serialize_none(),
+        }
+    }
+
+    /// Parses the value's text, or null.
+    pub fn deserialize<'de, T, D>(input: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = Option::<String>::deserialize(input)?;
+        text.map(|text| text.parse().map_err(de::Error::custom))
+            .transpose()
+    }
+}

@@ -1,0 +1,70 @@
+//! Nodes as users see them.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use wire::digest::Digest;
+use wire::identity::BootId;
+use wire::mac::Mac;
+use wire::stage::Stage;
+
+use crate::image::ImageRef;
+use crate::io::NfsCounters;
+use crate::record::{Failure, StageAt};
+use crate::time::Timestamp;
+
+/// A node, its settings and its last boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its Ethernet address.
+    #[serde(with = "crate::text")]
+    pub mac: Mac,
+    /// Its name.
+    pub name: String,
+    /// The address that it has or will get: fixed, else leased.
+    pub address: Option<Ipv4Addr>,
+    /// Whether the address is fixed.
+    pub address_is_fixed: bool,
+    /// The image set for it; `None` = the default.
+    #[serde(with = "crate::text::option")]
+    pub image: Option<ImageRef>,
+    /// The version that its next boot takes, if its image exists.
+    #[serde(with = "crate::text::option")]
+    pub next_image: Option<Digest>,
+    /// Arguments added to its kernel command line.
+    pub kernel_args: String,
+    /// Its firmware, as it named itself last; `None` = not seen yet.
+    pub firmware: Option<String>,
+    /// Its newest boot that got anywhere.
+    pub boot: Option<BootView>,
+    /// Boots before that, newest first.
+    pub former_boots: Vec<BootView>,
+    /// What it did over NFS since the daemon started.
+    pub nfs: Option<NfsCounters>,
+    /// Whether it uses NFS now.
+    pub nfs_alive: bool,
+}
+
+/// One boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootView {
+    /// Its id.
+    #[serde(with = "crate::text")]
+    pub id: BootId,
+    /// When it began.
+    pub started: Timestamp,
+    /// The version that it boots, once its configuration was asked for.
+    #[serde(with = "crate::text::option")]
+    pub image: Option<Digest>,
+    /// The furthest stage reached.
+    #[serde(with = "crate::text::option")]
+    pub stage: Option<Stage>,
+    /// When each stage was first reached, in order of arrival.
+    pub timeline: Vec<StageAt>,
+    /// Where and why it failed, until it moves on.
+    pub failure: Option<Failure>,
+    /// Bytes of loaders and kernel sent to it.
+    pub loader_bytes: u64,
+    /// Bytes of initramfs sent to it.
+    pub initrd_bytes: u64,
+}
