@@ -2,6 +2,7 @@
 //! and every file format that both sides know. No I/O, no clock, no randomness.
 
 pub mod beacon;
+pub mod cmdline;
 pub mod cpio;
 pub mod dhcp4;
 pub mod digest;
