@@ -1,1 +1,27 @@
-//! image
+//! Images: where root file systems come from and how they are kept.
+//!
+//! A [`Store`] holds immutable versions, each named by a [`Digest`] and found by tags
+//! (`NAME:TAG`). A version is imported from a directory ([`Store::stage_dir`]) or a tar
+//! archive ([`Store::stage_tar`]), judged while nothing names it yet, then published
+//! ([`Store::publish`]). A [`StoredTree`] reads a version: it is one memory map and a
+//! bounded set of open objects, needs no rebuild at open, and is shared between threads.
+//!
+//! The layout on disk is that of composefs: see [`store`].
+
+pub mod boot;
+pub mod check;
+pub mod debian;
+pub mod error;
+pub mod files;
+pub mod import;
+pub mod initramfs;
+pub mod store;
+pub mod tree;
+
+pub mod erofs;
+
+pub use error::{Error, Result};
+pub use import::{Progress, SkipReason, Skipped};
+pub use store::{Collected, Publish, Staged, Store, Tag, Version};
+pub use tree::{Attr, Device, Entry, Extent, Kind, Mtime, Nid, Seek, StoredTree, Totals};
+pub use wire::digest::Digest;
