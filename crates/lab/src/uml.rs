@@ -10,8 +10,8 @@ use crate::process::SCRATCH;
 /// A User-Mode Linux machine.
 #[derive(Clone, Debug)]
 pub struct Uml {
-    /// The initramfs.
-    pub initrd: PathBuf,
+    /// The initramfs; without one the command line must name a root file system.
+    pub initrd: Option<PathBuf>,
     /// The part of the kernel command line that the boot server decides.
     pub command_line: String,
     /// Memory, in MiB.
@@ -42,7 +42,9 @@ impl Uml {
         command
             .arg(format!("umid={name}"))
             .arg(format!("uml_dir={SCRATCH}"));
-        command.arg(format!("initrd={}", self.initrd.display()));
+        if let Some(initrd) = &self.initrd {
+            command.arg(format!("initrd={}", initrd.display()));
+        }
         // Without gro=1 the driver drops segments that the host's kernel has joined.
         command.arg(format!(
             "vec0:transport=tap,ifname={},depth=128,gro=1,mac={mac}",
@@ -50,9 +52,9 @@ impl Uml {
         ));
         command.args([
             "con=null",
-            "con0=null,fd:1",
             "ssl=null",
-            "console=tty0",
+            "ssl0=fd:0,fd:1",
+            "console=ttyS0",
             "panic=1",
         ]);
         command.args(self.command_line.split_ascii_whitespace());
