@@ -1,7 +1,8 @@
 //! The lab itself, on real namespaces and machines. Needs root: `cargo xtask test` runs these.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{Firmware, Hardware, MacAddress, Machine, Network, Qemu, Uml};
 
@@ -123,4 +124,76 @@ fn firmware_tries_to_boot_from_the_network() {
         .console()
         .expect("Start PXE over IPv4", PATIENCE)
         .expect("PXE starts again");
+}
+
+const VICTIM: &str = "LAB_TEST_VICTIM";
+
+/// Not a test by itself: the process that the next test kills.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn victim() {
+    if std::env::var_os(VICTIM).is_none() {
+        return;
+    }
+    let network = Network::new().expect("a namespace");
+    let machine = shell_machine(&network);
+    machine.console().expect("# ", PATIENCE).expect("a prompt");
+    println!("the machine is up");
+    std::thread::sleep(PATIENCE);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn nothing_survives_a_kill() {
+    let mut victim = Command::new(std::env::current_exe().expect("this test's program"))
+        .args(["--ignored", "--exact", "victim", "--nocapture"])
+        .env(VICTIM, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let screen = BufReader::new(victim.stdout.take().expect("a pipe"));
+    screen
+        .lines()
+        .map_while(Result::ok)
+        .find(|line| line.contains("is up"))
+        .expect("the machine comes up");
+    let family = descendants(victim.id());
+    assert!(
+        family.len() >= 4,
+        "unshare, sh, the kernel and its processes: {family:?}"
+    );
+    victim.kill().expect("is killed");
+    victim.wait().expect("is reaped");
+    let end = Instant::now() + Duration::from_secs(5);
+    while family.iter().any(|id| is_alive(*id)) {
+        assert!(Instant::now() < end, "still alive: {family:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn descendants(root: u32) -> Vec<u32> {
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(&id) = found.get(next) {
+        next += 1;
+        let tasks = std::fs::read_dir(format!("/proc/{id}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let children =
+            tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        let children: Vec<String> = children.collect();
+        found.extend(
+            children
+                .iter()
+                .flat_map(|text| text.split(' '))
+                .filter_map(|id| id.parse::<u32>().ok()),
+        );
+    }
+    found.split_off(1)
+}
+
+/// Whether the process runs (a zombie that init has not reaped does not).
+fn is_alive(id: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
