@@ -15,10 +15,15 @@
 //! ```
 
 mod activity;
+mod connection;
 mod exports;
+mod ident;
+mod rpc;
 mod server;
 mod stats;
 mod tree;
+mod v4;
+mod xdr;
 
 pub use activity::{Activity, Observer};
 pub use exports::{ExportError, Exports};

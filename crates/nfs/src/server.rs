@@ -1,13 +1,39 @@
 //! The server: its threads, its listeners, its face to the program that runs it.
+//!
+//! Each thread runs an epoll loop over its own connections. Input is read into the thread's buffer
+//! and replies are collected in the thread's writer, so an idle connection holds no buffer; only
+//! what a slow peer leaves over is kept with its connection.
 
-use std::io;
-use std::net::TcpListener;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::net::sockopt;
 
 use crate::activity::Observer;
-use crate::exports::{ExportError, Exports};
+use crate::connection::{Connection, Core};
+use crate::exports::{ExportError, Exports, Snapshot};
+use crate::rpc::{self, Framed, MAX_RECORD};
 use crate::stats::Stats;
 use crate::tree::Tree;
+use crate::xdr::Writer;
+
+/// Bytes that are read at once; a record of full length fits.
+const INPUT_LEN: usize = 2 * MAX_RECORD;
+/// Replies are sent when so much has come together.
+const FLUSH_LEN: usize = 256 << 10;
+/// What a thread's writer may keep between events.
+const WRITER_KEEP_LEN: usize = 2 << 20;
+/// Unsent replies and unread calls of all peers that are too slow; the next one is cut off.
+const MAX_KEPT: usize = 512 << 20;
+const WAKE: u64 = u64::MAX;
+const LISTENERS: u64 = 1 << 63;
 
 /// What a server needs to know.
 #[derive(Clone)]
@@ -39,17 +65,56 @@ impl Config {
     }
 }
 
-/// A running server.
+/// A running server. Dropping it ends it.
 pub struct Server {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the threads share.
+struct Shared {
+    core: Core,
     exports: Exports,
+    stop: AtomicBool,
+    /// Bytes kept for slow peers.
+    kept: AtomicUsize,
+    max_connections: usize,
+    max_connections_per_address: usize,
+    inboxes: Vec<Inbox>,
+}
+
+/// What is handed to a thread.
+struct Inbox {
+    wake: OwnedFd,
+    listeners: Mutex<Vec<TcpListener>>,
+    streams: Mutex<Vec<(TcpStream, IpAddr)>>,
 }
 
 impl Server {
     /// Starts the threads of a server without exports and listeners.
-    pub fn new(_config: Config) -> io::Result<Server> {
-        Ok(Server {
-            exports: Exports {},
-        })
+    pub fn new(config: Config) -> io::Result<Server> {
+        let inboxes = (0..config.threads.max(1))
+            .map(|_| Inbox::new())
+            .collect::<io::Result<_>>()?;
+        let shared = Arc::new(Shared {
+            core: Core::new(&config.key, config.observer),
+            exports: Exports::new(),
+            stop: AtomicBool::new(false),
+            kept: AtomicUsize::new(0),
+            max_connections: config.max_connections,
+            max_connections_per_address: config.max_connections_per_address,
+            inboxes,
+        });
+        let mut server = Server {
+            shared,
+            threads: Vec::new(),
+        };
+        for index in 0..config.threads.max(1) {
+            let mut worker = Worker::new(Arc::clone(&server.shared), index)?;
+            let thread = std::thread::Builder::new().name(format!("nfs-{index}"));
+            server.threads.push(thread.spawn(move || worker.run())?);
+        }
+        Ok(server)
     }
 
     /// Adds an export: see [`Exports::add`].
@@ -59,25 +124,426 @@ impl Server {
         id: [u8; 16],
         tree: Arc<dyn Tree>,
     ) -> Result<Server, ExportError> {
-        self.exports.add(path, id, tree)?;
+        self.exports().add(path, id, tree)?;
         Ok(self)
     }
 
     /// The exports, to change while the server runs.
     pub fn exports(&self) -> &Exports {
-        &self.exports
+        &self.shared.exports
     }
 
     /// Serves what connects to `listener` from now on; returns at once. Several listeners are fine.
-    pub fn serve(&self, _listener: TcpListener) -> io::Result<()> {
-        Ok(())
+    pub fn serve(&self, listener: TcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let Some(inbox) = self.shared.inboxes.first() else {
+            return Ok(());
+        };
+        lock(&inbox.listeners).push(listener);
+        inbox.wake()
     }
 
     /// The counters.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        self.shared.core.clients.snapshot()
     }
 
     /// Ends all threads and connections. Clients wait for a successor.
     pub fn shutdown(self) {}
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for inbox in &self.shared.inboxes {
+            // A thread that cannot be woken is busy, and looks at the flag when it is done.
+            let _ = inbox.wake();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Inbox {
+    fn new() -> io::Result<Inbox> {
+        Ok(Inbox {
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            listeners: Mutex::default(),
+            streams: Mutex::default(),
+        })
+    }
+
+    fn wake(&self) -> io::Result<()> {
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes())?;
+        Ok(())
+    }
+}
+
+/// One thread.
+struct Worker {
+    shared: Arc<Shared>,
+    index: usize,
+    epoll: OwnedFd,
+    exports: Snapshot,
+    listeners: Vec<TcpListener>,
+    peers: HashMap<u64, Peer>,
+    next_token: u64,
+    next_inbox: usize,
+    input: Vec<u8>,
+    reply: Writer,
+}
+
+/// A connection and what is left over of it.
+struct Peer {
+    stream: TcpStream,
+    connection: Connection,
+    /// Received bytes that are no whole record yet, or cannot be answered yet.
+    unread: Vec<u8>,
+    /// Earlier fragments of the record that is being received.
+    fragments: Vec<u8>,
+    /// Replies that the peer does not take.
+    unsent: Vec<u8>,
+}
+
+/// The connection is over.
+struct Hangup;
+
+impl From<io::Error> for Hangup {
+    fn from(_: io::Error) -> Hangup {
+        Hangup
+    }
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, index: usize) -> io::Result<Worker> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        if let Some(inbox) = shared.inboxes.get(index) {
+            watch(&epoll, &inbox.wake, WAKE, epoll::EventFlags::IN)?;
+        }
+        Ok(Worker {
+            exports: shared.exports.snapshot(),
+            shared,
+            index,
+            epoll,
+            listeners: Vec::new(),
+            peers: HashMap::new(),
+            next_token: 0,
+            next_inbox: 0,
+            input: vec![0; INPUT_LEN],
+            reply: Writer::default(),
+        })
+    }
+
+    fn run(&mut self) {
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 256];
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let count = match epoll::wait(&self.epoll, &mut events, None) {
+                Ok(count) => count,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => break,
+            };
+            self.shared.exports.refresh(&mut self.exports);
+            for event in events.iter().take(count) {
+                match event.data.u64() {
+                    WAKE => self.take_inbox(),
+                    token if token & LISTENERS != 0 => self.accept(token & !LISTENERS),
+                    token => self.serve(token, event.flags),
+                }
+            }
+        }
+        for (_, peer) in self.peers.drain() {
+            peer.end(&self.shared);
+        }
+    }
+
+    fn take_inbox(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let Some(inbox) = shared.inboxes.get(self.index) else {
+            return;
+        };
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&inbox.wake, &mut count);
+        for listener in lock(&inbox.listeners).drain(..) {
+            let token = LISTENERS | self.listeners.len() as u64;
+            if watch(&self.epoll, &listener, token, epoll::EventFlags::IN).is_ok() {
+                self.listeners.push(listener);
+            }
+        }
+        let streams = std::mem::take(&mut *lock(&inbox.streams));
+        for (stream, address) in streams {
+            // The peer sees a connection that could not be set up as closed.
+            let _ = self.add(stream, address);
+        }
+    }
+
+    /// Takes new connections and deals them out to the threads.
+    fn accept(&mut self, listener: u64) {
+        let Some(listener) = self.listeners.get(listener as usize) else {
+            return;
+        };
+        for _ in 0..64 {
+            match listener.accept() {
+                Ok((stream, address)) => {
+                    self.next_inbox = (self.next_inbox + 1) % self.shared.inboxes.len();
+                    if let Some(inbox) = self.shared.inboxes.get(self.next_inbox) {
+                        lock(&inbox.streams).push((stream, address.ip().to_canonical()));
+                        let _ = inbox.wake();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Out of descriptors: do not spin until some are free again.
+                Err(error) if error.kind() != io::ErrorKind::ConnectionAborted => {
+                    return std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn add(&mut self, stream: TcpStream, address: IpAddr) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let total = shared.core.clients.connections.load(Ordering::Relaxed);
+        if total >= shared.max_connections {
+            return Ok(());
+        }
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        keep_alive(&stream)?;
+        let token = self.next_token;
+        watch(&self.epoll, &stream, token, epoll::EventFlags::IN)?;
+        let mut connection = Connection::open(&shared.core, address);
+        if connection.client.connections.load(Ordering::Relaxed)
+            > shared.max_connections_per_address
+        {
+            connection.close(&shared.core);
+            return Ok(());
+        }
+        self.next_token += 1;
+        let peer = Peer {
+            stream,
+            connection,
+            unread: Vec::new(),
+            fragments: Vec::new(),
+            unsent: Vec::new(),
+        };
+        self.peers.insert(token, peer);
+        Ok(())
+    }
+
+    fn serve(&mut self, token: u64, flags: epoll::EventFlags) {
+        let Some(peer) = self.peers.get_mut(&token) else {
+            return;
+        };
+        let was_blocked = !peer.unsent.is_empty();
+        let before = peer.kept();
+        let mut turn = Turn {
+            shared: &self.shared,
+            exports: &self.exports,
+            input: &mut self.input,
+            reply: &mut self.reply,
+        };
+        let result = if was_blocked {
+            turn.resume(peer)
+        } else {
+            turn.receive(peer)
+        };
+        self.reply.truncate(0);
+        self.reply.shrink(WRITER_KEEP_LEN);
+        let kept = peer.kept();
+        let total = self.shared.kept.fetch_add(kept, Ordering::Relaxed) + kept;
+        self.shared.kept.fetch_sub(before, Ordering::Relaxed);
+        let broken = flags.intersects(epoll::EventFlags::ERR);
+        let flooded = kept > before && total > MAX_KEPT;
+        let is_blocked = !peer.unsent.is_empty();
+        let failed = is_blocked != was_blocked
+            && rewatch(&self.epoll, &peer.stream, token, is_blocked).is_err();
+        if (result.is_err() || broken || flooded || failed)
+            && let Some(peer) = self.peers.remove(&token)
+        {
+            peer.end(&self.shared);
+        }
+    }
+}
+
+impl Peer {
+    fn kept(&self) -> usize {
+        self.unread.len() + self.fragments.len() + self.unsent.len()
+    }
+
+    fn end(mut self, shared: &Shared) {
+        shared.kept.fetch_sub(self.kept(), Ordering::Relaxed);
+        self.connection.close(&shared.core);
+    }
+}
+
+/// One visit to a connection.
+struct Turn<'w> {
+    shared: &'w Shared,
+    exports: &'w Snapshot,
+    input: &'w mut Vec<u8>,
+    reply: &'w mut Writer,
+}
+
+impl Turn<'_> {
+    /// Reads what has come and answers what is whole.
+    fn receive(&mut self, peer: &mut Peer) -> Result<(), Hangup> {
+        let start = peer.unread.len();
+        self.input[..start].copy_from_slice(&peer.unread);
+        peer.unread.clear();
+        let count = match peer.stream.read(&mut self.input[start..]) {
+            Ok(0) => return Err(Hangup),
+            Ok(count) => count,
+            Err(error) if is_transient(&error) => 0,
+            Err(_) => return Err(Hangup),
+        };
+        self.answer(peer, start + count)
+    }
+
+    /// Sends what was left over; once it is gone, answers what had to wait for it.
+    fn resume(&mut self, peer: &mut Peer) -> Result<(), Hangup> {
+        let sent = send(&peer.stream, &peer.unsent)?;
+        peer.unsent.drain(..sent);
+        if !peer.unsent.is_empty() {
+            return Ok(());
+        }
+        peer.unsent = Vec::new();
+        let len = peer.unread.len();
+        self.input[..len].copy_from_slice(&peer.unread);
+        peer.unread.clear();
+        self.answer(peer, len)
+    }
+
+    /// Answers the records in the first `len` bytes of the input, as long as the peer takes the
+    /// replies.
+    fn answer(&mut self, peer: &mut Peer, len: usize) -> Result<(), Hangup> {
+        let mut rest = &self.input[..len];
+        while peer.unsent.is_empty() {
+            match rpc::split_fragment(rest) {
+                Framed::Partial => break,
+                Framed::TooLong => return Err(Hangup),
+                Framed::Fragment {
+                    body,
+                    last,
+                    rest: next,
+                } => {
+                    rest = next;
+                    call(self.shared, self.exports, peer, body, last, self.reply)?;
+                }
+            }
+            if self.reply.len() >= FLUSH_LEN {
+                flush(peer, self.reply)?;
+            }
+        }
+        peer.unread.extend_from_slice(rest);
+        if peer.unread.is_empty() {
+            peer.unread = Vec::new();
+        }
+        flush(peer, self.reply)
+    }
+}
+
+/// Takes a fragment; runs the call once it is whole.
+fn call(
+    shared: &Shared,
+    exports: &Snapshot,
+    peer: &mut Peer,
+    body: &[u8],
+    last: bool,
+    reply: &mut Writer,
+) -> Result<(), Hangup> {
+    let (core, table) = (&shared.core, &exports.table);
+    if last && peer.fragments.is_empty() {
+        return peer
+            .connection
+            .call(core, table, body, reply)
+            .map_err(|_| Hangup);
+    }
+    if peer.fragments.len() + body.len() > MAX_RECORD || body.is_empty() {
+        return Err(Hangup);
+    }
+    peer.fragments.extend_from_slice(body);
+    if !last {
+        return Ok(());
+    }
+    let record = std::mem::take(&mut peer.fragments);
+    peer.connection
+        .call(core, table, &record, reply)
+        .map_err(|_| Hangup)
+}
+
+/// Sends the replies; what the peer does not take stays with it.
+fn flush(peer: &mut Peer, reply: &mut Writer) -> Result<(), Hangup> {
+    if peer.unsent.is_empty() && reply.len() > 0 {
+        let sent = send(&peer.stream, reply.bytes())?;
+        peer.unsent.extend_from_slice(reply.bytes_from(sent));
+        reply.truncate(0);
+    }
+    Ok(())
+}
+
+/// Sends until the socket is full; returns how much it took.
+fn send(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match stream.write(&bytes[sent..]) {
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sent)
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+/// Has the kernel find out about peers that vanished without a word.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(stream, 4)?;
+    Ok(())
+}
+
+fn watch(
+    epoll: &OwnedFd,
+    source: impl AsFd,
+    token: u64,
+    flags: epoll::EventFlags,
+) -> io::Result<()> {
+    Ok(epoll::add(
+        epoll,
+        source,
+        epoll::EventData::new_u64(token),
+        flags,
+    )?)
+}
+
+/// Waits for a peer to take more while it is blocked, and for its calls otherwise.
+fn rewatch(epoll: &OwnedFd, stream: &TcpStream, token: u64, blocked: bool) -> io::Result<()> {
+    let flags = if blocked {
+        epoll::EventFlags::OUT
+    } else {
+        epoll::EventFlags::IN
+    };
+    Ok(epoll::modify(
+        epoll,
+        stream,
+        epoll::EventData::new_u64(token),
+        flags,
+    )?)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

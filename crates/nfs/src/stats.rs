@@ -1,6 +1,14 @@
 //! Counters: calls by operation, in total and for each client address.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::v4::ops::{OPERATIONS, operation_name};
+
+/// Addresses whose counters are kept apart; those of the rest are in the total only.
+const MAX_CLIENTS: usize = 16384;
 
 /// A snapshot of the counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,8 +19,6 @@ pub struct Stats {
     pub clients: Vec<ClientStats>,
     /// Open connections.
     pub connections: usize,
-    /// Calls of exports' handles that were answered with ESTALE.
-    pub stale: u64,
 }
 
 /// The counters of one client address.
@@ -33,6 +39,153 @@ pub struct Counters {
     pub rpcs: u64,
     /// Bytes of file content sent.
     pub read_bytes: u64,
+    /// Handles that were answered with ESTALE.
+    pub stale: u64,
     /// Operations by name (`GETATTR`, `READ`), those that occurred only.
     pub operations: Vec<(&'static str, u64)>,
+}
+
+/// The live counters of one client address. Every thread that serves it counts here.
+pub(crate) struct Client {
+    pub(crate) address: IpAddr,
+    pub(crate) connections: AtomicUsize,
+    pub(crate) tally: Tally,
+    /// The trees that it has used since it connected.
+    pub(crate) mounted: Mutex<Vec<[u8; 16]>>,
+}
+
+/// Live counters.
+pub(crate) struct Tally {
+    pub(crate) rpcs: AtomicU64,
+    pub(crate) read_bytes: AtomicU64,
+    pub(crate) stale: AtomicU64,
+    operations: [AtomicU64; OPERATIONS],
+}
+
+impl Tally {
+    fn new() -> Tally {
+        Tally {
+            rpcs: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            operations: [const { AtomicU64::new(0) }; OPERATIONS],
+        }
+    }
+
+    #[inline]
+    pub(crate) fn operation(&self, operation: u32) {
+        if let Some(counter) = self.operations.get(operation as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn add(&self, other: &Tally) {
+        let pairs = self.operations.iter().zip(&other.operations);
+        let pairs = pairs.chain([
+            (&self.rpcs, &other.rpcs),
+            (&self.read_bytes, &other.read_bytes),
+            (&self.stale, &other.stale),
+        ]);
+        for (sum, part) in pairs {
+            sum.fetch_add(part.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let operations = (0..)
+            .zip(&self.operations)
+            .map(|(number, counter)| (operation_name(number), count(counter)));
+        Counters {
+            rpcs: count(&self.rpcs),
+            read_bytes: count(&self.read_bytes),
+            stale: count(&self.stale),
+            operations: operations.filter(|(_, count)| *count > 0).collect(),
+        }
+    }
+}
+
+/// The counters of all clients.
+pub(crate) struct Registry {
+    clients: Mutex<HashMap<IpAddr, Arc<Client>>>,
+    /// What clients counted that are forgotten.
+    past: Tally,
+    pub(crate) connections: AtomicUsize,
+}
+
+impl Registry {
+    pub(crate) fn new() -> Registry {
+        Registry {
+            clients: Mutex::new(HashMap::new()),
+            past: Tally::new(),
+            connections: AtomicUsize::new(0),
+        }
+    }
+
+    /// The counters of `address`, for one more connection of it.
+    pub(crate) fn connect(&self, address: IpAddr) -> Arc<Client> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.len() >= MAX_CLIENTS && !clients.contains_key(&address) {
+            self.forget(&mut clients);
+        }
+        let client = clients.entry(address).or_insert_with(|| {
+            Arc::new(Client {
+                address,
+                connections: AtomicUsize::new(0),
+                tally: Tally::new(),
+                mounted: Mutex::new(Vec::new()),
+            })
+        });
+        client.connections.fetch_add(1, Ordering::Relaxed);
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(client)
+    }
+
+    /// Ends a connection; true if it was the client's last.
+    pub(crate) fn disconnect(&self, client: &Client) -> bool {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        let last = client.connections.fetch_sub(1, Ordering::Relaxed) == 1;
+        if last {
+            client
+                .mounted
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clear();
+        }
+        last
+    }
+
+    /// Forgets clients that are not connected, but keeps what they counted.
+    fn forget(&self, clients: &mut HashMap<IpAddr, Arc<Client>>) {
+        clients.retain(|_, client| {
+            let keep = client.connections.load(Ordering::Relaxed) > 0;
+            if !keep {
+                self.past.add(&client.tally);
+            }
+            keep
+        });
+    }
+
+    pub(crate) fn snapshot(&self) -> Stats {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = Tally::new();
+        total.add(&self.past);
+        for client in clients.values() {
+            total.add(&client.tally);
+        }
+        let mut rows: Vec<ClientStats> = clients
+            .values()
+            .map(|client| ClientStats {
+                address: client.address,
+                connections: client.connections.load(Ordering::Relaxed),
+                counters: client.tally.counters(),
+            })
+            .collect();
+        rows.sort_by_key(|row| row.address);
+        Stats {
+            total: total.counters(),
+            clients: rows,
+            connections: self.connections.load(Ordering::Relaxed),
+        }
+    }
 }

@@ -1,0 +1,214 @@
+//! One connection's calls, without its socket: a record in, a record out.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use crate::activity::{Activity, Observer};
+use crate::exports::{Export, PSEUDO_ID, Table};
+use crate::ident::{Keys, SessionId};
+use crate::rpc::{self, Call, Message, Refusal};
+use crate::stats::{Client, Registry};
+use crate::v4::compound;
+use crate::v4::state::{Session, State};
+use crate::v4::status::Result;
+use crate::xdr::{Malformed, Reader, Writer};
+
+/// Sessions whose backchannel one connection may be.
+const MAX_BACK_SESSIONS: usize = 16;
+
+/// What all connections share.
+pub(crate) struct Core {
+    pub(crate) keys: Keys,
+    pub(crate) state: State,
+    pub(crate) clients: Registry,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl Core {
+    pub(crate) fn new(key: &[u8; 32], observer: Option<Arc<dyn Observer>>) -> Core {
+        let keys = Keys::new(key);
+        Core {
+            state: State::new(keys.clone()),
+            keys,
+            clients: Registry::new(),
+            observer,
+        }
+    }
+
+    pub(crate) fn observe(&self, activity: Activity) {
+        if let Some(observer) = &self.observer {
+            observer.observe(activity);
+        }
+    }
+}
+
+/// A connection.
+pub(crate) struct Connection {
+    pub(crate) client: Arc<Client>,
+    /// The session of the last call.
+    session: Option<Arc<Session>>,
+    /// Sessions that have this connection as a backchannel.
+    back: Vec<Arc<Session>>,
+    /// The tree that was used last, and the one that was found stale last.
+    used: [u8; 16],
+    stale: [u8; 16],
+    pub(crate) scratch: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) fn open(core: &Core, address: IpAddr) -> Connection {
+        let client = core.clients.connect(address);
+        if client.connections.load(Ordering::Relaxed) == 1 {
+            core.observe(Activity::Connected { address });
+        }
+        Connection {
+            client,
+            session: None,
+            back: Vec::new(),
+            used: PSEUDO_ID,
+            stale: PSEUDO_ID,
+            scratch: Vec::new(),
+        }
+    }
+
+    pub(crate) fn close(&mut self, core: &Core) {
+        for session in self.back.drain(..) {
+            session.back_connections.fetch_sub(1, Ordering::Relaxed);
+        }
+        if core.clients.disconnect(&self.client) {
+            core.observe(Activity::Gone {
+                address: self.client.address,
+            });
+        }
+    }
+
+    /// Answers the call in `record`; the reply, if there is one, is appended with its record mark.
+    /// An error means that the peer does not speak RPC: the connection is of no more use.
+    pub(crate) fn call(
+        &mut self,
+        core: &Core,
+        table: &Table,
+        record: &[u8],
+        reply: &mut Writer,
+    ) -> std::result::Result<(), Malformed> {
+        let mark = rpc::begin_record(reply);
+        let mut reader = Reader::new(record);
+        match rpc::message(&mut reader)? {
+            Message::Call(call) => self.dispatch(core, table, call, reader, reply),
+            Message::WrongVersion { xid } => rpc::refuse(xid, Refusal::RpcMismatch, reply),
+            Message::Reply => {}
+        }
+        rpc::end_record(mark, reply);
+        Ok(())
+    }
+
+    fn dispatch(
+        &mut self,
+        core: &Core,
+        table: &Table,
+        call: Call,
+        args: Reader<'_>,
+        reply: &mut Writer,
+    ) {
+        self.client.tally.rpcs.fetch_add(1, Ordering::Relaxed);
+        let start = reply.len();
+        let result = match (call.program, call.version, call.procedure, call.credential) {
+            (crate::v4::PROGRAM, 4, 0, _) => {
+                rpc::accept(call.xid, reply);
+                Ok(())
+            }
+            (crate::v4::PROGRAM, 4, 1, Some(credential)) => {
+                rpc::accept(call.xid, reply);
+                let garbage = |_| Refusal::GarbageArguments;
+                compound::run(core, table, self, credential, args, reply, start).map_err(garbage)
+            }
+            (crate::v4::PROGRAM, 4, 1, None) => Err(Refusal::AuthTooWeak),
+            (crate::v4::PROGRAM, 4, _, _) => Err(Refusal::ProcedureUnavailable),
+            (crate::v4::PROGRAM, _, _, _) => Err(Refusal::ProgramMismatch(4, 4)),
+            _ => Err(Refusal::ProgramUnavailable),
+        };
+        if let Err(refusal) = result {
+            reply.truncate(start);
+            rpc::refuse(call.xid, refusal, reply);
+        }
+    }
+
+    /// The session with this id.
+    pub(crate) fn session(&mut self, core: &Core, id: &SessionId) -> Result<Arc<Session>> {
+        if let Some(session) = &self.session
+            && session.id == *id
+            && !session.ended.load(Ordering::Relaxed)
+        {
+            return Ok(Arc::clone(session));
+        }
+        let session = core.state.session(id)?;
+        self.session = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// Makes this connection a backchannel of the session.
+    pub(crate) fn bind_back(&mut self, session: &Arc<Session>) {
+        if self.back.iter().any(|other| Arc::ptr_eq(other, session)) {
+            return;
+        }
+        if self.back.len() >= MAX_BACK_SESSIONS {
+            self.back
+                .remove(0)
+                .back_connections
+                .fetch_sub(1, Ordering::Relaxed);
+        }
+        session.back_connections.fetch_add(1, Ordering::Relaxed);
+        self.back.push(Arc::clone(session));
+    }
+
+    /// Forgets a session that is about to end.
+    pub(crate) fn unbind(&mut self, id: &SessionId) {
+        if let Some(at) = self.back.iter().position(|session| session.id == *id) {
+            self.back
+                .remove(at)
+                .back_connections
+                .fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells when a client begins to use a tree.
+    #[inline]
+    pub(crate) fn note_use(&mut self, core: &Core, export: &Export) {
+        if self.used != export.id {
+            self.used = export.id;
+            self.note_first_use(core, export);
+        }
+    }
+
+    fn note_first_use(&self, core: &Core, export: &Export) {
+        const MAX_TREES: usize = 256;
+        let mut mounted = self
+            .client
+            .mounted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if export.id == PSEUDO_ID || mounted.contains(&export.id) || mounted.len() >= MAX_TREES {
+            return;
+        }
+        mounted.push(export.id);
+        drop(mounted);
+        core.observe(Activity::Mounted {
+            address: self.client.address,
+            id: export.id,
+            path: export.path.clone(),
+        });
+    }
+
+    /// Tells when a client uses a tree that is not exported.
+    pub(crate) fn note_stale(&mut self, core: &Core, id: [u8; 16]) {
+        self.client.tally.stale.fetch_add(1, Ordering::Relaxed);
+        if self.stale != id {
+            self.stale = id;
+            core.observe(Activity::Stale {
+                address: self.client.address,
+                id,
+            });
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! NFS version 4, minor versions 1 and 2 (RFC 8881, RFC 7862).
+
+pub(crate) mod attr;
+pub(crate) mod compound;
+mod dir;
+mod file;
+pub(crate) mod ops;
+mod session;
+pub(crate) mod state;
+pub(crate) mod status;
+
+/// RPC program number of NFS.
+pub(crate) const PROGRAM: u32 = 100_003;
+/// Largest READ.
+pub(crate) const MAX_READ: u32 = 1 << 20;
+/// Seconds after which a client without calls would lose its state, if state could be lost here. It
+/// also bounds how long a Linux client waits between attempts to reconnect (half of it), so it is
+/// short.
+pub(crate) const LEASE_SECONDS: u32 = 20;
