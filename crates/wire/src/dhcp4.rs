@@ -11,6 +11,7 @@
 use std::net::Ipv4Addr;
 
 use crate::mac::Mac;
+use crate::reader::Reader;
 
 /// Port of DHCP servers and relays.
 pub const SERVER_PORT: u16 = 67;
@@ -120,16 +121,196 @@ pub enum DecodeError {
     },
 }
 
+/// Bytes of the fixed header (RFC 2131, 2), before the cookie.
+const HEADER_BYTES: usize = 236;
+/// Opens the options (RFC 2131, 3).
+const COOKIE: [u8; 4] = [99, 130, 83, 99];
+/// BOOTP's least message (RFC 951): some ROMs drop shorter ones.
+const MIN_MESSAGE_BYTES: usize = 300;
+/// What a client must accept where it says nothing (RFC 2131, 2).
+pub const DEFAULT_BUDGET_BYTES: usize = 548;
+/// The largest reply: an Ethernet frame without fragments.
+pub const MAX_BUDGET_BYTES: usize = 1472;
+/// Most options of one message that are kept.
+const MAX_OPTIONS: usize = 128;
+
+const SNAME_BYTES: usize = 64;
+const FILE_BYTES: usize = 128;
+const FLAG_BROADCAST: u16 = 0x8000;
+const OPTION_PAD: u8 = 0;
+const OPTION_OVERLOAD: u8 = 52;
+const OPTION_END: u8 = 255;
+
+/// Codes of the options that we handle (RFC 2132 unless noted).
+pub mod option {
+    #![allow(missing_docs)]
+    pub const SUBNET_MASK: u8 = 1;
+    pub const ROUTER: u8 = 3;
+    pub const DNS: u8 = 6;
+    pub const HOST_NAME: u8 = 12;
+    pub const DOMAIN: u8 = 15;
+    pub const BROADCAST: u8 = 28;
+    pub const VENDOR: u8 = 43;
+    pub const REQUESTED_ADDRESS: u8 = 50;
+    pub const LEASE_TIME: u8 = 51;
+    pub const MESSAGE_TYPE: u8 = 53;
+    pub const SERVER_ID: u8 = 54;
+    pub const PARAMETERS: u8 = 55;
+    pub const MESSAGE: u8 = 56;
+    pub const MAX_SIZE: u8 = 57;
+    pub const RENEWAL_TIME: u8 = 58;
+    pub const REBINDING_TIME: u8 = 59;
+    pub const CLASS: u8 = 60;
+    pub const CLIENT_ID: u8 = 61;
+    pub const TFTP_SERVER: u8 = 66;
+    pub const BOOT_FILE: u8 = 67;
+    /// RFC 3004.
+    pub const USER_CLASS: u8 = 77;
+    /// RFC 3046.
+    pub const RELAY: u8 = 82;
+    /// RFC 4578.
+    pub const ARCHITECTURE: u8 = 93;
+    /// RFC 4578.
+    pub const MACHINE_UUID: u8 = 97;
+}
+
 impl Message {
     /// Decodes one datagram.
     pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
-        Err(DecodeError::Short { got: bytes.len() })
+        let mut reader = Reader::new(bytes);
+        let mut message =
+            Message::read_header(&mut reader).ok_or(DecodeError::Short { got: bytes.len() })??;
+        let cookie = reader.rest();
+        if reader.array() != Some(COOKIE) {
+            let got = cookie[..cookie.len().min(4)].to_vec();
+            return Err(DecodeError::Cookie { got });
+        }
+        message.read_options(reader.rest());
+        message.read_overload();
+        trim_at_nul(&mut message.sname);
+        trim_at_nul(&mut message.file);
+        Ok(message)
+    }
+
+    fn read_header(reader: &mut Reader<'_>) -> Option<Result<Message, DecodeError>> {
+        // Checked first, so that a short packet is called short whatever it holds.
+        let mut header = reader.sub(HEADER_BYTES)?;
+        let (op, htype, hlen, hops) = (header.u8()?, header.u8()?, header.u8()?, header.u8()?);
+        let op = match op {
+            1 => Op::Request,
+            2 => Op::Reply,
+            got => return Some(Err(DecodeError::Op { got })),
+        };
+        if (htype, hlen) != (1, 6) {
+            return Some(Err(DecodeError::Hardware { htype, hlen }));
+        }
+        let address = |header: &mut Reader<'_>| header.array::<4>().map(Ipv4Addr::from);
+        let (xid, secs, flags) = (header.u32()?, header.u16()?, header.u16()?);
+        Some(Ok(Message {
+            op,
+            hops,
+            xid,
+            secs,
+            broadcast: flags & FLAG_BROADCAST != 0,
+            ciaddr: address(&mut header)?,
+            yiaddr: address(&mut header)?,
+            siaddr: address(&mut header)?,
+            giaddr: address(&mut header)?,
+            mac: {
+                let mac = Mac(header.array()?);
+                header.take(10)?;
+                mac
+            },
+            sname: header.take(SNAME_BYTES)?.to_vec(),
+            file: header.take(FILE_BYTES)?.to_vec(),
+            options: Vec::new(),
+        }))
+    }
+
+    /// Adds the options in `field`, which may end early or without its end mark.
+    fn read_options(&mut self, field: &[u8]) {
+        let mut reader = Reader::new(field);
+        while let Some(code) = reader.u8() {
+            match code {
+                OPTION_PAD => continue,
+                OPTION_END => break,
+                _ => {}
+            }
+            let Some(length) = reader.u8() else { break };
+            let Some(value) = reader.take(length.into()) else {
+                break;
+            };
+            self.add_part(code, value);
+        }
+    }
+
+    /// Long values come in parts under one code (RFC 3396, 5).
+    fn add_part(&mut self, code: u8, value: &[u8]) {
+        let count = self.options.len();
+        match self.options.iter_mut().find(|it| it.code == code) {
+            Some(option) => option.value.extend_from_slice(value),
+            None if count < MAX_OPTIONS => self.push(code, value),
+            None => {}
+        }
+    }
+
+    /// Options that spilled into `file` (bit 0) and `sname` (bit 1): option 52, RFC 2132, 9.3.
+    fn read_overload(&mut self) {
+        let Some(&[overload]) = self.option(OPTION_OVERLOAD) else {
+            return;
+        };
+        if overload & 1 != 0 {
+            let file = std::mem::take(&mut self.file);
+            self.read_options(&file);
+        }
+        if overload & 2 != 0 {
+            let sname = std::mem::take(&mut self.sname);
+            self.read_options(&sname);
+        }
     }
 
     /// Encodes for a receiver that accepts DHCP messages of `budget` bytes (IP and UDP headers
-    /// not counted).
+    /// not counted). Options go out in their order; one that no longer fits is left out, and so
+    /// is what follows it, but for option 82, which a relay must get back (RFC 3046, 2.2).
     pub fn encode(&self, budget: usize) -> Vec<u8> {
-        Vec::with_capacity(budget)
+        let budget = budget.clamp(DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES);
+        let mut out = Vec::with_capacity(budget);
+        self.write_header(&mut out);
+        out.extend_from_slice(&COOKIE);
+        let (relay, others): (Vec<_>, Vec<_>) =
+            self.options.iter().partition(|it| it.code == option::RELAY);
+        let reserved: usize = relay.iter().map(|it| encoded_bytes(&it.value)).sum();
+        for option in others {
+            if out.len() + encoded_bytes(&option.value) + reserved + 1 > budget {
+                break;
+            }
+            write_option(option, &mut out);
+        }
+        for option in relay {
+            write_option(option, &mut out);
+        }
+        out.push(OPTION_END);
+        out.resize(out.len().max(MIN_MESSAGE_BYTES), OPTION_PAD);
+        out
+    }
+
+    fn write_header(&self, out: &mut Vec<u8>) {
+        let op = match self.op {
+            Op::Request => 1,
+            Op::Reply => 2,
+        };
+        let flags = if self.broadcast { FLAG_BROADCAST } else { 0 };
+        out.extend_from_slice(&[op, 1, 6, self.hops]);
+        out.extend_from_slice(&self.xid.to_be_bytes());
+        out.extend_from_slice(&self.secs.to_be_bytes());
+        out.extend_from_slice(&flags.to_be_bytes());
+        for address in [self.ciaddr, self.yiaddr, self.siaddr, self.giaddr] {
+            out.extend_from_slice(&address.octets());
+        }
+        out.extend_from_slice(&self.mac.0);
+        out.extend_from_slice(&[0; 10]);
+        write_padded(&self.sname, SNAME_BYTES, out);
+        write_padded(&self.file, FILE_BYTES, out);
     }
 
     /// The value of an option.
@@ -138,5 +319,262 @@ impl Message {
             .iter()
             .find(|option| option.code == code)
             .map(|option| &option.value[..])
+    }
+
+    /// Adds an option behind the others.
+    pub fn push(&mut self, code: u8, value: impl Into<Vec<u8>>) {
+        let value = value.into();
+        self.options.push(DhcpOption { code, value });
+    }
+
+    /// Option 53; `None` is BOOTP.
+    pub fn message_type(&self) -> Option<MessageType> {
+        match self.option(option::MESSAGE_TYPE)? {
+            [code] => Some(MessageType::from_code(*code)),
+            _ => None,
+        }
+    }
+
+    /// The option's value where it is one IPv4 address.
+    pub fn address_option(&self, code: u8) -> Option<Ipv4Addr> {
+        let octets: [u8; 4] = self.option(code)?.try_into().ok()?;
+        Some(octets.into())
+    }
+
+    /// The option's value where it is a 32-bit number.
+    pub fn number_option(&self, code: u8) -> Option<u32> {
+        let bytes: [u8; 4] = self.option(code)?.try_into().ok()?;
+        Some(u32::from_be_bytes(bytes))
+    }
+
+    /// The size of reply that the sender takes, without IP and UDP headers: option 57 within
+    /// sane bounds.
+    pub fn budget(&self) -> usize {
+        let headers = 28;
+        let asked = match self.option(option::MAX_SIZE) {
+            Some(&[high, low]) => usize::from(u16::from_be_bytes([high, low])),
+            _ => DEFAULT_BUDGET_BYTES + headers,
+        };
+        asked
+            .saturating_sub(headers)
+            .clamp(DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES)
+    }
+}
+
+impl MessageType {
+    /// The value of option 53.
+    pub fn code(self) -> u8 {
+        match self {
+            MessageType::Discover => 1,
+            MessageType::Offer => 2,
+            MessageType::Request => 3,
+            MessageType::Decline => 4,
+            MessageType::Ack => 5,
+            MessageType::Nak => 6,
+            MessageType::Release => 7,
+            MessageType::Inform => 8,
+            MessageType::Other(code) => code,
+        }
+    }
+
+    /// The type with this value.
+    pub fn from_code(code: u8) -> MessageType {
+        match code {
+            1 => MessageType::Discover,
+            2 => MessageType::Offer,
+            3 => MessageType::Request,
+            4 => MessageType::Decline,
+            5 => MessageType::Ack,
+            6 => MessageType::Nak,
+            7 => MessageType::Release,
+            8 => MessageType::Inform,
+            other => MessageType::Other(other),
+        }
+    }
+}
+
+fn trim_at_nul(text: &mut Vec<u8>) {
+    if let Some(end) = text.iter().position(|byte| *byte == 0) {
+        text.truncate(end);
+    }
+}
+
+/// A NUL-terminated field: at least one NUL stays.
+fn write_padded(text: &[u8], width: usize, out: &mut Vec<u8>) {
+    let end = out.len() + width;
+    out.extend_from_slice(&text[..text.len().min(width - 1)]);
+    out.resize(end, 0);
+}
+
+/// Bytes of a value with the headers of its parts.
+fn encoded_bytes(value: &[u8]) -> usize {
+    value.len() + 2 * value.len().div_ceil(255).max(1)
+}
+
+fn write_option(option: &DhcpOption, out: &mut Vec<u8>) {
+    if option.value.is_empty() {
+        out.extend_from_slice(&[option.code, 0]);
+    }
+    for part in option.value.chunks(255) {
+        out.extend_from_slice(&[option.code, part.len() as u8]);
+        out.extend_from_slice(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn discover() -> Message {
+        let mut message = Message {
+            op: Op::Request,
+            hops: 0,
+            xid: 0x1234_5678,
+            secs: 4,
+            broadcast: true,
+            ciaddr: Ipv4Addr::UNSPECIFIED,
+            yiaddr: Ipv4Addr::UNSPECIFIED,
+            siaddr: Ipv4Addr::UNSPECIFIED,
+            giaddr: Ipv4Addr::UNSPECIFIED,
+            mac: Mac([0x52, 0x54, 0, 1, 2, 3]),
+            sname: Vec::new(),
+            file: Vec::new(),
+            options: Vec::new(),
+        };
+        message.push(option::MESSAGE_TYPE, [1]);
+        message.push(option::MAX_SIZE, [0x05, 0xc0]);
+        message.push(option::PARAMETERS, [1, 2, 3, 54, 66, 67]);
+        message.push(option::ARCHITECTURE, [0, 7]);
+        message.push(option::CLASS, *b"PXEClient:Arch:00007:UNDI:003001");
+        message
+    }
+
+    #[test]
+    fn round_trip() {
+        let sent = discover();
+        let got = Message::decode(&sent.encode(MAX_BUDGET_BYTES)).unwrap();
+        assert_eq!(got, sent);
+        assert_eq!(got.message_type(), Some(MessageType::Discover));
+        assert_eq!(got.budget(), 0x5c0 - 28);
+    }
+
+    #[test]
+    fn the_oracle_reads_what_we_write() {
+        use dhcproto::{Decodable as _, Decoder};
+        let bytes = discover().encode(MAX_BUDGET_BYTES);
+        let theirs = dhcproto::v4::Message::decode(&mut Decoder::new(&bytes)).unwrap();
+        assert_eq!(theirs.xid(), 0x1234_5678);
+        assert_eq!(theirs.chaddr(), &[0x52, 0x54, 0, 1, 2, 3]);
+        assert_eq!(
+            theirs.opts().msg_type(),
+            Some(dhcproto::v4::MessageType::Discover)
+        );
+        assert!(theirs.flags().broadcast());
+    }
+
+    #[test]
+    fn replies_are_300_bytes_at_least() {
+        assert_eq!(discover().encode(0).len(), MIN_MESSAGE_BYTES);
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_or_a_shorter_message() {
+        let bytes = discover().encode(MAX_BUDGET_BYTES);
+        for length in 0..bytes.len() {
+            match Message::decode(&bytes[..length]) {
+                Err(DecodeError::Short { got }) => assert!(got == length && length < HEADER_BYTES),
+                Err(DecodeError::Cookie { .. }) => assert!(length < HEADER_BYTES + 4),
+                Err(other) => panic!("{other} at {length}"),
+                Ok(message) => assert!(message.options.len() <= 5),
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_headers() {
+        let good = discover().encode(MAX_BUDGET_BYTES);
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            Message::decode(&bytes)
+        };
+        assert_eq!(with(0, 3), Err(DecodeError::Op { got: 3 }));
+        assert_eq!(with(1, 6), Err(DecodeError::Hardware { htype: 6, hlen: 6 }));
+        for hlen in [0, 17, 255] {
+            assert_eq!(with(2, hlen), Err(DecodeError::Hardware { htype: 1, hlen }));
+        }
+        assert!(matches!(with(236, 0), Err(DecodeError::Cookie { .. })));
+    }
+
+    #[test]
+    fn hostile_options() {
+        let options = |field: &[u8]| {
+            let mut bytes = discover().encode(0)[..HEADER_BYTES + 4].to_vec();
+            bytes.extend_from_slice(field);
+            Message::decode(&bytes).unwrap()
+        };
+        assert_eq!(
+            options(&[53, 1, 3]).message_type(),
+            Some(MessageType::Request)
+        );
+        assert_eq!(options(&[53, 200, 3]).message_type(), None);
+        assert_eq!(options(&[53, 0, 255]).message_type(), None);
+        assert_eq!(
+            options(&[53, 1, 0, 255]).message_type(),
+            Some(MessageType::Other(0))
+        );
+        assert_eq!(options(&[0, 0, 255, 53, 1, 3]).message_type(), None);
+        assert_eq!(
+            options(&[12, 2, b'a', b'b', 12, 1, b'c', 255]).option(12),
+            Some(&b"abc"[..])
+        );
+        let many: Vec<u8> = (0..200).flat_map(|_| [200, 1, 0]).collect();
+        assert_eq!(options(&many).options.len(), 1);
+        for size in [0_u16, 575, 65535] {
+            let [high, low] = size.to_be_bytes();
+            let budget = options(&[57, 2, high, low, 255]).budget();
+            assert!((DEFAULT_BUDGET_BYTES..=MAX_BUDGET_BYTES).contains(&budget));
+        }
+    }
+
+    #[test]
+    fn overload_spills_into_file_and_sname_once() {
+        let mut message = discover();
+        message.file = vec![12, 3, b'a', b'b', b'c', 52, 1, 3, 255];
+        message.sname = vec![15, 1, b'd', 255];
+        message.push(OPTION_OVERLOAD, [3]);
+        let got = Message::decode(&message.encode(MAX_BUDGET_BYTES)).unwrap();
+        assert_eq!(got.option(12), Some(&b"abc"[..]));
+        assert_eq!(got.option(15), Some(&b"d"[..]));
+        assert!(got.file.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_but_the_relay_s_option_stays_last() {
+        let mut message = discover();
+        message.push(option::RELAY, vec![1; 40]);
+        message.push(43, vec![7; 600]);
+        let bytes = message.encode(DEFAULT_BUDGET_BYTES);
+        assert!(bytes.len() <= DEFAULT_BUDGET_BYTES);
+        let got = Message::decode(&bytes).unwrap();
+        assert_eq!(got.option(43), None);
+        assert_eq!(got.options.last().unwrap().code, option::RELAY);
+    }
+
+    #[test]
+    fn long_values_are_split() {
+        let mut message = discover();
+        message.push(43, vec![7; 300]);
+        let got = Message::decode(&message.encode(MAX_BUDGET_BYTES)).unwrap();
+        assert_eq!(got.option(43).unwrap().len(), 300);
+    }
+
+    #[test]
+    fn header_fields_end_with_a_nul() {
+        let mut message = discover();
+        message.file = vec![b'x'; 200];
+        let bytes = message.encode(MAX_BUDGET_BYTES);
+        assert_eq!(bytes[235], 0);
+        assert_eq!(Message::decode(&bytes).unwrap().file.len(), 127);
     }
 }
