@@ -5,7 +5,9 @@
 //! [`Transfer::deadline`], tell the transfer by [`Transfer::handle`] or
 //! [`Transfer::handle_timeout`], and again, until [`Transfer::outcome`] is there.
 
-use wire::tftp::Options;
+use std::time::Duration;
+
+use wire::tftp::{Options, Packet, error};
 
 use crate::io::TransferOutcome;
 use crate::time::Timestamp;
@@ -28,52 +30,221 @@ impl Source for [u8] {
     }
 }
 
+/// RFC 1350's block.
+const DEFAULT_BLOCK_BYTES: u16 = 512;
+/// RFC 2348's least.
+const MIN_BLOCK_BYTES: u16 = 8;
+/// What fits an Ethernet frame (1500 less IP, UDP and TFTP headers): larger ones would travel in
+/// fragments, which firmware does not put together.
+const MAX_BLOCK_BYTES: u16 = 1468;
+/// Blocks under way at once, at most.
+const MAX_WINDOW: u16 = 64;
+/// How long to wait for an answer where the receiver asked for nothing else.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most times that the same datagrams are sent again.
+const MAX_RETRIES: u32 = 5;
+
 /// A transfer from the server to one receiver.
 #[derive(Clone, Debug)]
 pub struct Transfer {
     asked: Options,
+    block_bytes: u64,
+    window: u64,
+    timeout: Duration,
+    size: u64,
+    /// Blocks acknowledged, from the first.
+    acknowledged: u64,
+    /// The next block to send, counted from 0.
+    next: u64,
+    /// Whether the option acknowledgement is still to be answered.
+    negotiating: bool,
+    /// Whether the option acknowledgement is still to be sent.
+    must_offer: bool,
+    retries: u32,
+    deadline: Timestamp,
+    /// A last datagram.
+    parting: Option<Vec<u8>>,
     outcome: Option<TransferOutcome>,
 }
 
 impl Transfer {
     /// A transfer for a read request with these options.
     pub fn new(asked: Options) -> Transfer {
+        let asked = Options {
+            blksize: asked
+                .blksize
+                .filter(|bytes| *bytes >= MIN_BLOCK_BYTES)
+                .map(|bytes| bytes.min(MAX_BLOCK_BYTES)),
+            windowsize: asked
+                .windowsize
+                .filter(|blocks| *blocks > 0)
+                .map(|blocks| blocks.min(MAX_WINDOW)),
+            timeout: asked.timeout.filter(|seconds| *seconds > 0),
+            tsize: asked.tsize,
+        };
         Transfer {
             asked,
+            block_bytes: asked.blksize.unwrap_or(DEFAULT_BLOCK_BYTES).into(),
+            window: asked.windowsize.unwrap_or(1).into(),
+            timeout: match asked.timeout {
+                Some(seconds) => Duration::from_secs(seconds.into()),
+                None => DEFAULT_TIMEOUT,
+            },
+            size: 0,
+            acknowledged: 0,
+            next: 0,
+            negotiating: !asked.is_empty(),
+            must_offer: !asked.is_empty(),
+            retries: 0,
+            deadline: Timestamp(0),
+            parting: None,
             outcome: None,
         }
     }
 
     /// Begins to send `size` bytes.
     pub fn start(&mut self, now: Timestamp, size: u64) {
-        let _ = (now, size, self.asked);
+        self.size = size;
+        self.deadline = now + self.timeout;
     }
 
     /// A datagram from the receiver came in.
     pub fn handle(&mut self, now: Timestamp, datagram: &[u8]) {
-        let _ = (now, datagram);
+        if self.outcome.is_some() {
+            return;
+        }
+        match Packet::decode(datagram) {
+            Ok(Packet::Ack { block }) => self.acknowledge(now, block),
+            Ok(Packet::Error { code, message }) => self.refused(code, &message),
+            // A repeated request: the first answer was lost and is sent again in time.
+            Ok(Packet::Read(_)) => {}
+            _ => {
+                self.parting = Some(Packet::error(error::ILLEGAL, "expected an ACK"));
+                self.fail("the receiver sent neither an ACK nor an ERROR");
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, now: Timestamp, block: u16) {
+        if self.negotiating {
+            if block == 0 {
+                self.negotiating = false;
+                self.progress(now);
+            }
+            return;
+        }
+        // ACK n says that the blocks up to n (from 1, modulo 65536) have arrived. One that lies
+        // before the window is a duplicate: answering it would double every datagram from here
+        // on (RFC 1123, 4.2.3.1).
+        let ahead = u64::from(block.wrapping_sub(self.acknowledged as u16));
+        if ahead == 0 || ahead > self.next - self.acknowledged {
+            return;
+        }
+        self.acknowledged += ahead;
+        // Within a window, an ACK asks for what follows it (RFC 7440, 4).
+        self.next = self.acknowledged;
+        self.progress(now);
+        if self.acknowledged == self.blocks() {
+            self.outcome = Some(TransferOutcome::Done);
+        }
+    }
+
+    fn progress(&mut self, now: Timestamp) {
+        self.retries = 0;
+        self.deadline = now + self.timeout;
+    }
+
+    /// A receiver that asks only for the size says so by refusing the options.
+    fn refused(&mut self, code: u16, message: &[u8]) {
+        if self.negotiating && self.asked.tsize.is_some() {
+            self.outcome = Some(TransferOutcome::Probe);
+            return;
+        }
+        let text = String::from_utf8_lossy(message);
+        let text: String = text.chars().filter(|it| !it.is_control()).take(80).collect();
+        self.fail(&format!("the receiver ended it with error {code} {text:?}"));
     }
 
     /// The deadline has passed.
     pub fn handle_timeout(&mut self, now: Timestamp) {
-        let _ = now;
+        if self.outcome.is_some() || now < self.deadline {
+            return;
+        }
+        if self.retries >= MAX_RETRIES {
+            self.fail("the receiver no longer answers");
+            return;
+        }
+        self.retries += 1;
+        self.deadline = now + self.timeout;
+        self.must_offer = self.negotiating;
+        self.next = self.acknowledged;
     }
 
     /// Writes the next datagram to send into `out`, replacing its content. False: nothing to send
     /// now.
     pub fn poll_transmit(
         &mut self,
-        now: Timestamp,
+        _now: Timestamp,
         source: &(impl Source + ?Sized),
         out: &mut Vec<u8>,
     ) -> bool {
-        let _ = (now, source, out);
-        false
+        if let Some(parting) = self.parting.take() {
+            *out = parting;
+            return true;
+        }
+        if self.outcome.is_some() || (self.negotiating && !self.must_offer) {
+            return false;
+        }
+        if self.must_offer {
+            self.must_offer = false;
+            *out = Packet::OptionAck(self.granted()).encode();
+            return true;
+        }
+        let limit = self.blocks().min(self.acknowledged + self.window);
+        self.next < limit && self.write_block(source, out)
+    }
+
+    fn write_block(
+        &mut self,
+        source: &(impl Source + ?Sized),
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let offset = self.next * self.block_bytes;
+        let length = self.block_bytes.min(self.size - offset);
+        let number = (self.next + 1) as u16;
+        out.clear();
+        out.extend_from_slice(&[0, 3]);
+        out.extend_from_slice(&number.to_be_bytes());
+        if !source.read_at(offset, length as usize, out) {
+            self.fail("the file could not be read");
+            *out = Packet::error(error::UNDEFINED, "the server could not read the file");
+            return true;
+        }
+        self.next += 1;
+        true
+    }
+
+    /// What is promised of what was asked.
+    fn granted(&self) -> Options {
+        Options {
+            tsize: self.asked.tsize.map(|_| self.size),
+            ..self.asked
+        }
+    }
+
+    /// Blocks of the file: the last one is short, and empty where the size is a multiple.
+    fn blocks(&self) -> u64 {
+        self.size / self.block_bytes + 1
+    }
+
+    fn fail(&mut self, cause: &str) {
+        let cause = cause.to_owned();
+        self.outcome = Some(TransferOutcome::Failed { cause });
     }
 
     /// When to call [`Transfer::handle_timeout`]; `None` once it has ended.
     pub fn deadline(&self) -> Option<Timestamp> {
-        None
+        self.outcome.is_none().then_some(self.deadline)
     }
 
     /// How it ended, once it has. A last datagram may still have to be sent.
@@ -83,6 +254,164 @@ impl Transfer {
 
     /// Bytes that the receiver has acknowledged.
     pub fn bytes_acknowledged(&self) -> u64 {
-        0
+        self.size.min(self.acknowledged * self.block_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A receiver that acknowledges as RFC 7440 says, behind a network that loses and repeats.
+    struct Receiver {
+        block_bytes: usize,
+        window: u16,
+        got: Vec<u8>,
+        expected: u64,
+        in_window: u16,
+        done: bool,
+    }
+
+    impl Receiver {
+        fn take(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
+            match Packet::decode(datagram).expect("a packet") {
+                Packet::OptionAck(_) => Some(Packet::Ack { block: 0 }.encode()),
+                Packet::Data { block, data } => self.take_block(block, &data),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn take_block(&mut self, block: u16, data: &[u8]) -> Option<Vec<u8>> {
+            let in_order = block == self.expected as u16 && !self.done;
+            if in_order {
+                self.got.extend_from_slice(data);
+                self.expected += 1;
+                self.in_window += 1;
+                self.done = data.len() < self.block_bytes;
+            }
+            if in_order && !self.done && self.in_window < self.window {
+                return None;
+            }
+            self.in_window = 0;
+            let block = (self.expected - 1) as u16;
+            Some(Packet::Ack { block }.encode())
+        }
+    }
+
+    /// Runs a transfer to its end; `drop` decides by a counter what the network loses.
+    fn run(content: &[u8], options: Options, drop: impl Fn(u64) -> bool) -> Vec<u8> {
+        let mut transfer = Transfer::new(options);
+        let mut receiver = Receiver {
+            block_bytes: transfer.block_bytes as usize,
+            window: transfer.window as u16,
+            got: Vec::new(),
+            expected: 1,
+            in_window: 0,
+            done: false,
+        };
+        let mut now = Timestamp(1);
+        let mut sent = 0;
+        transfer.start(now, content.len() as u64);
+        let mut out = Vec::new();
+        while transfer.outcome().is_none() {
+            let mut answers = Vec::new();
+            while transfer.poll_transmit(now, content, &mut out) {
+                sent += 1;
+                assert!(sent < 3_000_000, "no end");
+                if !drop(sent) {
+                    answers.extend(receiver.take(&out));
+                }
+            }
+            if answers.is_empty() {
+                now = transfer.deadline().expect("not ended");
+                transfer.handle_timeout(now);
+            }
+            for answer in answers {
+                transfer.handle(now, &answer);
+            }
+        }
+        let lost_last_ack = receiver.done;
+        assert!(lost_last_ack, "{:?}", transfer.outcome());
+        receiver.got
+    }
+
+    fn options(blksize: u16, windowsize: u16) -> Options {
+        Options { blksize: Some(blksize), windowsize: Some(windowsize), tsize: Some(0), timeout: None }
+    }
+
+    #[test]
+    fn exact_bytes_at_every_size_window_and_loss() {
+        let content: Vec<u8> = (0..40_000_u32).map(|it| (it * 7 + it / 251) as u8).collect();
+        for length in [0, 1, 511, 512, 513, 1024, 39_999] {
+            let content = &content[..length];
+            assert_eq!(run(content, Options::default(), |_| false), content);
+            for window in [1, 2, 4, 16, 64] {
+                assert_eq!(run(content, options(512, window), |_| false), content);
+                assert_eq!(run(content, options(512, window), |n| n % 5 == 3), content);
+                assert_eq!(run(content, options(1428, window), |n| n % 3 == 0), content);
+            }
+        }
+    }
+
+    #[test]
+    fn block_numbers_roll_over() {
+        let content: Vec<u8> = (0..70_000 * 8 + 3).map(|it: u32| it as u8).collect();
+        assert_eq!(run(&content, options(8, 64), |n| n % 1000 == 7), content);
+    }
+
+    #[test]
+    fn the_size_probe_of_firmware_is_no_failure() {
+        let mut transfer = Transfer::new(options(1468, 4));
+        transfer.start(Timestamp(0), 9);
+        let mut out = Vec::new();
+        assert!(transfer.poll_transmit(Timestamp(0), &[0; 9][..], &mut out));
+        let granted = Options { tsize: Some(9), ..options(1468, 4) };
+        assert_eq!(Packet::decode(&out), Ok(Packet::OptionAck(granted)));
+        transfer.handle(Timestamp(1), &Packet::error(8, "User aborted"));
+        assert_eq!(transfer.outcome(), Some(&TransferOutcome::Probe));
+    }
+
+    #[test]
+    fn duplicate_acknowledgements_send_nothing() {
+        let mut transfer = Transfer::new(Options::default());
+        let content = [1; 2000];
+        transfer.start(Timestamp(0), 2000);
+        let mut out = Vec::new();
+        let ack = Packet::Ack { block: 1 }.encode();
+        assert!(transfer.poll_transmit(Timestamp(0), &content[..], &mut out));
+        transfer.handle(Timestamp(0), &ack);
+        assert!(transfer.poll_transmit(Timestamp(0), &content[..], &mut out));
+        transfer.handle(Timestamp(0), &ack);
+        assert!(!transfer.poll_transmit(Timestamp(0), &content[..], &mut out));
+        // Nor does one for a block that was never sent.
+        transfer.handle(Timestamp(0), &Packet::Ack { block: 9 }.encode());
+        assert!(!transfer.poll_transmit(Timestamp(0), &content[..], &mut out));
+        assert_eq!(transfer.bytes_acknowledged(), 512);
+    }
+
+    #[test]
+    fn a_silent_receiver_is_given_up() {
+        let mut transfer = Transfer::new(Options::default());
+        transfer.start(Timestamp(0), 9);
+        let mut out = Vec::new();
+        let mut sent = 0;
+        while let Some(deadline) = transfer.deadline() {
+            while transfer.poll_transmit(deadline, &[0; 9][..], &mut out) {
+                sent += 1;
+            }
+            transfer.handle_timeout(deadline);
+        }
+        assert_eq!(sent, 1 + MAX_RETRIES);
+        assert!(matches!(transfer.outcome(), Some(TransferOutcome::Failed { .. })));
+    }
+
+    #[test]
+    fn hostile_options_are_bounded() {
+        let transfer = Transfer::new(options(0, 0));
+        assert_eq!((transfer.block_bytes, transfer.window), (512, 1));
+        let transfer = Transfer::new(options(65464, 65535));
+        assert_eq!((transfer.block_bytes, transfer.window), (1468, 64));
+        let zero = Options { timeout: Some(0), ..Options::default() };
+        assert_eq!(Transfer::new(zero).timeout, DEFAULT_TIMEOUT);
     }
 }
