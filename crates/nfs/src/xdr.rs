@@ -18,11 +18,6 @@ impl<'a> Reader<'a> {
         Reader { rest: bytes }
     }
 
-    /// Bytes left.
-    pub(crate) fn remaining(&self) -> usize {
-        self.rest.len()
-    }
-
     /// `N` bytes; XDR's fixed-length opaque for an `N` that is a multiple of 4.
     #[inline]
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
@@ -263,7 +258,7 @@ mod tests {
         assert_eq!(reader.opaque(5), Ok(&b"hello"[..]));
         let bitmap = reader.bitmap().unwrap();
         assert_eq!(bitmap.bits().collect::<Vec<_>>(), [0, 33, 95]);
-        assert_eq!(reader.remaining(), 0);
+        assert!(reader.rest.is_empty());
         assert_eq!(reader.u32(), Err(Malformed));
     }
 
