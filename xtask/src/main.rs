@@ -1,47 +1,54 @@
-//! Chores of the project: `cargo xtask --help`.
+//! Chores: `cargo xtask help` lists them.
 
+mod bench;
 mod dist;
-mod host;
+mod elf;
+mod install;
 mod run;
 mod test;
 mod tidy;
-mod trial;
+mod workspace;
 
-use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
-/// Chores of the project.
-#[derive(Parser)]
-#[command(name = "cargo xtask", disable_help_subcommand = true)]
-struct Args {
-    #[command(subcommand)]
-    chore: Chore,
+use anyhow::bail;
+
+const HELP: &str = "\
+cargo xtask CHORE
+
+  test [--full]              every test, end-to-end boots included; installs what is missing
+  try [ARGUMENTS]            build, then `slate try ARGUMENTS` as root
+  bench boot [--json] [--runs N]
+                             boot the same virtual machine with Cleanslate and with its peer
+  tidy                       the rules of the architecture
+  lint                       formatting and clippy
+  dist                       the release binary: target/dist/slate";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
-#[derive(Subcommand)]
-enum Chore {
-    /// Run every test, end-to-end boots included; installs what is missing.
-    Test {
-        /// Also run the long matrix: more kernels, repeated kills.
-        #[arg(long)]
-        full: bool,
-    },
-    /// Boot virtual nodes: installs what is missing, builds, runs `slate try` as root.
-    Try {
-        /// Options of `slate try`.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<String>,
-    },
-    /// Check the rules of ARCHITECTURE.md that a machine can check.
-    Tidy,
-    /// Build the release: one static binary with /init inside, in target/dist.
-    Dist,
-}
-
-fn main() -> anyhow::Result<()> {
-    match Args::parse().chore {
-        Chore::Test { full } => test::test(full),
-        Chore::Try { options } => trial::boot_virtual_nodes(&options),
-        Chore::Tidy => tidy::tidy(),
-        Chore::Dist => dist::dist().map(drop),
+fn dispatch(arguments: &[String]) -> anyhow::Result<ExitCode> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["test"] => test::run(false),
+        ["test", "--full"] => test::run(true),
+        ["try", rest @ ..] => run::slate_try(rest),
+        ["bench", rest @ ..] => bench::run(rest),
+        ["tidy"] => tidy::run(),
+        ["lint"] => run::lint(),
+        ["dist"] => dist::run(),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("unknown chore: {}\n\n{HELP}", words.join(" ")),
     }
 }

@@ -1,51 +1,53 @@
-//! Running other programs, with errors that name the whole command.
+//! `cargo xtask try` and `cargo xtask lint`.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context, bail};
+use lab::Tool;
 
-/// The folder of the workspace.
-pub fn root() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().expect("xtask lies in the workspace").into()
-}
+use crate::install;
+use crate::workspace::{as_root, can_be_root, cargo, must_succeed, status, target_directory};
 
-/// The cargo that runs us, in the workspace.
-pub fn cargo(arguments: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(root());
-    command
-}
-
-/// Shows and runs `command`; an error unless it succeeds.
-pub fn run(mut command: Command) -> Result<()> {
-    let line = show(&command);
-    eprintln!("+ {line}");
-    let status = command
-        .status()
-        .with_context(|| format!("starting {line}"))?;
-    if !status.success() {
-        bail!("{line} ended with {status}");
+/// Builds as the invoking user, then becomes `slate try` as root.
+pub fn slate_try(arguments: &[&str]) -> anyhow::Result<ExitCode> {
+    if !can_be_root() {
+        bail!(
+            "`slate try` makes a private network and needs root: run this as root or with sudo at hand"
+        );
     }
-    Ok(())
+    install::ensure(
+        &[
+            Tool::Qemu,
+            Tool::Firmware,
+            Tool::Iproute,
+            Tool::SshClient,
+            Tool::Mmdebstrap,
+        ],
+        &[],
+    )?;
+    install::ensure_build()?;
+    must_succeed(&mut cargo(["build", "--package", "cli", "--bin", "slate"]))?;
+    let slate = target_directory()?.join("debug/slate");
+    let error = as_root(&slate).arg("try").args(arguments).exec();
+    Err(error).with_context(|| format!("starting {}", slate.display()))
 }
 
-/// Runs `command` and returns its standard output; an error unless it succeeds.
-pub fn output(mut command: Command) -> Result<String> {
-    let line = show(&command);
-    command.stderr(std::process::Stdio::inherit());
-    let output = command
-        .output()
-        .with_context(|| format!("starting {line}"))?;
-    if !output.status.success() {
-        bail!("{line} ended with {}", output.status);
-    }
-    String::from_utf8(output.stdout).with_context(|| format!("reading what {line} printed"))
-}
-
-fn show(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
-    words.join(" ")
+/// Formatting and clippy, as the continuous integration wants them.
+pub fn lint() -> anyhow::Result<ExitCode> {
+    let formatted = status(&mut cargo(["fmt", "--all", "--check"]))?.success();
+    let clean = status(&mut cargo([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]))?
+    .success();
+    Ok(if formatted && clean {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -1,74 +1,236 @@
-//! `cargo xtask test`: everything that can be tested on this machine, end-to-end boots last.
+//! `cargo xtask test`: every test, then one line that counts them.
 
-use anyhow::{Context as _, Result, bail};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::Context;
+use cargo_metadata::Message;
 use lab::Tool;
-use serde_json::Value;
 
-use crate::host;
-use crate::run::{cargo, output, run};
+use crate::workspace::{as_root, can_be_root, cargo, describe};
+use crate::{install, tidy};
 
-/// What the tests on real machines need.
-const TOOLS: [Tool; 7] = [
-    Tool::Qemu,
-    Tool::Firmware,
-    Tool::UserModeLinux,
-    Tool::Iproute,
-    Tool::SshClient,
-    Tool::Mmdebstrap,
-    Tool::MuslCompiler,
-];
-
-/// Environment variables that reach tests which run as root.
-const KEPT: [&str; 4] = ["SLATE_E2E", "SLATE_CACHE_DIR", "RUST_BACKTRACE", "CI"];
-
-/// Runs the hermetic tests, the tidiness checks, the lab's tests and the end-to-end boots.
-pub fn test(full: bool) -> Result<()> {
-    host::install(&TOOLS)?;
-    run(cargo(&["test", "--workspace", "--locked"]))?;
-    crate::tidy::tidy()?;
-    run_as_root(
-        "lab",
-        "machines",
-        &["--include-ignored", "--test-threads=1"],
-    )?;
-    let mode = if full { "full" } else { "short" };
-    run_e2e(mode)
+/// What came of the tests so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
 }
 
-fn run_e2e(mode: &str) -> Result<()> {
-    let binary = test_binary("cli", "e2e")?;
-    let mut command = host::as_root(&binary, &KEPT);
-    command.env("SLATE_E2E", mode);
-    run(command)
+/// The tests that boot machines, as package and test target.
+const END_TO_END: [(&str, &str); 2] = [("lab", "machines"), ("cli", "e2e")];
+/// Tests of the long matrix begin with this.
+const LONG: &str = "full_";
+
+/// Runs everything; `full` adds the long matrix.
+pub fn run(full: bool) -> anyhow::Result<ExitCode> {
+    let mut counts = Counts::default();
+    let tools = install_everything();
+    println!("== unit and integration tests");
+    counts.add(libtest(
+        &mut cargo(["test", "--workspace", "--no-fail-fast"]),
+        IgnoredTests::RunLater,
+    )?);
+    println!("== rules of the architecture");
+    for finding in tidy::check()? {
+        println!("{finding}");
+        counts.failed += u32::from(finding.is_violation());
+        counts.passed += u32::from(!finding.is_violation());
+    }
+    println!("== end-to-end boots");
+    match tools {
+        Ok(()) if can_be_root() => counts.add(end_to_end(full)?),
+        Ok(()) => counts.skip("end-to-end boots: they need root, and sudo does not work here"),
+        Err(error) => counts.skip(&format!("end-to-end boots: {error:#}")),
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        counts.passed, counts.failed, counts.skipped
+    );
+    Ok(if counts.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-fn run_as_root(package: &str, name: &str, arguments: &[&str]) -> Result<()> {
-    let mut command = host::as_root(&test_binary(package, name)?, &KEPT);
-    command.args(arguments);
-    run(command)
-}
-
-/// Builds an integration test without running it: the path of its program.
-fn test_binary(package: &str, name: &str) -> Result<String> {
-    let build = [
-        "test",
-        "--locked",
-        "--no-run",
-        "--message-format=json",
-        "--package",
-        package,
-        "--test",
-        name,
+fn install_everything() -> anyhow::Result<()> {
+    let tools = [
+        Tool::Qemu,
+        Tool::Firmware,
+        Tool::UserModeLinux,
+        Tool::Iproute,
+        Tool::SshClient,
+        Tool::Mmdebstrap,
     ];
-    let messages = output(cargo(&build)).with_context(|| format!("building the test {name}"))?;
-    let artifacts = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let program = artifacts
-        .filter(|message| message["target"]["name"] == name)
-        .find_map(|message| message["executable"].as_str().map(str::to_owned));
-    match program {
-        Some(program) => Ok(program),
-        None => bail!("cargo built no program for the test {name} of {package}"),
+    let built = install::ensure_build();
+    install::ensure(&tools, &[])?;
+    built
+}
+
+fn end_to_end(full: bool) -> anyhow::Result<Counts> {
+    let mut counts = Counts::default();
+    for (package, target) in END_TO_END {
+        let Some(program) = build_test(package, target)? else {
+            println!("{package}: its test {target} does not compile");
+            counts.failed += 1;
+            continue;
+        };
+        let mut command = as_root(&program);
+        command.args(["--ignored", "--test-threads=1", "--nocapture"]);
+        if !full {
+            command.args(["--skip", LONG]);
+        }
+        counts.add(libtest(&mut command, IgnoredTests::Skipped)?);
+    }
+    Ok(counts)
+}
+
+/// Builds a test target as the invoking user; `None` if it does not compile.
+fn build_test(package: &str, target: &str) -> anyhow::Result<Option<PathBuf>> {
+    let mut command = cargo([
+        "test",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
+    command
+        .args(["--package", package, "--test", target])
+        .stdout(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("starting {}", describe(&command)))?;
+    let output = BufReader::new(child.stdout.take().context("a pipe was asked for")?);
+    let mut program = None;
+    for message in Message::parse_stream(output) {
+        if let Message::CompilerArtifact(artifact) = message.context("reading cargo's messages")?
+            && artifact.target.name == target
+            && artifact.target.is_test()
+        {
+            program = artifact
+                .executable
+                .map(cargo_metadata::camino::Utf8PathBuf::into_std_path_buf);
+        }
+    }
+    Ok(program.filter(|_| child.wait().is_ok_and(|status| status.success())))
+}
+
+/// What tests marked `#[ignore]` mean in a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum IgnoredTests {
+    /// A later stage runs them: they do not count here.
+    RunLater,
+    /// They count as skipped.
+    Skipped,
+}
+
+/// Runs test programs, shows their output and adds up what they report. A run that fails without
+/// reporting a failed test (it did not compile, it crashed) counts as one failure.
+fn libtest(command: &mut Command, ignored: IgnoredTests) -> anyhow::Result<Counts> {
+    let name = describe(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {name}"))?;
+    let output = BufReader::new(child.stdout.take().context("a pipe was asked for")?);
+    let mut counts = Counts::default();
+    for line in output.lines() {
+        let line = line.with_context(|| format!("reading the output of {name}"))?;
+        println!("{line}");
+        counts.add(counts_in(&line, ignored));
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("waiting for {name}"))?;
+    if !status.success() && counts.failed == 0 {
+        println!("{name}: {status}");
+        counts.failed = 1;
+    }
+    Ok(counts)
+}
+
+/// What one line of a test program's output adds: its summary, or a test that ended early because
+/// something is impossible here ("skipped: reason"; the summary counts such a test as passed).
+fn counts_in(line: &str, ignored: IgnoredTests) -> Counts {
+    if line.contains("skipped: ") {
+        return Counts {
+            skipped: 1,
+            ..Counts::default()
+        };
+    }
+    let Some((_, summary)) = line.split_once("test result: ") else {
+        return Counts::default();
+    };
+    let count = |word: &str| {
+        let mut parts = summary.split([';', '.', ',']).map(str::trim);
+        parts
+            .find_map(|part| part.strip_suffix(word)?.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    let skipped = if ignored == IgnoredTests::Skipped {
+        count("ignored")
+    } else {
+        0
+    };
+    Counts {
+        passed: count("passed"),
+        failed: count("failed"),
+        skipped,
+    }
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    fn skip(&mut self, reason: &str) {
+        println!("skipped: {reason}");
+        self.skipped += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_are_added_up() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 4 ignored; 0 measured; 5 filtered out; finished in 0.01s";
+        assert_eq!(
+            counts_in(line, IgnoredTests::RunLater),
+            Counts {
+                passed: 12,
+                failed: 3,
+                skipped: 0
+            }
+        );
+        assert_eq!(
+            counts_in(line, IgnoredTests::Skipped),
+            Counts {
+                passed: 12,
+                failed: 3,
+                skipped: 4
+            }
+        );
+        assert_eq!(
+            counts_in("test a ... ok", IgnoredTests::Skipped),
+            Counts::default()
+        );
+    }
+
+    #[test]
+    fn a_test_that_cannot_run_is_skipped() {
+        let line = "test boots ... skipped: no User-Mode Linux in this distribution";
+        assert_eq!(
+            counts_in(line, IgnoredTests::Skipped),
+            Counts {
+                skipped: 1,
+                ..Counts::default()
+            }
+        );
     }
 }
