@@ -1,13 +1,20 @@
 //! Where modules, firmware and the kernel's configuration are read.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::files::Files;
+use super::index::{Index, Texts};
+use super::module::{self, FILE_BYTES_MAX};
+use super::{Compression, Error};
+use crate::files::{Files, Root};
+
+/// Most bytes of one of depmod's files or of a kernel's configuration.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
 
 /// The modules of one kernel, in an image or in a directory.
 #[derive(Clone)]
 pub struct ModuleSource<'a> {
-    files: &'a dyn Files,
+    root: Root<'a>,
     kernel: String,
     modules: PathBuf,
     firmware: Option<PathBuf>,
@@ -19,7 +26,7 @@ impl<'a> ModuleSource<'a> {
     pub fn in_image(files: &'a dyn Files, kernel: &str) -> Self {
         let modules = PathBuf::from("lib/modules").join(kernel);
         Self {
-            files,
+            root: Root::new(files),
             kernel: kernel.to_owned(),
             configs: vec![
                 PathBuf::from(format!("boot/config-{kernel}")),
@@ -33,11 +40,157 @@ impl<'a> ModuleSource<'a> {
     /// A directory that holds modules.dep and the modules of one kernel, without firmware.
     pub fn in_directory(files: &'a dyn Files, kernel: &str) -> Self {
         Self {
-            files,
+            root: Root::new(files),
             kernel: kernel.to_owned(),
             modules: PathBuf::new(),
             firmware: None,
             configs: vec!["config".into()],
+        }
+    }
+
+    /// The kernel's release.
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// What depmod knows.
+    pub(super) fn index(&self) -> Result<Index, Error> {
+        let dep = self
+            .depmod("modules.dep")?
+            .ok_or_else(|| Error::NoModules {
+                kernel: self.kernel.clone(),
+                looked_for: self.modules.join("modules.dep"),
+            })?;
+        let optional = |name| Ok::<_, Error>(self.depmod(name)?.unwrap_or_default());
+        Ok(Index::parse(&Texts {
+            dep,
+            alias: optional("modules.alias")?,
+            softdep: optional("modules.softdep")?,
+            builtin: optional("modules.builtin")?,
+        }))
+    }
+
+    /// A module's content, decompressed.
+    pub(super) fn module(&self, relative: &Path) -> Result<Vec<u8>, Error> {
+        let path = self.modules.join(relative);
+        let missing = || Error::MissingModule {
+            kernel: self.kernel.clone(),
+            path: path.clone(),
+        };
+        let bytes = self.file(&path)?.ok_or_else(missing)?;
+        let bytes = module::decompress(&path, bytes).map_err(Error::reading(&path))?;
+        if module::is_module(&bytes) {
+            Ok(bytes)
+        } else {
+            Err(Error::NotAModule { path })
+        }
+    }
+
+    /// A firmware file, decompressed; `None` if the image has none of that name. Searched as the kernel does it
+    /// (Documentation/driver-api/firmware/fw_search_path.rst).
+    pub(super) fn firmware(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let Some(top) = &self.firmware else {
+            return Ok(None);
+        };
+        let release = Path::new(&self.kernel);
+        for directory in [
+            &Path::new("updates").join(release),
+            Path::new("updates"),
+            release,
+            Path::new(""),
+        ] {
+            for extension in ["", ".zst", ".xz"] {
+                let path = top.join(directory).join(format!("{name}{extension}"));
+                if let Some(bytes) = self.file(&path)? {
+                    return module::decompress(&path, bytes)
+                        .map_err(Error::reading(&path))
+                        .map(Some);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The best compression that the kernel undoes: by its configuration, else by its age.
+    pub(super) fn compression(&self) -> Result<Compression, Error> {
+        for path in &self.configs {
+            if let Some(config) = self
+                .root
+                .text(path, TEXT_BYTES_MAX)
+                .map_err(Error::reading(path))?
+            {
+                return Ok(by_config(&config));
+            }
+        }
+        Ok(by_release(&self.kernel))
+    }
+
+    fn depmod(&self, name: &str) -> Result<Option<String>, Error> {
+        let path = self.modules.join(name);
+        self.root
+            .text(&path, TEXT_BYTES_MAX)
+            .map_err(Error::reading(&path))
+    }
+
+    fn file(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
+        self.root
+            .read(path, FILE_BYTES_MAX)
+            .map_err(Error::reading(path))
+    }
+}
+
+impl Error {
+    fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Read {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+fn by_config(config: &str) -> Compression {
+    if config.lines().any(|line| line == "CONFIG_RD_ZSTD=y") {
+        Compression::Zstd
+    } else {
+        Compression::Gzip
+    }
+}
+
+/// Distributions turned zstd on when Linux 5.9 brought it.
+fn by_release(release: &str) -> Compression {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (5, 9) {
+        Compression::Zstd
+    } else {
+        Compression::Gzip
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compression_follows_configuration_and_age() {
+        assert_eq!(
+            by_config("CONFIG_RD_GZIP=y\nCONFIG_RD_ZSTD=y\n"),
+            Compression::Zstd
+        );
+        assert_eq!(
+            by_config("CONFIG_RD_GZIP=y\n# CONFIG_RD_ZSTD is not set\n"),
+            Compression::Gzip
+        );
+        for (release, expected) in [
+            ("6.1.0-18-amd64", Compression::Zstd),
+            ("5.9.0", Compression::Zstd),
+            ("5.8.19", Compression::Gzip),
+            ("4.18.0-553.el8.x86_64", Compression::Gzip),
+            ("", Compression::Gzip),
+        ] {
+            assert_eq!(by_release(release), expected, "{release}");
         }
     }
 }

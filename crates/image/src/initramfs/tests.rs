@@ -1,0 +1,282 @@
+//! Whole initramfs from small made-up kernels, and from a real one where the machine has it.
+
+use std::fs;
+use std::path::Path;
+
+use super::module::tests::elf_with;
+use super::*;
+use crate::files::HostDir;
+
+const KERNEL: &str = "6.1.0-1-test";
+
+/// A usr-merged image with a kernel in it.
+fn image(config: &str) -> tempfile::TempDir {
+    let top = tempfile::tempdir().unwrap();
+    let put = |path: &str, bytes: &[u8]| {
+        let path = top.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let xz = |bytes: Vec<u8>| {
+        let mut out = Vec::new();
+        lzma_rs::xz_compress(&mut bytes.as_slice(), &mut out).unwrap();
+        out
+    };
+    let modules = format!("usr/lib/modules/{KERNEL}");
+    put(
+        &format!("{modules}/modules.dep"),
+        b"kernel/nfs.ko: kernel/sunrpc.ko.xz\n\
+          kernel/nfsv4.ko: kernel/nfs.ko kernel/sunrpc.ko.xz\n\
+          kernel/sunrpc.ko.xz:\n\
+          kernel/tg3.ko.zst:\n\
+          kernel/broadcom.ko:\n\
+          kernel/unwanted.ko:\n\
+          kernel/virtio_net.ko:\n",
+    );
+    put(
+        &format!("{modules}/modules.builtin"),
+        b"kernel/fs/overlayfs/overlay.ko\n",
+    );
+    put(
+        &format!("{modules}/modules.alias"),
+        b"alias pci:v000014E4d* tg3\nalias virtio:d00000001v* virtio_net\nalias fs-nfs nfs\n",
+    );
+    for name in ["nfs", "nfsv4", "broadcom", "virtio_net"] {
+        put(
+            &format!("{modules}/kernel/{name}.ko"),
+            &elf_with(name.as_bytes()),
+        );
+    }
+    put(
+        &format!("{modules}/kernel/sunrpc.ko.xz"),
+        &xz(elf_with(b"sunrpc")),
+    );
+    let tg3 = elf_with(
+        b"firmware=tigon/tg3.bin\0firmware=tigon/none.bin\0firmware=../../../etc/shadow\0",
+    );
+    put(
+        &format!("{modules}/kernel/tg3.ko.zst"),
+        &zstd::bulk::compress(&tg3, 3).unwrap(),
+    );
+    put(
+        "usr/lib/firmware/tigon/tg3.bin.xz",
+        &xz(b"firmware".to_vec()),
+    );
+    put("etc/shadow", b"root:*:1::::::\n");
+    put(&format!("boot/config-{KERNEL}"), config.as_bytes());
+    std::os::unix::fs::symlink("usr/lib", top.path().join("lib")).unwrap();
+    top
+}
+
+fn built(top: &Path, profile: &Profile) -> Result<Initramfs, Error> {
+    build(
+        &ModuleSource::in_image(&HostDir::new(top), KERNEL),
+        profile,
+        b"#!init",
+    )
+}
+
+fn members(initramfs: &Initramfs) -> Vec<(String, u32, Vec<u8>)> {
+    let archive = match initramfs.compression {
+        Compression::Zstd => zstd::decode_all(initramfs.bytes.as_slice()).unwrap(),
+        Compression::Gzip => {
+            let mut archive = Vec::new();
+            io::Read::read_to_end(
+                &mut flate2::read::GzDecoder::new(initramfs.bytes.as_slice()),
+                &mut archive,
+            )
+            .unwrap();
+            archive
+        }
+    };
+    cpio::Reader::new(&archive)
+        .map(Result::unwrap)
+        .map(|member| {
+            (
+                String::from_utf8(member.name.to_vec()).unwrap(),
+                member.mode,
+                member.data.to_vec(),
+            )
+        })
+        .collect()
+}
+
+fn table(initramfs: &Initramfs) -> Table {
+    let members = members(initramfs);
+    Table::parse(
+        &members
+            .iter()
+            .find(|(path, ..)| path == "modules/table")
+            .unwrap()
+            .2,
+    )
+    .unwrap()
+}
+
+#[test]
+fn holds_init_and_chosen_modules_and_their_firmware() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let initramfs = built(image.path(), &Profile::Server).unwrap();
+    assert_eq!(initramfs.compression, Compression::Zstd);
+    assert_eq!(
+        initramfs.modules,
+        ["broadcom", "nfs", "nfsv4", "sunrpc", "tg3", "virtio_net"]
+    );
+    assert_eq!(initramfs.firmware, ["tigon/tg3.bin"]);
+    let members = members(&initramfs);
+    let paths: Vec<_> = members.iter().map(|(path, ..)| path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "dev",
+            "dev/console",
+            "init",
+            "lib",
+            "lib/firmware",
+            "lib/firmware/tigon",
+            "lib/firmware/tigon/tg3.bin",
+            "modules",
+            "modules/broadcom.ko",
+            "modules/nfs.ko",
+            "modules/nfsv4.ko",
+            "modules/sunrpc.ko",
+            "modules/table",
+            "modules/tg3.ko",
+            "modules/virtio_net.ko",
+            "proc",
+            "run",
+            "sys",
+            "sysroot",
+        ]
+    );
+    let content = |path: &str| &members.iter().find(|(at, ..)| at == path).unwrap().2;
+    assert_eq!(content("init"), b"#!init");
+    assert_eq!(content("lib/firmware/tigon/tg3.bin"), b"firmware");
+    assert_eq!(content("modules/sunrpc.ko"), &elf_with(b"sunrpc"));
+}
+
+#[test]
+fn table_tells_how_to_load_them() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let table = table(&built(image.path(), &Profile::Server).unwrap());
+    assert_eq!(table.core, ["nfs", "nfsv4"], "overlay is built in");
+    let needs = |name| {
+        table
+            .module(name)
+            .unwrap()
+            .needs
+            .iter()
+            .map(|need| (need.name.as_str(), need.optional))
+    };
+    assert_eq!(
+        needs("nfsv4").collect::<Vec<_>>(),
+        [("sunrpc", false), ("nfs", false)]
+    );
+    assert_eq!(needs("tg3").collect::<Vec<_>>(), [("broadcom", true)]);
+    assert_eq!(
+        table
+            .for_modalias("virtio:d00000001v00001AF4")
+            .collect::<Vec<_>>(),
+        ["virtio_net"]
+    );
+    assert_eq!(table.for_modalias("fs-nfs").count(), 0);
+}
+
+#[test]
+fn same_inputs_give_same_bytes_and_key() {
+    let image = image("CONFIG_RD_GZIP=y\n");
+    let once = built(image.path(), &Profile::Virtual).unwrap();
+    assert_eq!(once.compression, Compression::Gzip);
+    assert_eq!(
+        once.bytes,
+        built(image.path(), &Profile::Virtual).unwrap().bytes
+    );
+    let key = |profile: &Profile, init: &[u8]| cache_key(&Digest([7; 32]), KERNEL, profile, init);
+    let inventory = |aliases: [&str; 2]| Profile::Inventory(aliases.map(str::to_owned).to_vec());
+    assert_eq!(
+        key(&inventory(["a", "b"]), b"i"),
+        key(&inventory(["b", "a"]), b"i")
+    );
+    assert_ne!(key(&Profile::Virtual, b"i"), key(&Profile::Server, b"i"));
+    assert_ne!(key(&Profile::Virtual, b"i"), key(&Profile::Virtual, b"j"));
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let image = image("");
+    let modules = image.path().join("usr/lib/modules").join(KERNEL);
+    let error = || {
+        built(image.path(), &Profile::Virtual)
+            .unwrap_err()
+            .to_string()
+    };
+    fs::write(modules.join("kernel/nfs.ko"), "text").unwrap();
+    assert!(
+        error().contains("kernel/nfs.ko: expected a 64-bit ELF module"),
+        "{}",
+        error()
+    );
+    fs::remove_file(modules.join("kernel/nfs.ko")).unwrap();
+    assert!(
+        error().contains("kernel/nfs.ko is in modules.dep of kernel 6.1.0-1-test and not on disk"),
+        "{}",
+        error()
+    );
+    fs::remove_file(modules.join("modules.builtin")).unwrap();
+    assert!(
+        error().starts_with("no overlay module in kernel 6.1.0-1-test"),
+        "{}",
+        error()
+    );
+    fs::remove_file(modules.join("modules.dep")).unwrap();
+    assert!(
+        error().contains("looked for lib/modules/6.1.0-1-test/modules.dep; install"),
+        "{}",
+        error()
+    );
+}
+
+#[test]
+fn real_kernel_modules_make_an_initramfs() {
+    let top = Path::new("/usr/lib/uml/modules");
+    let Some(entry) = fs::read_dir(top)
+        .ok()
+        .and_then(|mut entries| entries.next()?.ok())
+    else {
+        println!(
+            "skipped: no modules in {} (package user-mode-linux)",
+            top.display()
+        );
+        return;
+    };
+    let kernel = entry.file_name().into_string().unwrap();
+    let files = HostDir::new(entry.path());
+    let initramfs = build(
+        &ModuleSource::in_directory(&files, &kernel),
+        &Profile::Virtual,
+        b"#!init",
+    )
+    .unwrap();
+    let table = table(&initramfs);
+    assert!(table.core.contains(&"overlay".to_owned()));
+    let nfsv4 = table.module("nfsv4").unwrap();
+    assert!(
+        nfsv4
+            .needs
+            .iter()
+            .any(|need| need.name == "sunrpc" && !need.optional)
+    );
+    for module in &table.modules {
+        let position = |name: &str| module.needs.iter().position(|need| need.name == name);
+        for (at, need) in module.needs.iter().enumerate() {
+            let of_need = &table.module(&need.name).unwrap().needs;
+            assert!(
+                of_need
+                    .iter()
+                    .all(|deep| position(&deep.name).is_some_and(|deep| deep < at)),
+                "{}",
+                module.name
+            );
+        }
+    }
+}
