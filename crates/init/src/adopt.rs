@@ -1,0 +1,231 @@
+//! Makes the shared image this node's own: name, keys, network hand-over, agent. Runs inside the
+//! new root, so that the image's symbolic links mean what they say; all of it lands in the tmpfs.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, Timespec, clock_settime};
+use wire::identity::Document;
+use wire::stage::Stage;
+
+use crate::dhcp::is_name;
+use crate::handover;
+use crate::network::Configured;
+use crate::report::Reporter;
+use crate::sys;
+
+/// How far the clock may be off before it is set, in milliseconds.
+const CLOCK_TOLERANCE_MS: u64 = 30_000;
+
+/// Writes everything that the node needs. What cannot be written is reported and left.
+pub fn adopt(network: &Configured, document: Option<&Document>, report: &Reporter) {
+    let note = |what: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            report.info(Stage::SwitchRoot, &format!("{what}: {error}"));
+        }
+    };
+    note("network hand-over", hand_over(network));
+    note("resolv.conf", resolv_conf(network));
+    note("fstab", fstab());
+    match document {
+        Some(document) => {
+            note("identity", identity(document));
+            note("random seed", credit(&document.random_seed));
+            note("clock", set_clock(document.unix_time_ms));
+            note("agent", agent_unit());
+            for file in &document.files {
+                note(
+                    &file.path,
+                    write(&file.path, file.mode & 0o7777, &file.content),
+                );
+            }
+        }
+        None => note("hostname", dhcp_hostname(network)),
+    }
+    note("ssh host keys", host_keys_unit());
+}
+
+fn hand_over(network: &Configured) -> io::Result<()> {
+    for file in handover::files(network) {
+        write(&file.path, file.mode, file.content.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn identity(document: &Document) -> io::Result<()> {
+    if is_name(&document.hostname) {
+        write(
+            "/etc/hostname",
+            0o644,
+            format!("{}\n", document.hostname).as_bytes(),
+        )?;
+        rustix::system::sethostname(document.hostname.as_bytes())?;
+    }
+    if document.machine_id != [0; 16] {
+        let hex: String = document
+            .machine_id
+            .iter()
+            .map(|it| format!("{it:02x}"))
+            .collect();
+        write("/etc/machine-id", 0o444, format!("{hex}\n").as_bytes())?;
+    }
+    if let Some(key) = &document.ssh_host_key {
+        write("/etc/ssh/ssh_host_ed25519_key", 0o600, key.as_bytes())?;
+    }
+    if let Some(key) = &document.ssh_host_pub {
+        let line = format!("{}\n", key.trim_end());
+        write("/etc/ssh/ssh_host_ed25519_key.pub", 0o644, line.as_bytes())?;
+    }
+    authorized_keys(&document.authorized_keys)?;
+    if document.console_login {
+        console_login()?;
+    }
+    Ok(())
+}
+
+fn authorized_keys(keys: &[String]) -> io::Result<()> {
+    const PATH: &str = "/root/.ssh/authorized_keys";
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut lines = fs::read_to_string(PATH).unwrap_or_default();
+    if !lines.is_empty() && !lines.ends_with('\n') {
+        lines.push('\n');
+    }
+    for key in keys.iter().filter(|key| !key.contains(['\n', '\r'])) {
+        lines.push_str(key);
+        lines.push('\n');
+    }
+    write(PATH, 0o600, lines.as_bytes())?;
+    fs::set_permissions("/root/.ssh", Permissions::from_mode(0o700))
+}
+
+fn console_login() -> io::Result<()> {
+    for unit in ["getty@", "serial-getty@", "console-getty"] {
+        let line = match unit {
+            "getty@" => "--noclear %I $TERM",
+            "serial-getty@" => "--keep-baud 115200,57600,38400,9600 %I $TERM",
+            _ => "--noclear --keep-baud console 115200,38400,9600 $TERM",
+        };
+        let text =
+            format!("[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root {line}\n");
+        let path = format!("/run/systemd/system/{unit}.service.d/50-slate.conf");
+        write(&path, 0o644, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Without an identity the image's own name stays, unless it has none and DHCP knows one.
+fn dhcp_hostname(network: &Configured) -> io::Result<()> {
+    let image = fs::read_to_string("/etc/hostname").unwrap_or_default();
+    match &network.lease.hostname {
+        Some(name) if matches!(image.trim(), "" | "localhost" | "localhost.localdomain") => {
+            write("/etc/hostname", 0o644, format!("{name}\n").as_bytes())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn resolv_conf(network: &Configured) -> io::Result<()> {
+    const PATH: &str = "/etc/resolv.conf";
+    let link = fs::read_link(PATH).ok();
+    let managed = match &link {
+        Some(target) if target.to_string_lossy().contains("systemd/resolve") => {
+            Path::new("/usr/lib/systemd/systemd-resolved").exists()
+        }
+        Some(target) => target.to_string_lossy().contains("NetworkManager"),
+        None => false,
+    };
+    let text = fs::read_to_string(PATH).unwrap_or_default();
+    let configured = text
+        .lines()
+        .any(|line| line.trim_start().starts_with("nameserver"));
+    if managed || configured || network.lease.dns.is_empty() {
+        return Ok(());
+    }
+    if link.is_some() {
+        fs::remove_file(PATH)?;
+    }
+    write(
+        PATH,
+        0o644,
+        handover::resolv_conf(&network.lease).as_bytes(),
+    )
+}
+
+/// The root is mounted already, whatever the image's fstab says of it.
+fn fstab() -> io::Result<()> {
+    let text = fs::read_to_string("/etc/fstab").unwrap_or_default();
+    match handover::fstab_without_root(&text) {
+        Some(changed) => write("/etc/fstab", 0o644, changed.as_bytes()),
+        None => Ok(()),
+    }
+}
+
+fn agent_unit() -> io::Result<()> {
+    enable("slate-agent.service", handover::AGENT_UNIT)
+}
+
+/// An image has no host keys, and without an identity nobody else brings them.
+fn host_keys_unit() -> io::Result<()> {
+    let entries = fs::read_dir("/etc/ssh");
+    let has_key = entries.into_iter().flatten().flatten().any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("ssh_host_") && name.ends_with("_key")
+    });
+    if has_key || !Path::new("/usr/bin/ssh-keygen").exists() {
+        return Ok(());
+    }
+    enable("slate-host-keys.service", handover::HOST_KEYS_UNIT)
+}
+
+fn enable(name: &str, text: &str) -> io::Result<()> {
+    let path = format!("/run/systemd/system/{name}");
+    write(&path, 0o644, text.as_bytes())?;
+    let wants = "/run/systemd/system/multi-user.target.wants";
+    fs::create_dir_all(wants)?;
+    symlink(path, format!("{wants}/{name}"))
+}
+
+fn credit(seed: &[u8; 32]) -> io::Result<()> {
+    if *seed == [0; 32] {
+        return Ok(());
+    }
+    let random = File::options().write(true).open("/dev/urandom")?;
+    sys::credit_entropy(&random, seed)
+}
+
+fn set_clock(unix_time_ms: u64) -> io::Result<()> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let now_ms = u64::try_from(now.as_millis()).unwrap_or(0);
+    if unix_time_ms == 0 || now_ms.abs_diff(unix_time_ms) < CLOCK_TOLERANCE_MS {
+        return Ok(());
+    }
+    let time = Timespec {
+        tv_sec: i64::try_from(unix_time_ms / 1000).map_err(io::Error::other)?,
+        tv_nsec: i64::try_from(unix_time_ms % 1000 * 1_000_000).map_err(io::Error::other)?,
+    };
+    Ok(clock_settime(ClockId::Realtime, time)?)
+}
+
+/// Writes a file with exactly this mode, never readable wider than that, and its directories.
+fn write(path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+    let path = Path::new(path);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.write_all(content)
+}

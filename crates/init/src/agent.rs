@@ -1,0 +1,163 @@
+//! The agent on the running node: reports multi-user and failed units, then keeps what shutdown
+//! needs in memory, so that a node can be powered off while its server is away.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use wire::beacon::Beacon;
+use wire::cmdline::BootArgs;
+use wire::stage::Stage;
+
+use crate::report::{BEACON_PATH, Reporter};
+use crate::sys;
+
+/// When the report is repeated, in seconds after it: datagrams get lost.
+const REPEAT_AFTER_S: [u64; 3] = [1, 4, 15];
+
+/// Reports, warms, stays.
+pub fn main() -> ! {
+    let report = Reporter::new();
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let (args, _) = BootArgs::parse(line.trim_end());
+    report.set_slate(args.slate);
+    let last = fs::read(BEACON_PATH).unwrap_or_default();
+    if let Some(beacon) = args
+        .slate
+        .and_then(|it| Beacon::decode(&last, &it.token).ok())
+    {
+        report.resume(beacon);
+    }
+    let failed = failed_units();
+    report.progress(Stage::MultiUser, &format!("{} failed units", failed.len()));
+    for unit in failed {
+        report.failure(Stage::MultiUser, &unit);
+    }
+    let (files, bytes) = lock_all(&needed());
+    report.info(
+        Stage::MultiUser,
+        &format!("{files} files, {} KiB kept for shutdown", bytes / 1024),
+    );
+    for seconds in REPEAT_AFTER_S {
+        thread::sleep(Duration::from_secs(seconds));
+        report.repeat();
+    }
+    loop {
+        thread::park();
+    }
+}
+
+fn failed_units() -> Vec<String> {
+    let output = Command::new("systemctl")
+        .args([
+            "list-units",
+            "--failed",
+            "--plain",
+            "--no-legend",
+            "--no-pager",
+        ])
+        .output();
+    let text = output.map_or(String::new(), |it| {
+        String::from_utf8_lossy(&it.stdout).into_owned()
+    });
+    let names = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
+    names.map(str::to_owned).collect()
+}
+
+/// Everything that runs now or at shutdown, with its libraries.
+fn needed() -> BTreeSet<PathBuf> {
+    const PROGRAMS: [&str; 8] = [
+        "/usr/bin/systemctl",
+        "/sbin/poweroff",
+        "/sbin/reboot",
+        "/sbin/shutdown",
+        "/usr/lib/systemd/systemd-shutdown",
+        "/usr/lib/systemd/systemd-update-utmp",
+        "/usr/lib/systemd/systemd-random-seed",
+        "/usr/lib/systemd/systemd",
+    ];
+    let mut files: BTreeSet<PathBuf> = PROGRAMS
+        .iter()
+        .flat_map(|it| closure(Path::new(it)))
+        .collect();
+    files.extend(mapped_files());
+    files
+}
+
+/// A program and its libraries, as its own dynamic loader finds them.
+fn closure(program: &Path) -> Vec<PathBuf> {
+    let Ok(program) = fs::canonicalize(program) else {
+        return Vec::new();
+    };
+    let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    let loader = loaders.iter().find(|it| Path::new(it).exists());
+    let listed = loader.and_then(|it| Command::new(it).arg("--list").arg(&program).output().ok());
+    let text = listed.map_or(String::new(), |it| {
+        String::from_utf8_lossy(&it.stdout).into_owned()
+    });
+    let libraries = libraries(&text).filter_map(|it| fs::canonicalize(it).ok());
+    libraries.chain([program.clone()]).collect()
+}
+
+/// The paths in the output of `ld.so --list`.
+fn libraries(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let path = line.split_once("=>").map_or(line, |(_, path)| path);
+        path.split_whitespace()
+            .next()
+            .filter(|it| it.starts_with('/'))
+    })
+}
+
+/// The programs and libraries of all processes: a daemon must not wait for its server while it ends.
+fn mapped_files() -> BTreeSet<PathBuf> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let maps = processes.filter_map(|it| fs::read_to_string(it.path().join("maps")).ok());
+    maps.flat_map(|text| executables(&text)).collect()
+}
+
+/// The files of the executable mappings in a `/proc/PID/maps`.
+fn executables(maps: &str) -> Vec<PathBuf> {
+    let lines = maps
+        .lines()
+        .filter(|line| line.split(' ').nth(1).is_some_and(|it| it.contains('x')));
+    let paths = lines.filter_map(|line| line.find('/').map(|at| &line[at..]));
+    paths
+        .filter(|it| !it.ends_with(" (deleted)"))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// Locks files into memory and holds them open: how many, and how many bytes.
+fn lock_all(files: &BTreeSet<PathBuf>) -> (usize, usize) {
+    let sizes = files.iter().filter_map(|path| {
+        let file = File::open(path).ok()?;
+        sys::lock_file(&file).ok()
+    });
+    sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loader_output_is_read() {
+        let text =
+            "\tlinux-vdso.so.1 (0x7)\n\tlibc.so.6 => /lib/libc.so.6 (0x7)\n\t/lib64/ld.so (0x7)\n";
+        let paths: Vec<&str> = libraries(text).collect();
+        assert_eq!(paths, ["/lib/libc.so.6", "/lib64/ld.so"]);
+    }
+
+    #[test]
+    fn only_executable_mappings_of_files_count() {
+        let maps = "1-2 r-xp 0 0:1 5 /usr/bin/a b\n2-3 r--p 0 0:1 5 /usr/share/c\n\
+                    3-4 r-xp 0 0:0 0 [vdso]\n4-5 r-xp 0 0:1 6 /usr/bin/d (deleted)\n";
+        assert_eq!(executables(maps), [PathBuf::from("/usr/bin/a b")]);
+    }
+}

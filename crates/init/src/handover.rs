@@ -1,0 +1,231 @@
+//! Texts of the files by which the running system takes over what `/init` began. Pure.
+
+use wire::mac::Mac;
+
+use crate::dhcp::Lease;
+use crate::network::Configured;
+
+/// A file to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// Absolute path.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Content.
+    pub content: String,
+}
+
+/// The agent reports multi-user and stays, so that what shutdown needs stays in memory.
+pub const AGENT_UNIT: &str = "[Unit]
+Description=Cleanslate node agent
+DefaultDependencies=no
+After=multi-user.target
+IgnoreOnIsolate=yes
+
+[Service]
+ExecStart=@/run/slate/agent @slate-agent report
+Type=exec
+KillMode=none
+SendSIGKILL=no
+OOMScoreAdjust=-900
+";
+
+/// Makes SSH host keys where neither the image nor an identity brings any.
+pub const HOST_KEYS_UNIT: &str = "[Unit]
+Description=SSH host keys of this boot
+Before=ssh.service sshd.service ssh.socket sshd.socket
+
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/ssh-keygen -A
+";
+
+/// All files for systemd-networkd, udev and NetworkManager; who is not installed reads none.
+pub fn files(network: &Configured) -> Vec<Text> {
+    let uuid = uuid(network.link.mac);
+    let text = |path: String, mode, content| Text {
+        path,
+        mode,
+        content,
+    };
+    vec![
+        text(
+            "/run/systemd/network/05-slate.network".into(),
+            0o644,
+            networkd(network),
+        ),
+        text(
+            "/run/systemd/network/05-slate.link".into(),
+            0o644,
+            link(network.link.mac),
+        ),
+        text(
+            "/run/NetworkManager/system-connections/slate.nmconnection".into(),
+            0o600,
+            network_manager(network, &uuid),
+        ),
+        text(
+            format!("/run/NetworkManager/devices/{}", network.link.index),
+            0o644,
+            format!("[device]\nmanaged=1\nconnection-uuid={uuid}\n"),
+        ),
+    ]
+}
+
+/// The root lies behind this interface: its address stays, whatever happens to lease or daemon.
+/// VLANs and bridges have the same address but another type.
+fn networkd(network: &Configured) -> String {
+    let mut out = format!(
+        "[Match]\nMACAddress={}\nType=ether\n\n[Network]\nKeepConfiguration=yes\n",
+        network.link.mac
+    );
+    if network.dhcp {
+        out.push_str("DHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\nSendRelease=no\n");
+        return out;
+    }
+    let lease = &network.lease;
+    out.push_str(&format!("Address={}/{}\n", lease.address, lease.prefix));
+    for server in &lease.dns {
+        out.push_str(&format!("DNS={server}\n"));
+    }
+    if let Some(gateway) = lease.gateway {
+        out.push_str(&format!(
+            "\n[Route]\nGateway={gateway}\nGatewayOnLink=yes\n"
+        ));
+    }
+    out
+}
+
+/// Without a name policy udev keeps the name. Kernels before 6.2 refuse to rename an interface that
+/// is up, later ones do it: the name must not depend on that.
+fn link(mac: Mac) -> String {
+    format!("[Match]\nMACAddress={mac}\nType=ether\n\n[Link]\nDescription=Boot interface\n")
+}
+
+fn network_manager(network: &Configured, uuid: &str) -> String {
+    let lease = &network.lease;
+    let mac = network.link.mac;
+    let mut out = format!(
+        "[connection]\nid=slate\nuuid={uuid}\ntype=ethernet\nautoconnect-priority=100\n\n\
+         [ethernet]\nmac-address={mac}\n\n[ipv4]\n"
+    );
+    if network.dhcp {
+        out.push_str("method=auto\ndhcp-client-id=mac\ndhcp-timeout=2147483647\n");
+    } else {
+        let gateway = lease.gateway.map_or(String::new(), |it| format!(",{it}"));
+        out.push_str(&format!(
+            "method=manual\naddress1={}/{}{gateway}\n",
+            lease.address, lease.prefix
+        ));
+        let dns: String = lease.dns.iter().map(|it| format!("{it};")).collect();
+        out.push_str(&format!("dns={dns}\n"));
+    }
+    out.push_str("\n[ipv6]\nmethod=auto\nmay-fail=true\n");
+    out
+}
+
+/// A UUID that is the same in every boot of the node (RFC 9562 version 8).
+fn uuid(mac: Mac) -> String {
+    format!("736c6174-6500-8000-8000-{}", mac.plain())
+}
+
+/// `/etc/resolv.conf` of a lease.
+pub fn resolv_conf(lease: &Lease) -> String {
+    let search = lease
+        .domain
+        .iter()
+        .map(|domain| format!("search {domain}\n"));
+    let servers = lease.dns.iter().map(|it| format!("nameserver {it}\n"));
+    search.chain(servers).collect()
+}
+
+/// An fstab without its line for `/`; nothing where it has none.
+pub fn fstab_without_root(text: &str) -> Option<String> {
+    let names_root = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let device = fields.next().unwrap_or("#");
+        !device.starts_with('#') && fields.next() == Some("/")
+    };
+    if !text.lines().any(names_root) {
+        return None;
+    }
+    let lines = text.lines().map(|line| {
+        let mark = if names_root(line) {
+            "# mounted by slate: "
+        } else {
+            ""
+        };
+        format!("{mark}{line}\n")
+    });
+    Some(lines.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rtnl::Link;
+
+    fn network(dhcp: bool) -> Configured {
+        Configured {
+            link: Link {
+                index: 2,
+                name: "eth0".into(),
+                mac: Mac([2, 0, 0, 0, 0, 1]),
+                up: true,
+                carrier: true,
+            },
+            lease: Lease {
+                address: [10, 0, 0, 5].into(),
+                prefix: 24,
+                gateway: Some([10, 0, 0, 1].into()),
+                dns: vec![[10, 0, 0, 2].into()],
+                hostname: None,
+                domain: Some("lab".into()),
+                next_server: None,
+                mtu: None,
+            },
+            dhcp,
+        }
+    }
+
+    #[test]
+    fn networkd_keeps_and_renews_the_lease() {
+        let text = &files(&network(true))[0].content;
+        assert!(text.starts_with("[Match]\nMACAddress=02:00:00:00:00:01\nType=ether\n"));
+        assert!(text.contains("KeepConfiguration=yes\nDHCP=ipv4\n"));
+        assert!(text.contains("ClientIdentifier=mac"));
+        let fixed = &files(&network(false))[0].content;
+        assert!(fixed.contains("Address=10.0.0.5/24\nDNS=10.0.0.2\n") && !fixed.contains("DHCP"));
+    }
+
+    #[test]
+    fn network_manager_assumes_the_connection() {
+        let files = files(&network(true));
+        assert_eq!(files[2].mode, 0o600);
+        assert!(
+            files[2]
+                .content
+                .contains("uuid=736c6174-6500-8000-8000-020000000001\n")
+        );
+        assert_eq!(files[3].path, "/run/NetworkManager/devices/2");
+        assert!(files[3].content.contains("connection-uuid=736c6174-"));
+    }
+
+    #[test]
+    fn resolv_conf_of_a_lease() {
+        assert_eq!(
+            resolv_conf(&network(true).lease),
+            "search lab\nnameserver 10.0.0.2\n"
+        );
+    }
+
+    #[test]
+    fn only_root_leaves_fstab() {
+        let text = "# / is\nUUID=1 / ext4 defaults 0 1\nUUID=2 /home ext4 defaults 0 2\n";
+        let changed = "# / is\n# mounted by slate: UUID=1 / ext4 defaults 0 1\n\
+                       UUID=2 /home ext4 defaults 0 2\n";
+        assert_eq!(fstab_without_root(text).as_deref(), Some(changed));
+        assert_eq!(fstab_without_root("tmpfs /tmp tmpfs\n"), None);
+    }
+}

@@ -1,0 +1,236 @@
+//! The root: an NFS export below, a tmpfs above, overlayfs joining them.
+
+use std::ffi::CString;
+use std::fs;
+use std::net::Ipv4Addr;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use wire::cmdline::NfsRoot;
+use wire::stage::Stage;
+
+use crate::failure::{Failure, Remedy};
+
+/// Where the finished root is mounted.
+pub const ROOT: &str = "/root";
+const LOWER: &str = "/lower";
+const UPPER: &str = "/upper";
+
+/// Mounts the export and the overlay. `server` is used where `root=` names none, `client` is the
+/// node's own address. Answers what was mounted, for the log.
+pub fn root(root: &NfsRoot, server: Option<Ipv4Addr>, client: Ipv4Addr) -> Result<String, Failure> {
+    let server = root.server.or(server).ok_or_else(no_server)?;
+    let mounted = mount_lower(root, server, client)?;
+    overlay().map_err(|error| {
+        let cause = format!("mounting the overlay: {error}");
+        let hint = "the initramfs needs the module overlay, the kernel CONFIG_TMPFS_XATTR";
+        Failure::lasting(Stage::Mount, cause, hint)
+    })?;
+    Ok(mounted)
+}
+
+fn no_server() -> Failure {
+    let hint = "write root=nfs:SERVER:/PATH or let DHCP name a next-server";
+    Failure::lasting(Stage::Mount, "root= names no server", hint)
+}
+
+/// Version 4.2 first; other versions only where the user named none.
+fn mount_lower(root: &NfsRoot, server: Ipv4Addr, client: Ipv4Addr) -> Result<String, Failure> {
+    fs::create_dir_all(LOWER).map_err(|error| lasting(root, server, &error))?;
+    let source = format!("{server}:{}", root.path);
+    let mut last = Errno::INVAL;
+    for plan in plans(root, server, client) {
+        let data = CString::new(plan.data).map_err(|error| lasting(root, server, &error))?;
+        match mount(&source, LOWER, "nfs", plan.flags, data.as_c_str()) {
+            Ok(()) => return Ok(format!("{source} vers={}", plan.version)),
+            Err(error) => last = error,
+        }
+        // Only these say that the server or the kernel lacks this version.
+        if !matches!(
+            last,
+            Errno::PROTONOSUPPORT | Errno::INVAL | Errno::OPNOTSUPP
+        ) {
+            break;
+        }
+    }
+    Err(failure(root, server, last))
+}
+
+fn lasting(root: &NfsRoot, server: Ipv4Addr, error: &dyn std::fmt::Display) -> Failure {
+    let cause = format!("mounting {server}:{}: {error}", root.path);
+    Failure::lasting(Stage::Mount, cause, "correct root=")
+}
+
+/// Tells what time heals from what somebody has to heal.
+fn failure(root: &NfsRoot, server: Ipv4Addr, error: Errno) -> Failure {
+    let (remedy, hint) = match error {
+        Errno::NOENT => (
+            Remedy::Reboot,
+            "the server has no such export: correct root=",
+        ),
+        Errno::ACCESS | Errno::PERM => (
+            Remedy::Reboot,
+            "the server refuses this node: check its exports",
+        ),
+        Errno::INVAL => (
+            Remedy::Reboot,
+            "the kernel refuses a mount option: correct root=",
+        ),
+        Errno::PROTONOSUPPORT => (
+            Remedy::Reboot,
+            "the server lacks this NFS version: change vers=",
+        ),
+        Errno::NODEV => (
+            Remedy::Reboot,
+            "the initramfs needs the modules nfs and nfsv4",
+        ),
+        _ => (Remedy::Retry, "is the NFS server running and reachable?"),
+    };
+    let cause = format!("mounting {server}:{}: {error}", root.path);
+    Failure {
+        remedy,
+        ..Failure::passing(Stage::Mount, cause, hint)
+    }
+}
+
+/// One attempt at mount(2).
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    version: String,
+    flags: MountFlags,
+    data: String,
+}
+
+fn plans(root: &NfsRoot, server: Ipv4Addr, client: Ipv4Addr) -> Vec<Plan> {
+    let named = root.option("vers").or_else(|| root.option("nfsvers"));
+    let versions = match (named, root.only_v4) {
+        (Some(version), _) => vec![version],
+        (None, true) => vec!["4.2", "4.1", "4.0"],
+        (None, false) => vec!["4.2", "4.1", "4.0", "3"],
+    };
+    let plan = |version: &str| {
+        let (flags, mut data) = options(&root.options);
+        data.push(format!("vers={version}"));
+        if version == "3" && !data.iter().any(|it| it == "nolock") {
+            data.push("nolock".to_owned());
+        }
+        data.push(format!("addr={server}"));
+        data.push(format!("clientaddr={client}"));
+        if version.starts_with('3') {
+            data.pop();
+        }
+        Plan {
+            version: version.to_owned(),
+            flags,
+            data: data.join(","),
+        }
+    };
+    versions.into_iter().map(plan).collect()
+}
+
+/// Splits options into flags of mount(2) and words for the NFS client. The lower layer is read-only
+/// whatever they say. What only mount.nfs(8) and mount(8) understand is left out.
+fn options(options: &[String]) -> (MountFlags, Vec<String>) {
+    let mut flags = MountFlags::RDONLY;
+    let mut data = Vec::new();
+    for option in options {
+        let name = option.split('=').next().unwrap_or("");
+        match name {
+            "ro" | "rw" | "defaults" | "auto" | "noauto" | "_netdev" | "nofail" | "user"
+            | "nouser" | "bg" | "fg" | "retry" | "vers" | "nfsvers" | "addr" | "clientaddr"
+            | "atime" | "dev" | "suid" | "exec" | "async" => {}
+            "noatime" => flags |= MountFlags::NOATIME,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            "relatime" => flags |= MountFlags::RELATIME,
+            "nodev" => flags |= MountFlags::NODEV,
+            "nosuid" => flags |= MountFlags::NOSUID,
+            "noexec" => flags |= MountFlags::NOEXEC,
+            _ if name.starts_with("x-") => {}
+            _ => data.push(option.clone()),
+        }
+    }
+    (flags, data)
+}
+
+/// The overlay keeps clones of both mounts of its own, so ours can go: nothing is left that
+/// shutdown would have to unmount.
+fn overlay() -> std::io::Result<()> {
+    for directory in [UPPER, ROOT] {
+        fs::create_dir_all(directory)?;
+    }
+    mount(
+        "tmpfs",
+        UPPER,
+        "tmpfs",
+        MountFlags::empty(),
+        c"size=50%,mode=0755",
+    )?;
+    for directory in ["/upper/data", "/upper/work"] {
+        fs::create_dir(directory)?;
+    }
+    let layers = c"lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work,\
+        index=off,metacopy=off,xino=on";
+    mount("overlay", ROOT, "overlay", MountFlags::empty(), layers)?;
+    unmount(LOWER, UnmountFlags::DETACH)?;
+    unmount(UPPER, UnmountFlags::DETACH)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plans_of(text: &str) -> Vec<Plan> {
+        let root = NfsRoot::parse(text).unwrap();
+        plans(
+            &root,
+            Ipv4Addr::new(10, 0, 0, 1),
+            Ipv4Addr::new(10, 0, 0, 2),
+        )
+    }
+
+    #[test]
+    fn the_recipe_s_options() {
+        let plans = plans_of("nfs:10.0.0.1:/export/root:ro,vers=4.2,sec=sys,nolock");
+        let data = "sec=sys,nolock,vers=4.2,addr=10.0.0.1,clientaddr=10.0.0.2";
+        assert_eq!(plans.len(), 1);
+        assert_eq!(
+            (plans[0].data.as_str(), plans[0].flags),
+            (data, MountFlags::RDONLY)
+        );
+    }
+
+    #[test]
+    fn versions_are_tried_only_where_none_is_named() {
+        let versions = |text| {
+            plans_of(text)
+                .into_iter()
+                .map(|it| it.version)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(versions("nfs:/x"), ["4.2", "4.1", "4.0", "3"]);
+        assert_eq!(versions("nfs4:/x"), ["4.2", "4.1", "4.0"]);
+        assert_eq!(versions("nfs:/x:nfsvers=3"), ["3"]);
+        assert_eq!(
+            plans_of("nfs:/x:vers=3")[0].data,
+            "vers=3,nolock,addr=10.0.0.1"
+        );
+    }
+
+    #[test]
+    fn flags_are_no_words_for_the_client() {
+        let plan = &plans_of("nfs:/x:rw,noatime,nosuid,_netdev,port=20490,vers=4.1")[0];
+        let flags = MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NOSUID;
+        assert_eq!(plan.flags, flags);
+        assert!(plan.data.starts_with("port=20490,vers=4.1,addr="));
+    }
+
+    #[test]
+    fn only_absent_servers_are_worth_waiting_for() {
+        let root = NfsRoot::parse("nfs:/x").unwrap();
+        let remedy = |error| failure(&root, Ipv4Addr::LOCALHOST, error).remedy;
+        assert_eq!(remedy(Errno::CONNREFUSED), Remedy::Retry);
+        assert_eq!(remedy(Errno::TIMEDOUT), Remedy::Retry);
+        assert_eq!(remedy(Errno::ACCESS), Remedy::Reboot);
+    }
+}
