@@ -19,6 +19,8 @@ pub mod store;
 pub mod tree;
 
 pub mod erofs;
+mod manifest;
+mod verity;
 
 pub use error::{Error, Result};
 pub use import::{Progress, SkipReason, Skipped};

@@ -1,5 +1,12 @@
 //! EROFS as composefs uses it: the layout on disk, our writer and our reader.
 
+pub(crate) mod format;
+mod reader;
+mod writer;
+
+pub use reader::{Dirent, DirectoryBlock, Held, Image, Inode, XattrName};
+pub(crate) use writer::write;
+
 /// A place where an image's metadata breaks its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} at byte {offset}")]

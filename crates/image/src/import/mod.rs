@@ -1,5 +1,8 @@
 //! Sources of images: a directory or a tar archive becomes a canonical tree.
 
+pub(crate) mod dir;
+pub(crate) mod tar;
+
 /// How far an import has come. Handed to the caller after every file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -7,8 +10,6 @@ pub struct Progress {
     pub files: u64,
     /// Bytes of file content read so far.
     pub bytes: u64,
-    /// All entries of the source, where it can be told beforehand.
-    pub files_total: Option<u64>,
 }
 
 /// Something in a source that is not in the image, and why.

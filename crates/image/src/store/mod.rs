@@ -1,17 +1,69 @@
-//! The store on disk.
+//! The store on disk, in composefs's layout:
+//!
+//! ```text
+//! meta.json               what composefs-rs wants to know about a repository
+//! objects/4e/67ea…        contents and images, named by their fs-verity digest
+//! images/4e67ea…          a version: a link to its image, ../objects/4e/67ea…
+//! images/refs/NAME/TAG    a tag: a link to ../../4e67ea…
+//! tmp/PID.N/              an import that is under way
+//! lock, tags.lock         held by flock: shared by imports, alone by gc; by whoever moves a tag
+//! ```
+//!
+//! **Crashes.** An import writes its objects under `tmp/`, syncs the file system once, renames
+//! them into `objects/`, syncs those directories, and only then links the version and moves the
+//! tag, each by a rename. So every name leads to durable content, and what an interrupted import
+//! leaves is garbage under `tmp/` (removed by the next import that runs alone) or objects and
+//! versions without a name (removed by [`Store::gc`]).
 
-use std::io::Read;
-use std::path::Path;
+mod disk;
+#[cfg(test)]
+mod faults;
+mod map;
+pub(crate) mod objects;
+pub(crate) mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustix::fs::FlockOperation;
 use wire::digest::Digest;
 
-use crate::error::Result;
-use crate::import::{Progress, Skipped};
+use self::disk::Disk;
+use self::objects::{Objects, object_path};
+use self::session::Session;
+use crate::erofs;
+use crate::error::{Error, Result};
+use crate::import::{self, Progress, Skipped};
+use crate::manifest::Manifest;
 use crate::tree::StoredTree;
+use crate::verity::Hasher;
+
+/// What `meta.json` says: composefs's format 1, SHA-256 with 4 KiB blocks, images of format V1.
+const META: &str = concat!(
+    r#"{"version":1,"algorithm":"fsverity-sha256-12","#,
+    r#""features":{"compatible":[],"read-only-compatible":["v1_erofs"],"incompatible":[]}}"#,
+    "\n"
+);
+/// The tag that a name without one means.
+pub const TAG_DEFAULT: &str = "latest";
+/// The tag that imports and commits move.
+pub const TAG_NEXT: &str = "next";
+/// The longest image name or tag, in bytes.
+const NAME_MAX: usize = 128;
 
 /// A directory that holds image versions.
-pub struct Store {}
+pub struct Store {
+    dir: PathBuf,
+    disk: Disk,
+    objects: Arc<Objects>,
+}
 
 /// A name of a version.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,102 +112,420 @@ pub enum Publish<'a> {
 }
 
 /// A version whose objects are written and that nothing names yet. Dropping it discards it.
-pub struct Staged {}
+pub struct Staged {
+    tree: StoredTree,
+    skipped: Vec<Skipped>,
+    session: Session,
+}
 
 impl Staged {
     /// The name that the version will have.
     pub fn digest(&self) -> Digest {
-        unreachable!()
+        self.tree.digest()
     }
-    /// The tree, to be judged before it is published.
-    pub fn tree(&self) -> &StoredTree {
-        unreachable!()
-    }
+
     /// What the source had and the version has not.
     pub fn skipped(&self) -> &[Skipped] {
-        unreachable!()
+        &self.skipped
     }
 }
 
 impl Store {
     /// Opens the store in a directory, and makes it first where there is none.
-    pub fn open(_dir: impl AsRef<Path>) -> Result<Store> {
-        unreachable!()
+    pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
+        Store::open_on(dir.as_ref(), Disk::default())
     }
+
+    fn open_on(dir: &Path, disk: Disk) -> Result<Store> {
+        let objects = Arc::new(Objects::new(dir));
+        let store = Store { dir: dir.to_owned(), disk, objects };
+        match fs::read_to_string(dir.join("meta.json")) {
+            Ok(meta) => check_meta(dir, &meta)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => store.make()?,
+            Err(error) => return Err(Error::io("reading", &dir.join("meta.json"))(error)),
+        }
+        Ok(store)
+    }
+
     /// The store's directory.
     pub fn path(&self) -> &Path {
-        unreachable!()
+        &self.dir
     }
+
     /// Reads a directory into the store. As root: owners, devices and attributes are kept.
-    pub fn stage_dir(
-        &self,
-        _source: &Path,
-        _progress: &mut dyn FnMut(Progress),
-    ) -> Result<Staged> {
-        unreachable!()
+    pub fn stage_dir(&self, source: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Staged> {
+        let mut session = self.begin()?;
+        let (tree, skipped) = import::dir::read(source, &mut session, progress)?;
+        self.stage(session, &tree, skipped)
     }
+
     /// Reads a tar archive, plain or compressed (gzip, zstd, xz), into the store.
-    pub fn stage_tar(
-        &self,
-        _source: impl Read,
-        _progress: &mut dyn FnMut(Progress),
-    ) -> Result<Staged> {
-        unreachable!()
+    pub fn stage_tar(&self, source: impl Read, progress: &mut dyn FnMut(Progress)) -> Result<Staged> {
+        let mut session = self.begin()?;
+        let (tree, skipped) = import::tar::read(source, &mut session, progress)?;
+        self.stage(session, &tree, skipped)
     }
+
     /// Makes a staged version durable, then moves a tag to it, if `judge` lets it pass.
     ///
     /// `judge` sees the tree before anything names it, and refuses it by an error
-    /// ([`crate::Error::Refused`]). Returns the tag that was moved.
+    /// ([`Error::Refused`]). Returns the tag that was moved.
     pub fn publish(
         &self,
-        _staged: Staged,
-        _to: Publish<'_>,
-        _judge: impl FnOnce(&StoredTree) -> Result<()>,
+        mut staged: Staged,
+        to: Publish<'_>,
+        judge: impl FnOnce(&StoredTree) -> Result<()>,
     ) -> Result<Option<Tag>> {
-        unreachable!()
+        if let Publish::Import { name } | Publish::Tag { name, .. } = to {
+            check_name(name)?;
+        }
+        if let Publish::Tag { tag, .. } = to {
+            check_name(tag)?;
+        }
+        judge(&staged.tree)?;
+        let digest = staged.digest();
+        staged.session.commit()?;
+        self.link_version(digest)?;
+        let lock = self.lock_tags()?;
+        let (name, tag) = match to {
+            Publish::Untagged => return Ok(None),
+            Publish::Tag { name, tag } => (name, tag),
+            Publish::Import { name } if self.has_tags(name) => (name, TAG_NEXT),
+            Publish::Import { name } => (name, TAG_DEFAULT),
+        };
+        self.link_tag(name, tag, digest)?;
+        drop(lock);
+        Ok(Some(Tag { name: name.into(), tag: tag.into(), digest }))
     }
+
     /// Moves (or makes) a tag, atomically.
-    pub fn tag(&self, _name: &str, _tag: &str, _digest: Digest) -> Result<()> {
-        unreachable!()
+    pub fn tag(&self, name: &str, tag: &str, digest: Digest) -> Result<()> {
+        check_name(name)?;
+        check_name(tag)?;
+        let _versions = self.lock("lock", FlockOperation::LockShared)?;
+        let _tags = self.lock_tags()?;
+        if !self.has_version(digest) {
+            return Err(Error::NoSuchVersion { digest });
+        }
+        self.link_tag(name, tag, digest)
     }
+
     /// Removes a tag; the version stays until [`Store::gc`].
-    pub fn remove_tag(&self, _name: &str, _tag: &str) -> Result<()> {
-        unreachable!()
+    pub fn remove_tag(&self, name: &str, tag: &str) -> Result<()> {
+        check_name(name)?;
+        check_name(tag)?;
+        let _lock = self.lock_tags()?;
+        self.tagged(name, tag)?;
+        let directory = self.refs().join(name);
+        self.disk.remove(&directory.join(tag))?;
+        // Only an empty directory goes; one that still has tags stays.
+        let _ = fs::remove_dir(&directory);
+        self.moved_tags()
     }
+
     /// All tags, sorted by name and tag.
     pub fn tags(&self) -> Result<Vec<Tag>> {
-        unreachable!()
+        let mut tags = Vec::new();
+        for name in names_in(&self.refs())? {
+            for tag in names_in(&self.refs().join(&name))? {
+                if let Some(digest) = self.read_tag(&name, &tag)? {
+                    tags.push(Tag { name: name.clone(), tag, digest });
+                }
+            }
+        }
+        tags.sort();
+        Ok(tags)
     }
+
     /// All versions, by their first tag; those without a tag last.
     pub fn list(&self) -> Result<Vec<Version>> {
-        unreachable!()
+        let mut names: HashMap<Digest, Vec<String>> = HashMap::new();
+        for Tag { name, tag, digest } in self.tags()? {
+            names.entry(digest).or_default().push(format!("{name}:{tag}"));
+        }
+        let versions = self.versions()?.into_iter().map(|digest| {
+            let totals = self.open_tree(digest)?.totals()?;
+            let link = self.images().join(digest.to_string());
+            let created = link.symlink_metadata().and_then(|meta| meta.modified());
+            Ok(Version {
+                digest,
+                tags: names.remove(&digest).unwrap_or_default(),
+                bytes: totals.bytes,
+                files: totals.files,
+                created: created.map_err(Error::io("reading the attributes of", &link))?,
+            })
+        });
+        let mut versions = versions.collect::<Result<Vec<_>>>()?;
+        versions.sort_by_cached_key(|version| (version.tags.is_empty(), version.tags.clone(), version.digest));
+        Ok(versions)
     }
+
     /// The version that `NAME`, `NAME:TAG` or a digest names. The tag is `latest` by default.
-    pub fn resolve(&self, _reference: &str) -> Result<Digest> {
-        unreachable!()
+    pub fn resolve(&self, reference: &str) -> Result<Digest> {
+        if let Ok(digest) = reference.parse() {
+            return if self.has_version(digest) { Ok(digest) } else { Err(Error::NoSuchVersion { digest }) };
+        }
+        let (name, tag) = reference.split_once(':').unwrap_or((reference, TAG_DEFAULT));
+        check_name(name)?;
+        check_name(tag)?;
+        self.tagged(name, tag)
     }
+
     /// Opens a version. While it is open, here or in another process, [`Store::gc`] keeps it.
-    pub fn open_tree(&self, _digest: Digest) -> Result<StoredTree> {
-        unreachable!()
+    pub fn open_tree(&self, digest: Digest) -> Result<StoredTree> {
+        if !self.has_version(digest) {
+            return Err(Error::NoSuchVersion { digest });
+        }
+        self.open_image(digest, &object_path(&self.dir, digest))
     }
+
     /// A value that changes whenever a tag is moved, made or removed, by whichever process.
     /// Cheap: one system call.
     pub fn generation(&self) -> Result<u64> {
-        unreachable!()
+        let refs = self.refs();
+        let meta = fs::metadata(&refs).map_err(Error::io("reading the attributes of", &refs))?;
+        Ok((meta.ctime() as u64).wrapping_mul(1_000_000_000).wrapping_add(meta.ctime_nsec() as u64))
     }
+
     /// Reads a version and all its objects again and compares every digest.
     /// Returns what is damaged, empty where all is well.
-    pub fn verify(
-        &self,
-        _digest: Digest,
-        _progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<crate::Error>> {
-        unreachable!()
+    pub fn verify(&self, digest: Digest, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Error>> {
+        let image = object_path(&self.dir, digest);
+        let size = fs::metadata(&image).map_err(Error::io("opening", &image))?.len();
+        if let Some(damage) = self.verify_object(digest, size)? {
+            return Ok(vec![damage]);
+        }
+        let mut done = Progress { files: 1, bytes: size };
+        let mut damaged = Vec::new();
+        for (digest, size) in self.open_tree(digest)?.objects()? {
+            damaged.extend(self.verify_object(digest, size)?);
+            done.files += 1;
+            done.bytes += size;
+            progress(done);
+        }
+        Ok(damaged)
     }
+
     /// Removes every version that no tag names, that nobody has open and that is not in
-    /// `keep`, then the objects that no version needs.
-    pub fn gc(&self, _keep: &[Digest]) -> Result<Collected> {
-        unreachable!()
+    /// `keep`, then the objects that no version needs. Waits for imports that are under way.
+    pub fn gc(&self, keep: &[Digest]) -> Result<Collected> {
+        let _lock = self.lock("lock", FlockOperation::LockExclusive)?;
+        self.clean_tmp()?;
+        let mut kept: HashSet<Digest> = self.tags()?.into_iter().map(|tag| tag.digest).collect();
+        kept.extend(keep);
+        let mut collected = Collected::default();
+        let mut needed = HashSet::new();
+        for digest in self.versions()? {
+            if kept.contains(&digest) || self.is_open(digest)? {
+                needed.insert(digest);
+                needed.extend(self.open_tree(digest)?.objects()?.into_keys());
+            } else {
+                self.disk.remove(&self.images().join(digest.to_string()))?;
+                collected.versions.push(digest);
+            }
+        }
+        self.disk.sync_dir(&self.images())?;
+        self.remove_objects(&needed, &mut collected)?;
+        Ok(collected)
+    }
+
+    fn make(&self) -> Result<()> {
+        let strange = fs::read_dir(&self.dir).ok().and_then(|mut entries| {
+            entries.find_map(|entry| {
+                let name = entry.ok()?.file_name();
+                // An earlier start may have been cut short.
+                let ours = ["objects", "images", "tmp", "lock", "tags.lock", "meta.json.tmp"];
+                (!ours.iter().any(|known| name == *known)).then_some(name)
+            })
+        });
+        if let Some(name) = strange {
+            let why = format!("it holds {} and no meta.json", name.display());
+            return Err(Error::NotAStore { path: self.dir.clone(), why });
+        }
+        [self.dir.clone(), self.dir.join("objects"), self.refs(), self.dir.join("tmp")]
+            .iter()
+            .try_for_each(|path| self.disk.create_dir(path))?;
+        let (draft, path) = (self.dir.join("meta.json.tmp"), self.dir.join("meta.json"));
+        self.disk.remove(&draft)?;
+        let mut file = self.disk.create(&draft)?;
+        file.write_all(META.as_bytes()).map_err(Error::io("writing", &draft))?;
+        self.disk.sync_all(&self.dir)?;
+        self.disk.rename(&draft, &path)?;
+        self.disk.sync_dir(&self.dir)
+    }
+
+    fn begin(&self) -> Result<Session> {
+        if let Ok(alone) = self.lock("lock", FlockOperation::NonBlockingLockExclusive) {
+            self.clean_tmp()?;
+            drop(alone);
+        }
+        let lock = self.lock("lock", FlockOperation::LockShared)?;
+        Session::begin(&self.dir, &self.disk, lock)
+    }
+
+    fn stage(&self, mut session: Session, tree: &Manifest, skipped: Vec<Skipped>) -> Result<Staged> {
+        let image = erofs::write(tree)?;
+        let digest = crate::verity::digest_of(&image);
+        session.add_object(digest, &image)?;
+        let tree = self.open_image(digest, &session.path_of(digest))?;
+        Ok(Staged { tree, skipped, session })
+    }
+
+    fn open_image(&self, digest: Digest, path: &Path) -> Result<StoredTree> {
+        let file = File::open(path).map_err(Error::io("opening", path))?;
+        rustix::fs::flock(&file, FlockOperation::LockShared)
+            .map_err(|error| Error::io("locking", path)(error.into()))?;
+        let image = map::map(&file).map_err(Error::io("mapping", path))?;
+        StoredTree::new(digest, image, Arc::clone(&self.objects), file)
+    }
+
+    /// Whether somebody holds a version's shared lock.
+    fn is_open(&self, digest: Digest) -> Result<bool> {
+        let path = object_path(&self.dir, digest);
+        let Ok(file) = File::open(&path) else { return Ok(false) };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(Error::io("locking", &path)(error.into())),
+        }
+    }
+
+    fn link_version(&self, digest: Digest) -> Result<()> {
+        let path = self.images().join(digest.to_string());
+        if path.symlink_metadata().is_err() {
+            let name = digest.to_string();
+            let target = Path::new("../objects").join(&name[..2]).join(&name[2..]);
+            self.link_atomically(&target, &path)?;
+        }
+        self.disk.sync_dir(&self.images())
+    }
+
+    fn link_tag(&self, name: &str, tag: &str, digest: Digest) -> Result<()> {
+        let directory = self.refs().join(name);
+        self.disk.create_dir(&directory)?;
+        let target = Path::new("../..").join(digest.to_string());
+        self.link_atomically(&target, &directory.join(tag))?;
+        self.disk.sync_dir(&directory)?;
+        self.moved_tags()
+    }
+
+    fn link_atomically(&self, target: &Path, path: &Path) -> Result<()> {
+        // Also where two publish at once: the lock on tags is not held for versions.
+        let unique = format!("link.{}.{:?}", std::process::id(), std::thread::current().id());
+        let draft = self.dir.join("tmp").join(unique);
+        self.disk.remove(&draft)?;
+        self.disk.symlink(target, &draft)?;
+        self.disk.rename(&draft, path)
+    }
+
+    /// Makes [`Store::generation`] change, and the change of `refs` durable.
+    fn moved_tags(&self) -> Result<()> {
+        let refs = self.refs();
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+        rustix::fs::utimensat(rustix::fs::CWD, &refs, &times, rustix::fs::AtFlags::empty())
+            .map_err(|error| Error::io("touching", &refs)(error.into()))?;
+        self.disk.sync_dir(&refs)
+    }
+
+    fn tagged(&self, name: &str, tag: &str) -> Result<Digest> {
+        self.read_tag(name, tag)?
+            .ok_or_else(|| Error::NoSuchTag { name: name.into(), tag: tag.into() })
+    }
+
+    /// The version that a tag names; `None` if there is no such tag, or it is not one of ours.
+    fn read_tag(&self, name: &str, tag: &str) -> Result<Option<Digest>> {
+        let path = self.refs().join(name).join(tag);
+        match fs::read_link(&path) {
+            Ok(target) => {
+                let digest = target.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+                Ok(digest)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(Error::io("reading", &path)(error)),
+        }
+    }
+
+    fn has_tags(&self, name: &str) -> bool {
+        names_in(&self.refs().join(name)).is_ok_and(|tags| !tags.is_empty())
+    }
+
+    fn has_version(&self, digest: Digest) -> bool {
+        self.images().join(digest.to_string()).exists()
+    }
+
+    fn versions(&self) -> Result<Vec<Digest>> {
+        let mut versions: Vec<Digest> =
+            names_in(&self.images())?.iter().filter_map(|name| name.parse().ok()).collect();
+        versions.sort();
+        Ok(versions)
+    }
+
+    fn verify_object(&self, digest: Digest, expected: u64) -> Result<Option<Error>> {
+        let file = match self.objects.open(digest, expected) {
+            Err(damage @ Error::DamagedObject { .. }) => return Ok(Some(damage)),
+            file => file?,
+        };
+        let mut hasher = Hasher::default();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = file
+                .read_at(&mut buffer, hasher.size())
+                .map_err(|error| self.objects.error("reading", digest, error))?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+        }
+        let got = hasher.finish();
+        Ok((got != digest).then_some(Error::WrongContent { expected: digest, got }))
+    }
+
+    fn remove_objects(&self, needed: &HashSet<Digest>, collected: &mut Collected) -> Result<()> {
+        let objects = self.dir.join("objects");
+        for head in names_in(&objects)? {
+            for rest in names_in(&objects.join(&head))? {
+                let Ok(digest) = format!("{head}{rest}").parse() else { continue };
+                if needed.contains(&digest) {
+                    continue;
+                }
+                let path = objects.join(&head).join(&rest);
+                collected.bytes += path.symlink_metadata().map_or(0, |meta| meta.len());
+                collected.objects += 1;
+                self.disk.remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what interrupted imports left. Only for who holds the lock alone.
+    fn clean_tmp(&self) -> Result<()> {
+        let tmp = self.dir.join("tmp");
+        for name in names_in(&tmp)? {
+            let path = tmp.join(name);
+            if path.is_dir() { self.disk.remove_all(&path)? } else { self.disk.remove(&path)? }
+        }
+        Ok(())
+    }
+
+    fn lock_tags(&self) -> Result<File> {
+        self.lock("tags.lock", FlockOperation::LockExclusive)
+    }
+
+    fn lock(&self, name: &str, how: FlockOperation) -> Result<File> {
+        let path = self.dir.join(name);
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(Error::io("opening", &path))?;
+        rustix::fs::flock(&file, how).map_err(|error| Error::io("locking", &path)(error.into()))?;
+        Ok(file)
+    }
+
+    fn images(&self) -> PathBuf {
+        self.dir.join("images")
+    }
+
+    fn refs(&self) -> PathBuf {
+        self.dir.join("images/refs")
     }
 }
 
@@ -168,4 +538,48 @@ pub struct Collected {
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+fn check_meta(dir: &Path, meta: &str) -> Result<()> {
+    let wrong = |why: &str| Error::NotAStore { path: dir.to_owned(), why: why.into() };
+    let meta: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(meta).map_err(|error| wrong(&format!("meta.json: {error}")))?;
+    if meta.get("version").and_then(serde_json::Value::as_u64) != Some(1) {
+        return Err(wrong("expected version 1 in meta.json"));
+    }
+    let algorithm = meta.get("algorithm").and_then(serde_json::Value::as_str);
+    if algorithm != Some("fsverity-sha256-12") {
+        return Err(wrong("expected algorithm fsverity-sha256-12 in meta.json"));
+    }
+    Ok(())
+}
+
+/// Image names and tags go into paths, URLs and command lines: letters, digits, `.`, `_`, `-`.
+pub fn check_name(text: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let fine = text.bytes().all(plain)
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.len() <= NAME_MAX
+        && text.parse::<Digest>().is_err();
+    if fine {
+        return Ok(());
+    }
+    Err(Error::BadName {
+        text: text.into(),
+        expected: "a name of letters, digits, '.', '_' and '-' that starts with a letter or digit",
+    })
+}
+
+/// The names in a directory; none where there is none. Those that are not UTF-8 are not ours.
+fn names_in(path: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        entries => entries.map_err(Error::io("listing", path))?,
+    };
+    entries
+        .map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).map_err(Error::io("listing", path)))
+        .filter_map(Result::transpose)
+        .collect()
 }

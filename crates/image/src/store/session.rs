@@ -1,0 +1,304 @@
+//! One import's writes: objects gather in a directory of their own under `tmp/`, unseen, until
+//! all of them are durable; only then do they get their names.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::SeekFrom;
+use wire::digest::Digest;
+
+use super::disk::Disk;
+use super::objects::object_path;
+use crate::error::{Error, Result};
+use crate::manifest::{Content, INLINE_MAX};
+use crate::verity::{self, Hasher};
+
+/// Content up to this is hashed before anything is written, so that what the store already has
+/// costs no write.
+const BUFFER: usize = 1 << 20;
+/// Zeros in units of this, aligned, are left out of objects as holes.
+const HOLE: usize = 4096;
+
+/// The next part of a file that is imported.
+pub enum Piece {
+    /// That many bytes were put into the buffer.
+    Data(usize),
+    /// That many zero bytes, not read.
+    Hole(u64),
+    /// There is no more.
+    End,
+}
+
+/// A file that is imported.
+pub trait Source {
+    /// Reads the next part.
+    fn next(&mut self, buffer: &mut [u8]) -> io::Result<Piece>;
+}
+
+/// Content without holes.
+pub struct Plain<R>(pub R);
+
+impl<R: Read> Source for Plain<R> {
+    fn next(&mut self, buffer: &mut [u8]) -> io::Result<Piece> {
+        loop {
+            match self.0.read(buffer) {
+                Ok(0) => return Ok(Piece::End),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read.map(Piece::Data),
+            }
+        }
+    }
+}
+
+/// A file on disk, its holes stepped over.
+pub struct Sparse<'a> {
+    file: &'a File,
+    at: u64,
+    data_until: u64,
+    size: u64,
+}
+
+impl<'a> Sparse<'a> {
+    /// A file of that size.
+    pub fn new(file: &'a File, size: u64) -> Sparse<'a> {
+        Sparse { file, at: 0, data_until: 0, size }
+    }
+
+    /// Where the next data starts and ends. A file system that cannot tell has data everywhere.
+    fn next_data(&self) -> (u64, u64) {
+        let seek = |from| rustix::fs::seek(self.file, from);
+        match seek(SeekFrom::Data(self.at)) {
+            Ok(start) => (start, seek(SeekFrom::Hole(start)).unwrap_or(self.size)),
+            Err(rustix::io::Errno::NXIO) => (self.size, self.size),
+            Err(_) => (self.at, self.size),
+        }
+    }
+}
+
+impl Source for Sparse<'_> {
+    fn next(&mut self, buffer: &mut [u8]) -> io::Result<Piece> {
+        if self.at >= self.size {
+            return Ok(Piece::End);
+        }
+        if self.at >= self.data_until {
+            let (start, end) = self.next_data();
+            let hole = start.min(self.size) - self.at;
+            self.data_until = end.max(start);
+            self.at += hole;
+            if hole > 0 {
+                return Ok(Piece::Hole(hole));
+            }
+        }
+        let len = buffer.len().min((self.data_until.min(self.size) - self.at) as usize);
+        let read = self.file.read_at(&mut buffer[..len], self.at)?;
+        self.at += read as u64;
+        Ok(if read == 0 { Piece::End } else { Piece::Data(read) })
+    }
+}
+
+/// The writes of one import. Dropping it removes what was not published.
+pub struct Session {
+    store: PathBuf,
+    disk: Disk,
+    directory: PathBuf,
+    /// Objects that the store lacks, in `directory` under their names.
+    new: HashMap<Digest, u64>,
+    buffer: Vec<u8>,
+    /// The shared lock that holds off the removal of objects.
+    _lock: File,
+}
+
+impl Session {
+    /// Starts writing to a store on which `lock` is held.
+    pub fn begin(store: &Path, disk: &Disk, lock: File) -> Result<Session> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directory = store.join("tmp").join(format!("{}.{count}", std::process::id()));
+        disk.remove_all(&directory)?;
+        disk.create_dir(&directory)?;
+        Ok(Session {
+            store: store.to_owned(),
+            disk: disk.clone(),
+            directory,
+            new: HashMap::new(),
+            buffer: vec![0; BUFFER],
+            _lock: lock,
+        })
+    }
+
+    /// Takes in a file's content; small content comes back as it is.
+    pub fn add(&mut self, path: &Path, source: &mut dyn Source) -> Result<Content> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let content = self.add_with(&mut buffer, path, source);
+        self.buffer = buffer;
+        content
+    }
+
+    fn add_with(&mut self, buffer: &mut [u8], path: &Path, source: &mut dyn Source) -> Result<Content> {
+        let mut read = |buffer: &mut [u8]| source.next(buffer).map_err(Error::io("reading", path));
+        let mut filled = 0;
+        let mut rest = Piece::End;
+        while filled < buffer.len() {
+            match read(&mut buffer[filled..])? {
+                Piece::Data(len) => filled += len,
+                Piece::Hole(len) if len <= (buffer.len() - filled) as u64 => {
+                    buffer[filled..filled + len as usize].fill(0);
+                    filled += len as usize;
+                }
+                Piece::End => return self.add_bytes(&buffer[..filled]),
+                hole => {
+                    rest = hole;
+                    break;
+                }
+            }
+        }
+        let mut object = Draft::new(&self.disk, self.directory.join("draft"))?;
+        object.write(&buffer[..filled])?;
+        loop {
+            match rest {
+                Piece::Data(len) => object.write(&buffer[..len])?,
+                Piece::Hole(len) => object.skip(len),
+                Piece::End => {}
+            }
+            rest = read(buffer)?;
+            if matches!(rest, Piece::End) {
+                return self.keep(object);
+            }
+        }
+    }
+
+    /// Takes in content that is in memory.
+    fn add_bytes(&mut self, content: &[u8]) -> Result<Content> {
+        if content.len() <= INLINE_MAX {
+            return Ok(Content::Inline(content.to_vec()));
+        }
+        let (digest, size) = (verity::digest_of(content), content.len() as u64);
+        self.add_object(digest, content)?;
+        Ok(Content::Object { digest, size })
+    }
+
+    /// Takes in an object that is in memory, whatever its size.
+    pub fn add_object(&mut self, digest: Digest, content: &[u8]) -> Result<()> {
+        if !self.has(digest, content.len() as u64) {
+            let mut object = Draft::new(&self.disk, self.directory.join("draft"))?;
+            object.write_sparse(content)?;
+            self.name(object, digest)?;
+        }
+        Ok(())
+    }
+
+    /// The path of an object that was added, named already or not yet.
+    pub fn path_of(&self, digest: Digest) -> PathBuf {
+        if self.new.contains_key(&digest) {
+            self.directory.join(digest.to_string())
+        } else {
+            object_path(&self.store, digest)
+        }
+    }
+
+    /// Makes the objects durable, then gives them their names, durably.
+    pub fn commit(&mut self) -> Result<()> {
+        self.disk.sync_all(&self.store)?;
+        let mut directories: Vec<PathBuf> = Vec::new();
+        for digest in self.new.keys() {
+            let path = object_path(&self.store, *digest);
+            if let Some(parent) = path.parent() {
+                self.disk.create_dir(parent)?;
+                directories.push(parent.to_owned());
+            }
+            self.disk.rename(&self.directory.join(digest.to_string()), &path)?;
+        }
+        self.new.clear();
+        directories.sort();
+        directories.dedup();
+        directories.push(self.store.join("objects"));
+        directories.iter().try_for_each(|directory| self.disk.sync_dir(directory))
+    }
+
+    /// Whether the store has an object, whole as far as its length tells.
+    fn has(&self, digest: Digest, size: u64) -> bool {
+        self.new.contains_key(&digest)
+            || object_path(&self.store, digest)
+                .symlink_metadata()
+                .is_ok_and(|meta| meta.is_file() && meta.len() == size)
+    }
+
+    fn keep(&mut self, mut object: Draft) -> Result<Content> {
+        let hasher = std::mem::take(&mut object.hasher);
+        let (size, digest) = (hasher.size(), hasher.finish());
+        if self.has(digest, size) {
+            self.disk.remove(&object.path)?;
+        } else {
+            object.size = size;
+            self.name(object, digest)?;
+        }
+        Ok(Content::Object { digest, size })
+    }
+
+    fn name(&mut self, object: Draft, digest: Digest) -> Result<()> {
+        object.file.set_len(object.size).map_err(Error::io("writing", &object.path))?;
+        self.disk.rename(&object.path, &self.directory.join(digest.to_string()))?;
+        self.new.insert(digest, object.size);
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // What stays behind is removed when the store is next opened for writing.
+        let _ = self.disk.remove_all(&self.directory);
+    }
+}
+
+/// An object that is being written.
+struct Draft {
+    file: File,
+    path: PathBuf,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl Draft {
+    fn new(disk: &Disk, path: PathBuf) -> Result<Draft> {
+        disk.remove(&path)?;
+        Ok(Draft { file: disk.create(&path)?, path, hasher: Hasher::default(), size: 0 })
+    }
+
+    /// Adds bytes to content whose digest is not known yet.
+    fn write(&mut self, content: &[u8]) -> Result<()> {
+        self.hasher.update(content);
+        self.write_sparse(content)
+    }
+
+    fn skip(&mut self, len: u64) {
+        self.hasher.update_zeros(len);
+        self.size += len;
+    }
+
+    /// Writes what is not zero, in runs as long as can be.
+    fn write_sparse(&mut self, content: &[u8]) -> Result<()> {
+        let head = content.len().min((HOLE - (self.size as usize % HOLE)) % HOLE);
+        let (head, body) = content.split_at(head);
+        self.write_run(0, head)?;
+        let mut run = 0;
+        let mut at = 0;
+        for block in body.chunks(HOLE) {
+            if block.len() == HOLE && block == [0; HOLE] {
+                self.write_run(head.len() + run, &body[run..at])?;
+                run = at + HOLE;
+            }
+            at += block.len();
+        }
+        self.write_run(head.len() + run, &body[run.min(body.len())..])?;
+        self.size += content.len() as u64;
+        Ok(())
+    }
+
+    fn write_run(&self, offset: usize, run: &[u8]) -> Result<()> {
+        self.file.write_all_at(run, self.size + offset as u64).map_err(Error::io("writing", &self.path))
+    }
+}
