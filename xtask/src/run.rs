@@ -11,6 +11,8 @@ use crate::workspace::{as_root, can_be_root, cargo, must_succeed, status, target
 
 /// Builds as the invoking user, then becomes `slate try` as root.
 pub fn slate_try(arguments: &[&str]) -> anyhow::Result<ExitCode> {
+    // `cargo xtask try -- --nodes 3` and `cargo xtask try --nodes 3` mean the same.
+    let options = arguments.strip_prefix(&["--"]).unwrap_or(arguments);
     if !can_be_root() {
         bail!(
             "`slate try` makes a private network and needs root: run this as root or with sudo at hand"
@@ -29,7 +31,7 @@ pub fn slate_try(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     install::ensure_build()?;
     must_succeed(&mut cargo(["build", "--package", "cli", "--bin", "slate"]))?;
     let slate = target_directory()?.join("debug/slate");
-    let error = as_root(&slate).arg("try").args(arguments).exec();
+    let error = as_root(&slate).arg("try").args(options).exec();
     Err(error).with_context(|| format!("starting {}", slate.display()))
 }
 

@@ -30,7 +30,7 @@ pub fn run(full: bool) -> anyhow::Result<ExitCode> {
     let tools = install_everything();
     println!("== unit and integration tests");
     counts.add(libtest(
-        &mut cargo(["test", "--workspace", "--no-fail-fast"]),
+        &mut cargo(["test", "--locked", "--workspace", "--no-fail-fast"]),
         IgnoredTests::RunLater,
     )?);
     println!("== rules of the architecture");

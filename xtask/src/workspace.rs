@@ -70,26 +70,24 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     }
     let mut command = Command::new("sudo");
     command
-        .arg("--preserve-env=PATH,HOME,CARGO,RUST_BACKTRACE,RUST_LOG,NO_COLOR,TERM")
+        .arg("--preserve-env=PATH,CARGO,CI,RUST_BACKTRACE,NO_COLOR,TERM,SLATE_CACHE_DIR")
         .arg("--")
         .arg(program);
     command
 }
 
-/// Whether root's rights can be had here: root already, or sudo that works or may ask.
+/// Whether root's rights can be had here: root already, or a sudo that works without asking or
+/// may ask on this terminal.
 pub fn can_be_root() -> bool {
     use std::io::IsTerminal;
+    let question: &[&str] = if std::io::stdin().is_terminal() {
+        &["-v"]
+    } else {
+        &["-n", "true"]
+    };
     is_root()
         || Command::new("sudo")
-            .args(
-                if std::io::stdin().is_terminal() {
-                    ["-v", "--"]
-                } else {
-                    ["-n", "true"]
-                }
-                .iter()
-                .filter(|word| **word != "--"),
-            )
+            .args(question)
             .status()
             .is_ok_and(|status| status.success())
 }
