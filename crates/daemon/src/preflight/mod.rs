@@ -1,1 +1,75 @@
-//! Checks before the daemon starts.
+//! Is this machine ready to serve nodes? Asked before anything is opened or changed.
+//!
+//! [`check`] reads the machine and returns [`Finding`]s, each with what to do next. Reading
+//! (`/proc`, `/sys`, firewall programs) is kept apart from judging, which is pure and tested on
+//! recorded outputs.
+
+mod finding;
+mod firewall;
+mod interface;
+mod owner;
+mod ports;
+mod privilege;
+
+use std::path::Path;
+
+pub use finding::{Finding, Severity};
+pub use firewall::{Firewall, FirewallFinding, ruleset};
+pub use owner::{Owner, Process};
+pub use ports::{Port, Protocol};
+
+use crate::options::Ports;
+
+/// Checks everything that `slate up` needs on `interface`; empty where all is well. Findings come
+/// in the order in which they should be dealt with.
+pub fn check(interface: &str, ports: &Ports) -> Vec<Finding> {
+    let mut findings = privilege::check();
+    let privileged = findings.is_empty();
+    let addresses = interface::check(interface);
+    let Ok(address) = addresses else {
+        findings.extend(addresses.err());
+        return findings;
+    };
+    // Without privileges every bind would fail for that reason alone.
+    if privileged {
+        findings.extend(ports::check(interface, address, ports));
+        findings.extend(firewall::check(interface, &needed(ports)).map(Finding::Firewall));
+    }
+    findings
+}
+
+/// Who owns a port that could not be bound on `interface`.
+pub fn owner_of(port: Port) -> Owner {
+    owner::find(Path::new("/proc"), port)
+}
+
+/// Every port that nodes must reach.
+fn needed(ports: &Ports) -> Vec<Port> {
+    vec![
+        Port::udp(67, "DHCP"),
+        Port::udp(ports.tftp, "TFTP"),
+        Port::udp(ports.http, "boot events"),
+        Port::tcp(ports.http, "HTTP"),
+        Port::tcp(ports.nfs, "NFS"),
+    ]
+}
+
+/// Opens the firewall that `finding` is about, by the commands that it names. Returns the commands
+/// that were run; on failure the one that failed, with its words.
+pub fn open_firewall(finding: &FirewallFinding) -> Result<Vec<String>, CommandFailed> {
+    finding
+        .commands
+        .iter()
+        .map(|command| firewall::run_command(command).map(|()| command.join(" ")))
+        .collect()
+}
+
+/// A command that did not do what it was started for.
+#[derive(Debug, thiserror::Error)]
+#[error("{command}: {message}")]
+pub struct CommandFailed {
+    /// The command.
+    pub command: String,
+    /// What it said, or why it could not be started.
+    pub message: String,
+}

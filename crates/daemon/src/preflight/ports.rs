@@ -1,0 +1,134 @@
+//! The ports that nodes use, and whether they are free here.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use socket2::{Domain, Socket, Type};
+
+use super::finding::Finding;
+use crate::options::Ports;
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Datagrams.
+    Udp,
+    /// Streams.
+    Tcp,
+}
+
+impl Protocol {
+    /// `udp` or `tcp`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// A port and what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// UDP or TCP.
+    pub protocol: Protocol,
+    /// Its number.
+    pub number: u16,
+    /// What it is for: `DHCP`, `NFS`.
+    pub purpose: &'static str,
+}
+
+impl Port {
+    /// A UDP port.
+    pub fn udp(number: u16, purpose: &'static str) -> Self {
+        Self {
+            protocol: Protocol::Udp,
+            number,
+            purpose,
+        }
+    }
+
+    /// A TCP port.
+    pub fn tcp(number: u16, purpose: &'static str) -> Self {
+        Self {
+            protocol: Protocol::Tcp,
+            number,
+            purpose,
+        }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = self.protocol.name();
+        write!(f, "port {}/{protocol} ({})", self.number, self.purpose)
+    }
+}
+
+/// Findings for the ports that cannot be bound, with their owners.
+pub fn check(interface: &str, address: Ipv4Addr, ports: &Ports) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = super::needed(ports)
+        .into_iter()
+        .filter(|port| is_taken(*port, interface, address))
+        .map(|port| (port, super::owner_of(port)))
+        .map(|(port, owner)| match port.purpose {
+            "NFS" if ports.nfs_fallback => Finding::OtherNfsPort { port, owner },
+            _ => Finding::PortTaken { port, owner },
+        })
+        .collect();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity()));
+    findings
+}
+
+/// Whether binding the port as the daemon does says "address in use". Other refusals are not this
+/// check's matter.
+fn is_taken(port: Port, interface: &str, address: Ipv4Addr) -> bool {
+    try_bind(port, interface, address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+fn try_bind(port: Port, interface: &str, address: Ipv4Addr) -> io::Result<()> {
+    let kind = match port.protocol {
+        Protocol::Udp => Type::DGRAM,
+        Protocol::Tcp => Type::STREAM,
+    };
+    let socket = Socket::new(Domain::IPV4, kind, None)?;
+    // DHCP is broadcast: its socket belongs to the interface, not to the address.
+    let address = if port.purpose == "DHCP" {
+        socket.bind_device(Some(interface.as_bytes()))?;
+        Ipv4Addr::UNSPECIFIED
+    } else {
+        address
+    };
+    if port.protocol == Protocol::Tcp {
+        // Connections of an earlier run that are being closed do not hold a listener off.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&SocketAddrV4::new(address, port.number).into())?;
+    match port.protocol {
+        Protocol::Tcp => socket.listen(1),
+        Protocol::Udp => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_takes_its_port() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let number = listener.local_addr().unwrap().port();
+        let port = Port::tcp(number, "NFS");
+        assert!(is_taken(port, "lo", Ipv4Addr::LOCALHOST));
+        drop(listener);
+        assert!(!is_taken(port, "lo", Ipv4Addr::LOCALHOST));
+    }
+
+    #[test]
+    fn a_port_says_what_it_is_for() {
+        assert_eq!(Port::udp(69, "TFTP").to_string(), "port 69/udp (TFTP)");
+    }
+}
