@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::files::Files;
+use crate::boot::BootFiles;
+use crate::files::{FileKind, Files, Root};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +32,310 @@ pub struct Finding {
 
 /// Checks an image; findings come with the gravest first.
 pub fn check(files: &dyn Files) -> io::Result<Vec<Finding>> {
-    let _ = files;
-    unreachable!()
+    let root = Root::new(files);
+    let mut findings = Vec::new();
+    check_keys(root, &mut findings)?;
+    check_boot(root, &mut findings)?;
+    check_system(root, &mut findings)?;
+    check_identity(root, &mut findings)?;
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Ok(findings)
+}
+
+impl Finding {
+    fn new(severity: Severity, what: impl Into<String>, path: &str, hint: &str) -> Self {
+        Self {
+            severity,
+            what: what.into(),
+            path: (!path.is_empty()).then(|| PathBuf::from(path)),
+            hint: (!hint.is_empty()).then(|| hint.to_owned()),
+        }
+    }
+}
+
+/// Folders where private keys lie, searched this deep.
+const KEY_FOLDERS: [(&str, u32); 6] = [
+    ("/etc/ssh", 1),
+    ("/etc/ssl/private", 2),
+    ("/etc/pki", 4),
+    ("/etc/wireguard", 1),
+    ("/root/.ssh", 1),
+    ("/home", 3),
+];
+/// Keys are small; what is larger is something else.
+const KEY_BYTES_MAX: u64 = 64 << 10;
+/// Most files looked into: a hostile image must not stop an import for hours.
+const KEY_FILES_MAX: usize = 20_000;
+
+/// Every node on the wire can read an image, so no private key may be in one.
+fn check_keys(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
+    let mut budget = KEY_FILES_MAX;
+    for (folder, depth) in KEY_FOLDERS {
+        search_keys(root, folder, depth, &mut budget, findings)?;
+    }
+    Ok(())
+}
+
+fn search_keys(
+    root: Root<'_>,
+    folder: &str,
+    depth: u32,
+    budget: &mut usize,
+    findings: &mut Vec<Finding>,
+) -> io::Result<()> {
+    for name in root.names(folder)? {
+        let Some(left) = budget.checked_sub(1) else {
+            return Ok(());
+        };
+        *budget = left;
+        let path = format!("{folder}/{}", name.to_string_lossy());
+        match root.files().info(std::path::Path::new(&path[1..]))? {
+            Some(info) if info.kind == FileKind::Directory && depth > 1 => {
+                search_keys(root, &path, depth - 1, budget, findings)?;
+            }
+            Some(info) if info.kind == FileKind::File && info.bytes <= KEY_BYTES_MAX => {
+                if holds_key(root, &path)? {
+                    findings.push(Finding::new(
+                        Severity::Refuse,
+                        "a private key, which every machine on the network could read",
+                        &path,
+                        "remove it from the image; each node gets its own SSH host key when it boots",
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn holds_key(root: Root<'_>, path: &str) -> io::Result<bool> {
+    let text = root.read(path, KEY_BYTES_MAX)?.unwrap_or_default();
+    let has = |mark: &[u8]| text.windows(mark.len()).any(|window| window == mark);
+    Ok((has(b"-----BEGIN ") && has(b"PRIVATE KEY-----"))
+        || (path.starts_with("/etc/wireguard/") && has(b"PrivateKey")))
+}
+
+fn check_boot(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
+    match BootFiles::of(root.files()) {
+        Ok(boot) => {
+            check_modules(root, &boot.kernel.version, findings)?;
+            for missing in [boot.shim.err(), boot.grub.err()].into_iter().flatten() {
+                findings.push(Finding::new(
+                    Severity::Warn,
+                    format!("UEFI machines cannot boot it: {missing}"),
+                    "",
+                    "",
+                ));
+            }
+        }
+        Err(crate::boot::Error::Missing(missing)) => {
+            findings.push(Finding::new(
+                Severity::Warn,
+                format!("nodes cannot boot it: {missing}"),
+                "",
+                "",
+            ));
+        }
+        Err(crate::boot::Error::Read(error)) => return Err(error),
+    }
+    Ok(())
+}
+
+/// The modules that a root over NFS needs; a kernel may have them built in.
+fn check_modules(root: Root<'_>, kernel: &str, findings: &mut Vec<Finding>) -> io::Result<()> {
+    let folder = format!("/lib/modules/{kernel}");
+    let mut known = String::new();
+    for list in ["modules.dep", "modules.builtin"] {
+        known += &root
+            .text(format!("{folder}/{list}"), 16 << 20)?
+            .unwrap_or_default();
+    }
+    for module in ["nfsv4", "overlay"] {
+        if !known.contains(&format!("/{module}.ko")) {
+            findings.push(Finding::new(
+                Severity::Warn,
+                format!("nodes cannot boot it: kernel {kernel} has no {module} module"),
+                &folder,
+                "install the kernel's full set of modules (linux-modules-extra on Ubuntu, kernel-modules on the Red Hat family)",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_system(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
+    if !root.is_file("/sbin/init")? && !root.is_file("/usr/lib/systemd/systemd")? {
+        findings.push(Finding::new(
+            Severity::Warn,
+            "nodes cannot boot it: no init",
+            "/sbin/init",
+            "install systemd-sysv",
+        ));
+    }
+    if !has_network_manager(root)? {
+        findings.push(Finding::new(
+            Severity::Warn,
+            "no network manager is enabled: nothing would renew a node's lease",
+            "",
+            "enable systemd-networkd or NetworkManager in the image, or give nodes fixed addresses",
+        ));
+    }
+    let fstab = root.text("/etc/fstab", 1 << 20)?.unwrap_or_default();
+    for line in fstab.lines().filter(|line| would_hang(line)) {
+        findings.push(Finding::new(
+            Severity::Warn,
+            format!("a node would wait for this disk: {}", line.trim()),
+            "/etc/fstab",
+            "remove the line, or add the option nofail",
+        ));
+    }
+    Ok(())
+}
+
+fn has_network_manager(root: Root<'_>) -> io::Result<bool> {
+    let wanted = "/etc/systemd/system/multi-user.target.wants";
+    for unit in [
+        "systemd-networkd.service",
+        "NetworkManager.service",
+        "networking.service",
+    ] {
+        // Links to units, so what counts is that the name is there.
+        if root.names(wanted)?.iter().any(|name| name == unit) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A line that names a local disk which systemd would wait for.
+fn would_hang(line: &str) -> bool {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [source, _, kind, options, ..] = fields[..] else {
+        return false;
+    };
+    let disk = ["/dev/", "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL="]
+        .iter()
+        .any(|it| source.starts_with(it));
+    let optional = options
+        .split(',')
+        .any(|it| it == "nofail" || it == "noauto");
+    disk && !optional && !line.trim_start().starts_with('#') && kind != "swap"
+}
+
+fn check_identity(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
+    let machine_id = root.text("/etc/machine-id", 4096)?.unwrap_or_default();
+    if !matches!(machine_id.trim(), "" | "uninitialized") {
+        findings.push(Finding::new(
+            Severity::Info,
+            "the image has a machine-id, which nodes replace by their own",
+            "/etc/machine-id",
+            "",
+        ));
+    }
+    let shadow = root.text("/etc/shadow", 1 << 20)?.unwrap_or_default();
+    for user in shadow.lines().filter_map(user_with_hash) {
+        findings.push(Finding::new(
+            Severity::Warn,
+            format!("{user} has a password hash, which every machine on the network can read"),
+            "/etc/shadow",
+            "lock the password (passwd --lock) and log in by SSH key",
+        ));
+    }
+    Ok(())
+}
+
+fn user_with_hash(line: &str) -> Option<&str> {
+    let mut fields = line.split(':');
+    let (user, hash) = (fields.next()?, fields.next()?);
+    hash.trim_start_matches('!')
+        .starts_with('$')
+        .then_some(user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::HostDir;
+
+    fn findings(files: &[(&str, &str)]) -> Vec<Finding> {
+        let top = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = top.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        check(&HostDir::new(top.path())).unwrap()
+    }
+
+    fn about<'a>(findings: &'a [Finding], word: &str) -> Option<&'a Finding> {
+        findings.iter().find(|finding| finding.what.contains(word))
+    }
+
+    #[test]
+    fn private_keys_are_refused_wherever_they_usually_lie() {
+        let key = "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n";
+        for path in [
+            "etc/ssh/ssh_host_ed25519_key",
+            "root/.ssh/id_rsa",
+            "etc/ssl/private/a/b.pem",
+            "home/me/.ssh/id",
+        ] {
+            let found = findings(&[(path, key)]);
+            assert_eq!(found[0].severity, Severity::Refuse, "{path}");
+            assert_eq!(
+                found[0].path.as_deref(),
+                Some(std::path::Path::new(&format!("/{path}")))
+            );
+        }
+        let public = findings(&[("etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAA")]);
+        assert!(about(&public, "private key").is_none());
+    }
+
+    #[test]
+    fn password_hashes_and_disks_are_warned_of() {
+        let found = findings(&[
+            (
+                "etc/shadow",
+                "root:*:1::\nme:$y$j9T$abc:1::\nold:!$6$x:1::\n",
+            ),
+            (
+                "etc/fstab",
+                "# UUID=1 / ext4 rw 0 1\nUUID=2 / ext4 rw 0 1\n/dev/sdb /x ext4 nofail 0 0\ntmpfs /t tmpfs rw 0 0\n",
+            ),
+        ]);
+        assert!(about(&found, "me has a password hash").is_some());
+        assert!(about(&found, "old has a password hash").is_some());
+        assert!(about(&found, "root has").is_none());
+        let disks: Vec<_> = found
+            .iter()
+            .filter(|it| it.what.contains("wait for this disk"))
+            .collect();
+        assert_eq!(disks.len(), 1);
+        assert!(disks[0].what.contains("UUID=2"));
+    }
+
+    #[test]
+    fn modules_that_the_root_needs() {
+        let base = ("boot/vmlinuz-6.1", "");
+        let found = findings(&[
+            base,
+            ("lib/modules/6.1/modules.dep", "kernel/fs/nfs/nfsv4.ko: x\n"),
+        ]);
+        assert!(about(&found, "no overlay module").is_some());
+        assert!(about(&found, "no nfsv4 module").is_none());
+        let builtin = (
+            "lib/modules/6.1/modules.builtin",
+            "kernel/fs/overlayfs/overlay.ko\n",
+        );
+        let found = findings(&[
+            base,
+            (
+                "lib/modules/6.1/modules.dep",
+                "kernel/fs/nfs/nfsv4.ko.xz: x\n",
+            ),
+            builtin,
+        ]);
+        assert!(about(&found, "module").is_none());
+    }
 }

@@ -134,12 +134,18 @@ impl Error {
     /// Adds what was being done, and to which file, to an operating system's error.
     pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
-        move |source| Error::Io { doing, path, source }
+        move |source| Error::Io {
+            doing,
+            path,
+            source,
+        }
     }
 
     /// Whether this is an [`Error::Io`] because of a full disk or quota.
     pub fn is_disk_full(&self) -> bool {
-        let Error::Io { source, .. } = self else { return false };
+        let Error::Io { source, .. } = self else {
+            return false;
+        };
         matches!(
             source.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded

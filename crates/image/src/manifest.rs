@@ -88,7 +88,9 @@ impl Manifest {
 
     /// An empty tree; its root is `0755 root:root` of 1970 until [`Manifest::set_root`].
     pub fn new() -> Manifest {
-        Manifest { nodes: vec![empty_directory(plain_meta())] }
+        Manifest {
+            nodes: vec![empty_directory(plain_meta())],
+        }
     }
 
     /// Sets the root's owner, permissions, time and attributes.
@@ -100,7 +102,6 @@ impl Manifest {
     pub fn node(&self, id: Id) -> &Node {
         &self.nodes[id]
     }
-
 
     /// Puts a new node into a directory, in the place of what had that name. A directory that
     /// meets a directory keeps what is in it.
@@ -131,14 +132,20 @@ impl Manifest {
     /// The node at a path from the root. Symbolic links on the way (not at its end) are
     /// followed inside the tree.
     pub fn find(&self, path: &[u8]) -> Result<Option<Id>> {
-        let Some((parents, name)) = split_last(path)? else { return Ok(Some(Self::ROOT)) };
-        Ok(self.walk(&parents, &mut 0)?.and_then(|parent| self.child(parent, name)))
+        let Some((parents, name)) = split_last(path)? else {
+            return Ok(Some(Self::ROOT));
+        };
+        Ok(self
+            .walk(&parents, &mut 0)?
+            .and_then(|parent| self.child(parent, name)))
     }
 
     /// The directory that is to hold `path`, and the last name, directories that are missing on
     /// the way being made. `None` is the root itself.
     pub fn make_parents<'p>(&mut self, path: &'p [u8]) -> Result<Option<(Id, &'p [u8])>> {
-        let Some((parents, name)) = split_last(path)? else { return Ok(None) };
+        let Some((parents, name)) = split_last(path)? else {
+            return Ok(None);
+        };
         let mut at = Self::ROOT;
         for (depth, part) in parents.iter().enumerate() {
             at = match self.child(at, part) {
@@ -167,7 +174,9 @@ impl Manifest {
                 trail.truncate((trail.len() - 1).max(1));
                 continue;
             }
-            let Some(id) = self.child(trail[trail.len() - 1], part) else { return Ok(false) };
+            let Some(id) = self.child(trail[trail.len() - 1], part) else {
+                return Ok(false);
+            };
             match &self.nodes[id].content {
                 Content::Directory(_) => trail.push(id),
                 Content::Symlink(target) => {
@@ -223,21 +232,31 @@ pub fn is_kept_xattr(name: &[u8]) -> bool {
 
 /// The names that a path is made of, without empty ones and `.`.
 pub fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".")
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".")
 }
 
 /// An error about an entry of a source.
 pub fn bad(path: &[u8], why: impl Into<String>) -> Error {
-    Error::BadSource { path: shown(path), why: why.into() }
+    Error::BadSource {
+        path: shown(path),
+        why: why.into(),
+    }
 }
 
 /// An empty directory.
 pub fn empty_directory(meta: Meta) -> Node {
-    Node { meta, content: Content::Directory(BTreeMap::new()) }
+    Node {
+        meta,
+        content: Content::Directory(BTreeMap::new()),
+    }
 }
 
 fn plain_meta() -> Meta {
-    Meta { mode: 0o755, ..Meta::default() }
+    Meta {
+        mode: 0o755,
+        ..Meta::default()
+    }
 }
 
 /// The components before the last and the last; `..` is refused, nothing leaves the root.
@@ -253,16 +272,28 @@ fn check_node(name: &[u8], node: &Node) -> Result<()> {
     check_name(name)?;
     check_xattrs(name, &node.meta.xattrs)?;
     match &node.content {
-        Content::Object { size, .. } if *size > SIZE_MAX => {
-            Err(bad(name, format!("{size} bytes, expected at most {SIZE_MAX}")))
-        }
-        Content::Symlink(target) if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) => {
-            Err(bad(name, "a symbolic link's target of no or too many bytes"))
+        Content::Object { size, .. } if *size > SIZE_MAX => Err(bad(
+            name,
+            format!("{size} bytes, expected at most {SIZE_MAX}"),
+        )),
+        Content::Symlink(target)
+            if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) =>
+        {
+            Err(bad(
+                name,
+                "a symbolic link's target of no or too many bytes",
+            ))
         }
         Content::Character(device) | Content::Block(device)
             if device.major >= 1 << 12 || device.minor >= 1 << 20 =>
         {
-            Err(bad(name, format!("device {}:{} does not exist on Linux", device.major, device.minor)))
+            Err(bad(
+                name,
+                format!(
+                    "device {}:{} does not exist on Linux",
+                    device.major, device.minor
+                ),
+            ))
         }
         _ => Ok(()),
     }
@@ -274,12 +305,21 @@ fn check_name(name: &[u8]) -> Result<()> {
         || name == b"."
         || name == b".."
         || name.iter().any(|byte| matches!(byte, 0 | b'/'));
-    if wrong { Err(bad(name, "not a file name of 1 to 255 bytes")) } else { Ok(()) }
+    if wrong {
+        Err(bad(name, "not a file name of 1 to 255 bytes"))
+    } else {
+        Ok(())
+    }
 }
 
 fn check_xattrs(path: &[u8], xattrs: &Xattrs) -> Result<()> {
-    let long = |(name, value): (&Vec<u8>, &Vec<u8>)| name.len() > 255 || value.len() > usize::from(u16::MAX);
-    let total: usize = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let long = |(name, value): (&Vec<u8>, &Vec<u8>)| {
+        name.len() > 255 || value.len() > usize::from(u16::MAX)
+    };
+    let total: usize = xattrs
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     if xattrs.iter().any(long) || total > XATTRS_MAX {
         return Err(bad(path, "its extended attributes are too long"));
     }
@@ -291,11 +331,17 @@ mod tests {
     use super::*;
 
     fn file(text: &str) -> Node {
-        Node { meta: Meta::default(), content: Content::Inline(text.into()) }
+        Node {
+            meta: Meta::default(),
+            content: Content::Inline(text.into()),
+        }
     }
 
     fn link(target: &str) -> Node {
-        Node { meta: Meta::default(), content: Content::Symlink(target.into()) }
+        Node {
+            meta: Meta::default(),
+            content: Content::Symlink(target.into()),
+        }
     }
 
     fn put(tree: &mut Manifest, path: &str, node: Node) -> Result<Id> {
@@ -332,7 +378,10 @@ mod tests {
         let mut tree = Manifest::new();
         let old = put(&mut tree, "d/f", file("old"))?;
         tree.link(Manifest::ROOT, b"other", old)?;
-        let meta = Meta { mode: 0o700, ..Meta::default() };
+        let meta = Meta {
+            mode: 0o700,
+            ..Meta::default()
+        };
         put(&mut tree, "d", empty_directory(meta.clone()))?;
         let new = put(&mut tree, "d/f", file("new"))?;
         assert_eq!(tree.find(b"d/f")?, Some(new));
@@ -345,10 +394,21 @@ mod tests {
 
     #[test]
     fn attributes_are_chosen() {
-        for kept in ["user.a", "security.capability", "security.selinux", "system.posix_acl_access"] {
+        for kept in [
+            "user.a",
+            "security.capability",
+            "security.selinux",
+            "system.posix_acl_access",
+        ] {
             assert!(is_kept_xattr(kept.as_bytes()), "{kept}");
         }
-        for dropped in ["user.", "user.overlay.opaque", "trusted.x", "security.ima", "system.nfs4_acl"] {
+        for dropped in [
+            "user.",
+            "user.overlay.opaque",
+            "trusted.x",
+            "security.ima",
+            "system.nfs4_acl",
+        ] {
             assert!(!is_kept_xattr(dropped.as_bytes()), "{dropped}");
         }
     }

@@ -154,9 +154,20 @@ const COOKIE_FIRST: u64 = 2;
 
 impl StoredTree {
     /// A tree over the bytes of an image; `lock` is kept for as long as the tree.
-    pub(crate) fn new(digest: Digest, image: Bytes, objects: Arc<Objects>, lock: File) -> Result<StoredTree> {
+    pub(crate) fn new(
+        digest: Digest,
+        image: Bytes,
+        objects: Arc<Objects>,
+        lock: File,
+    ) -> Result<StoredTree> {
         let image = Image::open(image)?;
-        Ok(StoredTree { digest, image, objects, totals: OnceLock::new(), _lock: lock })
+        Ok(StoredTree {
+            digest,
+            image,
+            objects,
+            totals: OnceLock::new(),
+            _lock: lock,
+        })
     }
 
     /// The version's name.
@@ -185,21 +196,27 @@ impl StoredTree {
             gid: inode.gid,
             nlink: inode.nlink,
             size: inode.size,
-            mtime: Mtime { seconds: inode.mtime.0, nanoseconds: inode.mtime.1 },
+            mtime: Mtime {
+                seconds: inode.mtime.0,
+                nanoseconds: inode.mtime.1,
+            },
             rdev: Device { major, minor },
         })
     }
 
     /// The inode of that name in a directory, if there is one. `.` and `..` work.
     pub fn lookup(&self, dir: Nid, name: &[u8]) -> Result<Option<Nid>> {
-        let Some(nid) = self.image.lookup(&self.directory(dir)?, name)? else { return Ok(None) };
+        let Some(nid) = self.image.lookup(&self.directory(dir)?, name)? else {
+            return Ok(None);
+        };
         let hidden = self.image.inode(nid)?.is_whiteout();
         Ok((!hidden).then_some(nid))
     }
 
     /// The directory that holds a directory; the root holds itself.
     pub fn parent(&self, dir: Nid) -> Result<Nid> {
-        self.lookup(dir, b"..")?.ok_or_else(|| Error::NoSuchFile { path: "..".into() })
+        self.lookup(dir, b"..")?
+            .ok_or_else(|| Error::NoSuchFile { path: "..".into() })
     }
 
     /// The entries of a directory after `cookie` (0: from the first).
@@ -209,7 +226,13 @@ impl StoredTree {
         let position = cookie.saturating_sub(COOKIE_FIRST);
         let entry = position & ((1 << COOKIE_ENTRY_BITS) - 1);
         let block = usize::try_from(position >> COOKIE_ENTRY_BITS).unwrap_or(usize::MAX);
-        Ok(ReadDir { tree: self, directory, blocks, block, entry: entry as usize })
+        Ok(ReadDir {
+            tree: self,
+            directory,
+            blocks,
+            block,
+            entry: entry as usize,
+        })
     }
 
     /// The target of a symbolic link.
@@ -219,7 +242,11 @@ impl StoredTree {
             return Err(Error::NotALink { nid });
         }
         let held = self.image.held(&inode)?;
-        let range = if held.tail.is_empty() { held.blocks } else { held.tail };
+        let range = if held.tail.is_empty() {
+            held.blocks
+        } else {
+            held.tail
+        };
         Ok(self.image.source().slice(range))
     }
 
@@ -252,12 +279,13 @@ impl StoredTree {
     /// The kept extended attributes of an inode: full name and value, sorted by name.
     pub fn xattrs(&self, nid: Nid) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut kept = Vec::new();
-        self.image.each_xattr(&self.image.inode(nid)?, |name, value| {
-            let name = name.full();
-            if is_kept_xattr(&name) {
-                kept.push((name, value.to_vec()));
-            }
-        })?;
+        self.image
+            .each_xattr(&self.image.inode(nid)?, |name, value| {
+                let name = name.full();
+                if is_kept_xattr(&name) {
+                    kept.push((name, value.to_vec()));
+                }
+            })?;
         kept.sort();
         Ok(kept)
     }
@@ -270,7 +298,11 @@ impl StoredTree {
             return Ok(None);
         }
         if !inode.is_external() {
-            return Ok(Some(if what == Seek::Data { offset } else { inode.size }));
+            return Ok(Some(if what == Seek::Data {
+                offset
+            } else {
+                inode.size
+            }));
         }
         let file = self.object(&inode)?;
         let from = match what {
@@ -280,7 +312,11 @@ impl StoredTree {
         match rustix::fs::seek(&*file, from) {
             Ok(found) => Ok(Some(found.min(inode.size))),
             Err(rustix::io::Errno::NXIO) => Ok(None),
-            Err(error) => Err(self.objects.error("seeking in", self.image.object(&inode)?, error.into())),
+            Err(error) => {
+                Err(self
+                    .objects
+                    .error("seeking in", self.image.object(&inode)?, error.into()))
+            }
         }
     }
 
@@ -292,7 +328,11 @@ impl StoredTree {
         let mut totals = Totals::default();
         self.each_inode(|inode| {
             totals.files += 1;
-            totals.bytes += if inode.kind() == TYPE_FILE { inode.size } else { 0 };
+            totals.bytes += if inode.kind() == TYPE_FILE {
+                inode.size
+            } else {
+                0
+            };
             Ok(())
         })?;
         Ok(*self.totals.get_or_init(|| totals))
@@ -308,7 +348,9 @@ impl StoredTree {
         let mut at = self.root();
         let mut ahead: Vec<Vec<u8>> = reversed(path);
         while let Some(name) = ahead.pop() {
-            let next = self.lookup(at, &name)?.ok_or_else(|| Error::NoSuchFile { path: shown(path) })?;
+            let next = self
+                .lookup(at, &name)?
+                .ok_or_else(|| Error::NoSuchFile { path: shown(path) })?;
             if self.image.inode(next)?.kind() != TYPE_SYMLINK {
                 at = next;
                 continue;
@@ -318,7 +360,11 @@ impl StoredTree {
                 return Err(Error::TooManyLinks { path: shown(path) });
             }
             let target = self.readlink(next)?;
-            at = if target.starts_with(b"/") { self.root() } else { at };
+            at = if target.starts_with(b"/") {
+                self.root()
+            } else {
+                at
+            };
             ahead.extend(reversed(&target));
         }
         Ok(at)
@@ -336,7 +382,11 @@ impl StoredTree {
         let inode = self.file(nid)?;
         if inode.size > READ_FILE_MAX {
             let path = format!("inode {nid}");
-            return Err(Error::TooLarge { path, size: inode.size, limit: READ_FILE_MAX });
+            return Err(Error::TooLarge {
+                path,
+                size: inode.size,
+                limit: READ_FILE_MAX,
+            });
         }
         let mut content = Vec::with_capacity(inode.size as usize);
         for extent in self.read(nid, 0, inode.size)? {
@@ -403,18 +453,28 @@ impl StoredTree {
 
     fn is_escaped_whiteout(&self, inode: &Inode) -> Result<bool> {
         let mut escaped = false;
-        self.image.each_xattr(inode, |name, _| escaped |= name.full() == ESCAPED_WHITEOUT.as_bytes())?;
+        self.image.each_xattr(inode, |name, _| {
+            escaped |= name.full() == ESCAPED_WHITEOUT.as_bytes()
+        })?;
         Ok(escaped)
     }
 
     fn directory(&self, nid: Nid) -> Result<Inode> {
         let inode = self.image.inode(nid)?;
-        if inode.kind() == TYPE_DIRECTORY { Ok(inode) } else { Err(Error::NotADirectory { nid }) }
+        if inode.kind() == TYPE_DIRECTORY {
+            Ok(inode)
+        } else {
+            Err(Error::NotADirectory { nid })
+        }
     }
 
     fn file(&self, nid: Nid) -> Result<Inode> {
         let inode = self.image.inode(nid)?;
-        if inode.kind() == TYPE_FILE { Ok(inode) } else { Err(Error::NotAFile { nid }) }
+        if inode.kind() == TYPE_FILE {
+            Ok(inode)
+        } else {
+            Err(Error::NotAFile { nid })
+        }
     }
 
     fn object(&self, inode: &Inode) -> Result<Arc<File>> {
@@ -429,7 +489,11 @@ impl StoredTree {
     }
 
     fn corrupt(&self, what: &'static str, nid: Nid) -> Error {
-        crate::erofs::Corrupt { what, offset: u64::from(nid) * SLOT as u64 }.into()
+        crate::erofs::Corrupt {
+            what,
+            offset: u64::from(nid) * SLOT as u64,
+        }
+        .into()
     }
 }
 
@@ -445,7 +509,10 @@ pub struct ReadDir<'a> {
 impl<'a> ReadDir<'a> {
     /// The entry at the position, which then moves on; `None` where it shows nothing.
     fn step(&mut self) -> Result<Option<Entry<'a>>> {
-        let block = self.tree.image.directory_block(&self.directory, self.block)?;
+        let block = self
+            .tree
+            .image
+            .directory_block(&self.directory, self.block)?;
         if self.entry >= block.len() {
             self.block += 1;
             self.entry = 0;

@@ -120,7 +120,11 @@ impl Hasher {
 }
 
 fn block_hash(block: &[u8]) -> [u8; HASH] {
-    if block == ZEROS { *ZERO_BLOCK_HASH } else { Sha256::digest(block).into() }
+    if block == ZEROS {
+        *ZERO_BLOCK_HASH
+    } else {
+        Sha256::digest(block).into()
+    }
 }
 
 fn padded_hash(bytes: &[u8]) -> [u8; HASH] {
@@ -166,7 +170,21 @@ mod tests {
     #[test]
     fn every_shape_of_tree_matches_the_definition() {
         let full = 128 * BLOCK;
-        for len in [1, 31, 32, 33, 4095, 4096, 4097, 8192, full - 1, full, full + 1, 2 * full, 128 * full + 5] {
+        for len in [
+            1,
+            31,
+            32,
+            33,
+            4095,
+            4096,
+            4097,
+            8192,
+            full - 1,
+            full,
+            full + 1,
+            2 * full,
+            128 * full + 5,
+        ] {
             let content = pattern(len);
             assert_eq!(digest_of(&content), by_definition(&content), "{len} bytes");
         }
@@ -185,7 +203,15 @@ mod tests {
 
     #[test]
     fn zeros_equal_written_zeros() {
-        for (head, zeros) in [(0, 1), (0, 4096), (0, 8193), (5, 4091), (5, 4090), (5, 70_000), (4096, 12_288)] {
+        for (head, zeros) in [
+            (0, 1),
+            (0, 4096),
+            (0, 8193),
+            (5, 4091),
+            (5, 4090),
+            (5, 70_000),
+            (4096, 12_288),
+        ] {
             let mut content = pattern(head);
             let mut hasher = Hasher::default();
             hasher.update(&content);

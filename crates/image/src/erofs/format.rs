@@ -68,7 +68,8 @@ pub const OPAQUE: &str = "trusted.overlay.opaque";
 /// On a file that stands for a device 0, 0, which overlayfs would take as a deletion.
 pub const ESCAPED_WHITEOUT: &str = "trusted.overlay.overlay.whiteout";
 /// What composefs sets on a file that stands for a device 0, 0.
-pub const WHITEOUT_MARKS: [(&str, &str); 2] = [(ESCAPED_WHITEOUT, ""), ("user.overlay.whiteout", "")];
+pub const WHITEOUT_MARKS: [(&str, &str); 2] =
+    [(ESCAPED_WHITEOUT, ""), ("user.overlay.whiteout", "")];
 /// What composefs sets on a directory that holds one.
 pub const WHITEOUT_PARENT_MARKS: [(&str, &str); 4] = [
     ("trusted.overlay.overlay.whiteouts", ""),
@@ -122,7 +123,13 @@ pub fn xattr_filter_bit(index: u8, rest: &[u8]) -> u32 {
 
 /// XXH32 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md).
 fn xxh32(input: &[u8], seed: u32) -> u32 {
-    const P: [u32; 5] = [0x9e37_79b1, 0x85eb_ca77, 0xc2b2_ae3d, 0x27d4_eb2f, 0x1656_67b1];
+    const P: [u32; 5] = [
+        0x9e37_79b1,
+        0x85eb_ca77,
+        0xc2b2_ae3d,
+        0x27d4_eb2f,
+        0x1656_67b1,
+    ];
     let lane = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let stripes = input.chunks_exact(16);
     let rest = stripes.remainder();
@@ -130,23 +137,43 @@ fn xxh32(input: &[u8], seed: u32) -> u32 {
         seed.wrapping_add(P[4])
     } else {
         let first = seed.wrapping_add(P[0]);
-        let mut state = [first.wrapping_add(P[1]), seed.wrapping_add(P[1]), seed, seed.wrapping_sub(P[0])];
+        let mut state = [
+            first.wrapping_add(P[1]),
+            seed.wrapping_add(P[1]),
+            seed,
+            seed.wrapping_sub(P[0]),
+        ];
         for stripe in stripes {
             for (acc, bytes) in state.iter_mut().zip(stripe.chunks_exact(4)) {
-                *acc = acc.wrapping_add(lane(bytes).wrapping_mul(P[1])).rotate_left(13).wrapping_mul(P[0]);
+                *acc = acc
+                    .wrapping_add(lane(bytes).wrapping_mul(P[1]))
+                    .rotate_left(13)
+                    .wrapping_mul(P[0]);
             }
         }
-        let turned = state.iter().zip([1, 7, 12, 18]).map(|(acc, by)| acc.rotate_left(by));
+        let turned = state
+            .iter()
+            .zip([1, 7, 12, 18])
+            .map(|(acc, by)| acc.rotate_left(by));
         turned.fold(0, u32::wrapping_add)
     };
     hash = hash.wrapping_add(input.len() as u32);
     let words = rest.chunks_exact(4);
-    for byte in words.clone().map(lane).map(Word::Four).chain(words.remainder().iter().map(|b| Word::One(*b))) {
+    for byte in words
+        .clone()
+        .map(lane)
+        .map(Word::Four)
+        .chain(words.remainder().iter().map(|b| Word::One(*b)))
+    {
         hash = match byte {
-            Word::Four(word) => hash.wrapping_add(word.wrapping_mul(P[2])).rotate_left(17).wrapping_mul(P[3]),
-            Word::One(byte) => {
-                hash.wrapping_add(u32::from(byte).wrapping_mul(P[4])).rotate_left(11).wrapping_mul(P[0])
-            }
+            Word::Four(word) => hash
+                .wrapping_add(word.wrapping_mul(P[2]))
+                .rotate_left(17)
+                .wrapping_mul(P[3]),
+            Word::One(byte) => hash
+                .wrapping_add(u32::from(byte).wrapping_mul(P[4]))
+                .rotate_left(11)
+                .wrapping_mul(P[0]),
         };
     }
     hash = (hash ^ hash >> 15).wrapping_mul(P[1]);
@@ -167,13 +194,19 @@ mod tests {
     fn xxh32_known_values() {
         assert_eq!(xxh32(b"", 0), 0x02cc_5d05);
         assert_eq!(xxh32(b"abc", 0), 0x32d1_53ff);
-        assert_eq!(xxh32(b"Nobody inspects the spammish repetition", 0), 0xe229_3b2f);
+        assert_eq!(
+            xxh32(b"Nobody inspects the spammish repetition", 0),
+            0xe229_3b2f
+        );
     }
 
     #[test]
     fn xattr_names_split_by_prefix() {
         assert_eq!(xattr_index(b"user.a"), Some((1, b"a".as_slice())));
-        assert_eq!(xattr_index(b"system.posix_acl_default"), Some((3, b"".as_slice())));
+        assert_eq!(
+            xattr_index(b"system.posix_acl_default"),
+            Some((3, b"".as_slice()))
+        );
         assert_eq!(xattr_index(b"btrfs.x"), None);
     }
 }

@@ -4,7 +4,7 @@ pub(crate) mod format;
 mod reader;
 mod writer;
 
-pub use reader::{Dirent, DirectoryBlock, Held, Image, Inode, XattrName};
+pub use reader::{DirectoryBlock, Dirent, Held, Image, Inode, XattrName};
 pub(crate) use writer::write;
 
 /// A place where an image's metadata breaks its format.

@@ -53,7 +53,10 @@ impl Inode {
 
     /// The device that a device node stands for: major and minor.
     pub fn device(&self) -> (u32, u32) {
-        (self.word >> 8 & 0xfff, self.word & 0xff | self.word >> 12 & 0xf_ff00)
+        (
+            self.word >> 8 & 0xfff,
+            self.word & 0xff | self.word >> 12 & 0xf_ff00,
+        )
     }
 
     /// Whether the content is in an object.
@@ -92,9 +95,19 @@ pub struct Held {
 impl<B: AsRef<[u8]>> Image<B> {
     /// Reads the headers.
     pub fn open(bytes: B) -> Result<Image<B>> {
-        let mut image = Image { bytes, root: 0, oldest: (0, 0), meta: 0, shared_xattrs: 0 };
+        let mut image = Image {
+            bytes,
+            root: 0,
+            oldest: (0, 0),
+            meta: 0,
+            shared_xattrs: 0,
+        };
         image.expect_u32(0, COMPOSEFS_MAGIC, "not a composefs image")?;
-        image.expect_u32(4, HEADER_VERSION, "an unknown version of the composefs header")?;
+        image.expect_u32(
+            4,
+            HEADER_VERSION,
+            "an unknown version of the composefs header",
+        )?;
         image.expect_u32(SUPERBLOCK, EROFS_MAGIC, "no EROFS superblock")?;
         if u32::from(image.u8(SUPERBLOCK + 12)?) != BLOCK_BITS {
             return corrupt("blocks are not of 4096 bytes", SUPERBLOCK + 12);
@@ -103,7 +116,10 @@ impl<B: AsRef<[u8]>> Image<B> {
             return corrupt("unknown incompatible features", SUPERBLOCK + 80);
         }
         image.root = u32::from(image.u16(SUPERBLOCK + 14)?);
-        image.oldest = (image.u64(SUPERBLOCK + 24)? as i64, image.u32(SUPERBLOCK + 32)?);
+        image.oldest = (
+            image.u64(SUPERBLOCK + 24)? as i64,
+            image.u32(SUPERBLOCK + 32)?,
+        );
         image.meta = image.block(image.u32(SUPERBLOCK + 40)?);
         image.shared_xattrs = image.block(image.u32(SUPERBLOCK + 44)?);
         Ok(image)
@@ -160,22 +176,33 @@ impl<B: AsRef<[u8]>> Image<B> {
             inode.nlink = self.u32(at + 44)?;
         }
         if inode.mtime.1 >= 1_000_000_000 {
-            return corrupt("a modification time of more than a second of nanoseconds", at);
+            return corrupt(
+                "a modification time of more than a second of nanoseconds",
+                at,
+            );
         }
         Ok(inode)
     }
 
     /// The content of an inode that holds it in the image.
     pub fn held(&self, inode: &Inode) -> Result<Held> {
-        let size = usize::try_from(inode.size).or_else(|_| corrupt("content outside the image", inode.xattrs))?;
+        let size = usize::try_from(inode.size)
+            .or_else(|_| corrupt("content outside the image", inode.xattrs))?;
         let tail = match inode.layout {
             LAYOUT_PLAIN => 0,
             LAYOUT_INLINE => size % BLOCK,
             _ => return corrupt("content that is in no image", inode.xattrs),
         };
         let start = self.block(inode.word);
-        let blocks = if size == tail { 0..0 } else { start..start.saturating_add(size - tail) };
-        let held = Held { blocks, tail: inode.end()..inode.end() + tail };
+        let blocks = if size == tail {
+            0..0
+        } else {
+            start..start.saturating_add(size - tail)
+        };
+        let held = Held {
+            blocks,
+            tail: inode.end()..inode.end() + tail,
+        };
         self.get(held.blocks.clone())?;
         self.get(held.tail.clone())?;
         Ok(held)
@@ -189,7 +216,10 @@ impl<B: AsRef<[u8]>> Image<B> {
                 found = object_of(value);
             }
         })?;
-        found.map_or_else(|| corrupt("a file without content or object", inode.xattrs), Ok)
+        found.map_or_else(
+            || corrupt("a file without content or object", inode.xattrs),
+            Ok,
+        )
     }
 
     /// The number of blocks of a directory.
@@ -202,14 +232,24 @@ impl<B: AsRef<[u8]>> Image<B> {
     pub fn directory_block(&self, inode: &Inode, index: usize) -> Result<DirectoryBlock<'_>> {
         let held = self.held(inode)?;
         let start = held.blocks.start + index * BLOCK;
-        let range = if start < held.blocks.end { start..held.blocks.end.min(start + BLOCK) } else { held.tail };
+        let range = if start < held.blocks.end {
+            start..held.blocks.end.min(start + BLOCK)
+        } else {
+            held.tail
+        };
         let offset = range.start;
         let bytes = self.get(range)?;
-        let names = bytes.get(8..10).map_or(0, |raw| usize::from(u16::from_le_bytes([raw[0], raw[1]])));
+        let names = bytes
+            .get(8..10)
+            .map_or(0, |raw| usize::from(u16::from_le_bytes([raw[0], raw[1]])));
         if names < DIRENT || names % DIRENT != 0 || names > bytes.len() {
             return corrupt("a directory block without entries", offset);
         }
-        Ok(DirectoryBlock { bytes, offset, len: names / DIRENT })
+        Ok(DirectoryBlock {
+            bytes,
+            offset,
+            len: names / DIRENT,
+        })
     }
 
     /// The inode of a name, `.` and `..` included, whiteouts too.
@@ -230,7 +270,11 @@ impl<B: AsRef<[u8]>> Image<B> {
     }
 
     /// Calls back for every attribute of an inode, the shared ones first.
-    pub fn each_xattr(&self, inode: &Inode, mut each: impl FnMut(XattrName<'_>, &[u8])) -> Result<()> {
+    pub fn each_xattr(
+        &self,
+        inode: &Inode,
+        mut each: impl FnMut(XattrName<'_>, &[u8]),
+    ) -> Result<()> {
         if inode.xattrs_len == 0 {
             return Ok(());
         }
@@ -251,9 +295,17 @@ impl<B: AsRef<[u8]>> Image<B> {
     }
 
     /// One attribute; returns where the next starts.
-    fn xattr(&self, at: usize, limit: usize, each: &mut impl FnMut(XattrName<'_>, &[u8])) -> Result<usize> {
-        let (name_len, index, value_len) =
-            (usize::from(self.u8(at)?), self.u8(at + 1)?, usize::from(self.u16(at + 2)?));
+    fn xattr(
+        &self,
+        at: usize,
+        limit: usize,
+        each: &mut impl FnMut(XattrName<'_>, &[u8]),
+    ) -> Result<usize> {
+        let (name_len, index, value_len) = (
+            usize::from(self.u8(at)?),
+            self.u8(at + 1)?,
+            usize::from(self.u16(at + 2)?),
+        );
         let (name, value) = (at + 4, at + 4 + name_len);
         let end = value + value_len;
         if end > limit {
@@ -262,7 +314,13 @@ impl<B: AsRef<[u8]>> Image<B> {
         let Some((_, prefix)) = XATTR_PREFIXES.iter().find(|(known, _)| *known == index) else {
             return corrupt("an attribute of an unknown kind", at);
         };
-        each(XattrName { prefix, rest: self.get(name..value)? }, self.get(value..end)?);
+        each(
+            XattrName {
+                prefix,
+                rest: self.get(name..value)?,
+            },
+            self.get(value..end)?,
+        );
         Ok(end.next_multiple_of(4))
     }
 
@@ -272,11 +330,15 @@ impl<B: AsRef<[u8]>> Image<B> {
 
     fn get(&self, range: Range<usize>) -> Result<&[u8]> {
         let offset = range.start;
-        self.bytes().get(range).map_or_else(|| corrupt("outside the image", offset), Ok)
+        self.bytes()
+            .get(range)
+            .map_or_else(|| corrupt("outside the image", offset), Ok)
     }
 
     fn array<const N: usize>(&self, at: usize) -> Result<[u8; N]> {
-        self.get(at..at.saturating_add(N))?.try_into().or_else(|_| corrupt("outside the image", at))
+        self.get(at..at.saturating_add(N))?
+            .try_into()
+            .or_else(|_| corrupt("outside the image", at))
     }
 
     fn u8(&self, at: usize) -> Result<u8> {
@@ -296,7 +358,11 @@ impl<B: AsRef<[u8]>> Image<B> {
     }
 
     fn expect_u32(&self, at: usize, expected: u32, what: &'static str) -> Result<()> {
-        if self.u32(at)? == expected { Ok(()) } else { corrupt(what, at) }
+        if self.u32(at)? == expected {
+            Ok(())
+        } else {
+            corrupt(what, at)
+        }
     }
 }
 
@@ -342,10 +408,15 @@ impl<'a> DirectoryBlock<'a> {
         };
         // Only the block's last name may be followed by padding.
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let nid = u64::from_le_bytes([raw[0], raw[1], raw[2], raw[3], raw[4], raw[5], raw[6], raw[7]]);
+        let nid = u64::from_le_bytes([
+            raw[0], raw[1], raw[2], raw[3], raw[4], raw[5], raw[6], raw[7],
+        ]);
         match u32::try_from(nid) {
             Ok(nid) if !name.is_empty() && name.len() <= 255 => Ok(Dirent { name, nid }),
-            _ => corrupt("a directory entry without name or inode", self.offset + index * DIRENT),
+            _ => corrupt(
+                "a directory entry without name or inode",
+                self.offset + index * DIRENT,
+            ),
         }
     }
 
@@ -382,5 +453,8 @@ fn object_of(redirect: &[u8]) -> Option<Digest> {
 }
 
 fn corrupt<T>(what: &'static str, offset: usize) -> Result<T> {
-    Err(Corrupt { what, offset: offset as u64 })
+    Err(Corrupt {
+        what,
+        offset: offset as u64,
+    })
 }

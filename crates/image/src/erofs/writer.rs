@@ -14,9 +14,15 @@ use crate::tree::{Device, Mtime};
 pub fn write(tree: &Manifest) -> Result<Vec<u8>> {
     let mut inodes = collect(tree);
     let shared = share_xattrs(&mut inodes);
-    let oldest = inodes.iter().map(|inode| inode.mtime).min().unwrap_or_default();
+    let oldest = inodes
+        .iter()
+        .map(|inode| inode.mtime)
+        .min()
+        .unwrap_or_default();
     let places = place(&inodes, oldest);
-    let end = places.last().map_or(SUPERBLOCK + SUPERBLOCK_SIZE, |place| place.end());
+    let end = places
+        .last()
+        .map_or(SUPERBLOCK + SUPERBLOCK_SIZE, |place| place.end());
     if end.div_ceil(SLOT) > u32::MAX as usize {
         return Err(bad(b"/", "more inodes than an image can hold"));
     }
@@ -83,10 +89,14 @@ fn collect(tree: &Manifest) -> Vec<Inode<'_>> {
         let (source, parent) = sources[next];
         if let Some(Content::Directory(children)) = source.map(|id| &tree.node(id).content) {
             let mut entries = BTreeMap::from([(b".".as_slice(), next), (b"..".as_slice(), parent)]);
-            let mut names: BTreeMap<&[u8], Option<Id>> =
-                children.iter().map(|(name, id)| (name.as_slice(), Some(*id))).collect();
+            let mut names: BTreeMap<&[u8], Option<Id>> = children
+                .iter()
+                .map(|(name, id)| (name.as_slice(), Some(*id)))
+                .collect();
             if next == 0 {
-                STUBS.iter().for_each(|stub| _ = names.entry(stub).or_insert(None));
+                STUBS
+                    .iter()
+                    .for_each(|stub| _ = names.entry(stub).or_insert(None));
             }
             for (name, id) in names {
                 let number = match id.and_then(|id| numbers.get(&id)) {
@@ -141,7 +151,10 @@ fn stub_of<'a>(root: &Inode<'a>) -> Inode<'a> {
         uid: root.uid,
         gid: root.gid,
         mtime: root.mtime,
-        xattrs: label.map(|value| (b"security.selinux".to_vec(), value.clone())).into_iter().collect(),
+        xattrs: label
+            .map(|value| (b"security.selinux".to_vec(), value.clone()))
+            .into_iter()
+            .collect(),
         shared: Vec::new(),
         own: Vec::new(),
         filter: u32::MAX,
@@ -161,7 +174,10 @@ fn inode_of(tree: &Manifest, id: Id) -> Inode<'_> {
             let mut metacopy = vec![0, 36, 0, 1];
             metacopy.extend(digest.0);
             xattrs.insert(METACOPY.into(), metacopy);
-            xattrs.insert(REDIRECT.into(), format!("/{}/{}", &name[..2], &name[2..]).into());
+            xattrs.insert(
+                REDIRECT.into(),
+                format!("/{}/{}", &name[..2], &name[2..]).into(),
+            );
             (TYPE_FILE, Body::Object(*size))
         }
         Content::Symlink(target) => (TYPE_SYMLINK, Body::Bytes(target)),
@@ -193,7 +209,11 @@ fn is_whiteout(content: &Content) -> bool {
 }
 
 fn mark(xattrs: &mut Xattrs, marks: &[(&str, &str)]) {
-    xattrs.extend(marks.iter().map(|(name, value)| ((*name).into(), (*value).into())));
+    xattrs.extend(
+        marks
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into())),
+    );
 }
 
 /// The kernel's new_encode_dev (include/linux/kdev_t.h).
@@ -208,7 +228,11 @@ fn share_xattrs(inodes: &mut [Inode<'_>]) -> Vec<u8> {
     for (name, value) in inodes.iter().flat_map(|inode| &inode.xattrs) {
         *uses.entry((name, value)).or_default() += 1;
     }
-    let mut several: Vec<_> = uses.into_iter().filter(|(_, uses)| *uses > 1).map(|(xattr, _)| xattr).collect();
+    let mut several: Vec<_> = uses
+        .into_iter()
+        .filter(|(_, uses)| *uses > 1)
+        .map(|(xattr, _)| xattr)
+        .collect();
     // composefs sorts downwards: by name, then the value's length, then the value.
     several.sort_by(|a, b| (b.0, b.1.len(), b.1).cmp(&(a.0, a.1.len(), a.1)));
     let mut table = Vec::new();
@@ -223,7 +247,9 @@ fn share_xattrs(inodes: &mut [Inode<'_>]) -> Vec<u8> {
             inode.filter &= !xattr_filter_bit(index, rest);
             inode.has_acl |= xattr.0.starts_with(b"system.posix_acl_");
             match offsets.get(&xattr) {
-                Some(offset) if inode.shared.len() < SHARED_XATTRS_MAX => inode.shared.push(*offset),
+                Some(offset) if inode.shared.len() < SHARED_XATTRS_MAX => {
+                    inode.shared.push(*offset)
+                }
                 _ => inode.own.push(xattr),
             }
         }
@@ -249,7 +275,11 @@ fn xattr_size(inode: &Inode<'_>) -> usize {
     if inode.shared.is_empty() && inode.own.is_empty() {
         return 0;
     }
-    let own: usize = inode.own.iter().map(|(name, value)| xattr_entry_size(name, value)).sum();
+    let own: usize = inode
+        .own
+        .iter()
+        .map(|(name, value)| xattr_entry_size(name, value))
+        .sum();
     XATTR_HEADER + inode.shared.len() * 4 + own
 }
 
@@ -284,7 +314,11 @@ fn content_shape(body: &Body<'_>) -> (usize, usize) {
         Body::Directory(entries) => {
             let blocks = directory_blocks(entries);
             let last = blocks.last().map_or(0, |block| directory_bytes(block));
-            if last > BLOCK / 2 { (blocks.len(), 0) } else { (blocks.len() - 1, last) }
+            if last > BLOCK / 2 {
+                (blocks.len(), 0)
+            } else {
+                (blocks.len() - 1, last)
+            }
         }
         Body::Bytes(bytes) if bytes.len() % BLOCK > BLOCK / 2 => (bytes.len() / BLOCK + 1, 0),
         Body::Bytes(bytes) => (bytes.len() / BLOCK, bytes.len() % BLOCK),
@@ -362,7 +396,12 @@ fn directory_bytes(block: &[(&[u8], usize)]) -> usize {
     block.iter().map(|(name, _)| DIRENT + name.len()).sum()
 }
 
-fn put_directory_block(out: &mut Vec<u8>, block: &[(&[u8], usize)], inodes: &[Inode<'_>], places: &[Place]) {
+fn put_directory_block(
+    out: &mut Vec<u8>,
+    block: &[(&[u8], usize)],
+    inodes: &[Inode<'_>],
+    places: &[Place],
+) {
     let mut name_at = block.len() * DIRENT;
     for (name, number) in block {
         out.extend(places[*number].nid().to_le_bytes());
@@ -379,7 +418,14 @@ fn emit(inodes: &[Inode<'_>], places: &[Place], shared: &[u8], oldest: Mtime) ->
     let blocks: usize = places.iter().map(|place| place.blocks).sum();
     let mut out = Vec::with_capacity(data + blocks * BLOCK);
     put_header(&mut out, inodes);
-    put_superblock(&mut out, inodes.len(), &places[0], inodes_end, data / BLOCK + blocks, oldest);
+    put_superblock(
+        &mut out,
+        inodes.len(),
+        &places[0],
+        inodes_end,
+        data / BLOCK + blocks,
+        oldest,
+    );
     let mut next_block = (data / BLOCK) as u32;
     for (number, (inode, place)) in inodes.iter().zip(places).enumerate() {
         out.resize(place.offset, 0);
@@ -398,14 +444,25 @@ fn emit(inodes: &[Inode<'_>], places: &[Place], shared: &[u8], oldest: Mtime) ->
 }
 
 fn put_header(out: &mut Vec<u8>, inodes: &[Inode<'_>]) {
-    let flags = if inodes.iter().any(|inode| inode.has_acl) { FLAG_HAS_ACL } else { 0 };
+    let flags = if inodes.iter().any(|inode| inode.has_acl) {
+        FLAG_HAS_ACL
+    } else {
+        0
+    };
     for word in [COMPOSEFS_MAGIC, HEADER_VERSION, flags, COMPOSEFS_VERSION] {
         out.extend(word.to_le_bytes());
     }
     out.resize(SUPERBLOCK, 0);
 }
 
-fn put_superblock(out: &mut Vec<u8>, inodes: usize, root: &Place, end: usize, blocks: usize, oldest: Mtime) {
+fn put_superblock(
+    out: &mut Vec<u8>,
+    inodes: usize,
+    root: &Place,
+    end: usize,
+    blocks: usize,
+    oldest: Mtime,
+) {
     out.extend(EROFS_MAGIC.to_le_bytes());
     out.extend(0u32.to_le_bytes()); // no checksum
     out.extend(FEATURES_COMPATIBLE.to_le_bytes());
@@ -425,11 +482,19 @@ fn put_inode(out: &mut Vec<u8>, inode: &Inode<'_>, place: &Place, number: u32, n
         Body::Object(size) => (LAYOUT_CHUNKS, chunk_bits(*size)),
         Body::Device(device) => (LAYOUT_PLAIN, *device),
         _ => (
-            if place.tail > 0 { LAYOUT_INLINE } else { LAYOUT_PLAIN },
+            if place.tail > 0 {
+                LAYOUT_INLINE
+            } else {
+                LAYOUT_PLAIN
+            },
             if place.blocks > 0 { next_block } else { 0 },
         ),
     };
-    let xattr_count = if place.xattr_size == 0 { 0 } else { (place.xattr_size - XATTR_HEADER) / 4 + 1 };
+    let xattr_count = if place.xattr_size == 0 {
+        0
+    } else {
+        (place.xattr_size - XATTR_HEADER) / 4 + 1
+    };
     let size = inode_size(inode, place);
     out.extend((layout << 1 | u16::from(!place.compact)).to_le_bytes());
     out.extend((xattr_count as u16).to_le_bytes());
@@ -472,17 +537,28 @@ fn put_xattrs(out: &mut Vec<u8>, inode: &Inode<'_>, inodes_end: usize) {
     for offset in &inode.shared {
         out.extend((((inodes_end % BLOCK) as u32 + offset) / 4).to_le_bytes());
     }
-    inode.own.iter().for_each(|(name, value)| put_xattr(out, name, value));
+    inode
+        .own
+        .iter()
+        .for_each(|(name, value)| put_xattr(out, name, value));
 }
 
-fn put_tail(out: &mut Vec<u8>, inode: &Inode<'_>, place: &Place, inodes: &[Inode<'_>], places: &[Place]) {
+fn put_tail(
+    out: &mut Vec<u8>,
+    inode: &Inode<'_>,
+    place: &Place,
+    inodes: &[Inode<'_>],
+    places: &[Place],
+) {
     if place.tail == 0 {
         return;
     }
     match &inode.body {
         Body::Directory(entries) => {
             let blocks = directory_blocks(entries);
-            blocks[place.blocks..].iter().for_each(|block| put_directory_block(out, block, inodes, places));
+            blocks[place.blocks..]
+                .iter()
+                .for_each(|block| put_directory_block(out, block, inodes, places));
         }
         Body::Bytes(bytes) => out.extend(&bytes[bytes.len() - place.tail..]),
         Body::Object(_) => out.extend(NULL_CHUNK.to_le_bytes()),
@@ -490,7 +566,13 @@ fn put_tail(out: &mut Vec<u8>, inode: &Inode<'_>, place: &Place, inodes: &[Inode
     }
 }
 
-fn put_blocks(out: &mut Vec<u8>, inode: &Inode<'_>, place: &Place, inodes: &[Inode<'_>], places: &[Place]) {
+fn put_blocks(
+    out: &mut Vec<u8>,
+    inode: &Inode<'_>,
+    place: &Place,
+    inodes: &[Inode<'_>],
+    places: &[Place],
+) {
     if place.blocks == 0 {
         return;
     }

@@ -60,7 +60,9 @@ impl Walk<'_> {
             names.push(entry.map_err(Error::io("listing", path))?.file_name());
         }
         names.sort();
-        names.iter().try_for_each(|name| self.entry(&path.join(name), name.as_bytes(), id))
+        names
+            .iter()
+            .try_for_each(|name| self.entry(&path.join(name), name.as_bytes(), id))
     }
 
     fn entry(&mut self, path: &Path, name: &[u8], parent: Id) -> Result<()> {
@@ -82,7 +84,11 @@ impl Walk<'_> {
         if meta_kind == libc_type::DIRECTORY {
             let id = self.tree.add(parent, name, empty_directory(meta))?;
             self.count(0);
-            return if mounted { Ok(()) } else { self.directory(path, id) };
+            return if mounted {
+                Ok(())
+            } else {
+                self.directory(path, id)
+            };
         }
         let content = self.content(path, &stat, meta_kind, mounted)?;
         let id = self.tree.add(parent, name, Node { meta, content })?;
@@ -93,17 +99,24 @@ impl Walk<'_> {
     }
 
     fn content(&mut self, path: &Path, stat: &Statx, kind: u32, mounted: bool) -> Result<Content> {
-        let device = Device { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor };
+        let device = Device {
+            major: stat.stx_rdev_major,
+            minor: stat.stx_rdev_minor,
+        };
         let content = match kind {
             libc_type::FILE if mounted => Content::Inline(Vec::new()),
             libc_type::FILE => {
                 let file = open(path)?;
-                let content = self.session.add(path, &mut Sparse::new(&file, stat.stx_size))?;
+                let content = self
+                    .session
+                    .add(path, &mut Sparse::new(&file, stat.stx_size))?;
                 self.count(stat.stx_size);
                 return Ok(content);
             }
             libc_type::SYMLINK => {
-                let target = path.read_link().map_err(Error::io("reading the link", path))?;
+                let target = path
+                    .read_link()
+                    .map_err(Error::io("reading the link", path))?;
                 Content::Symlink(target.into_os_string().as_bytes().to_vec())
             }
             libc_type::CHARACTER => Content::Character(device),
@@ -120,15 +133,27 @@ impl Walk<'_> {
         } else {
             stat.stx_mode & 0o7777
         };
-        let mtime = Mtime { seconds: stat.stx_mtime.tv_sec, nanoseconds: stat.stx_mtime.tv_nsec };
-        Ok(Meta { mode, uid: stat.stx_uid, gid: stat.stx_gid, mtime, xattrs: self.xattrs(path)? })
+        let mtime = Mtime {
+            seconds: stat.stx_mtime.tv_sec,
+            nanoseconds: stat.stx_mtime.tv_nsec,
+        };
+        Ok(Meta {
+            mode,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            mtime,
+            xattrs: self.xattrs(path)?,
+        })
     }
 
     fn xattrs(&mut self, path: &Path) -> Result<Xattrs> {
         let mut kept = Xattrs::new();
         for name in xattr_names(path)? {
             if !is_kept_xattr(&name) {
-                self.skip(path, SkipReason::Attribute(String::from_utf8_lossy(&name).into_owned()));
+                self.skip(
+                    path,
+                    SkipReason::Attribute(String::from_utf8_lossy(&name).into_owned()),
+                );
             } else if let Some(value) = xattr_value(path, &name)? {
                 kept.insert(name, value);
             }
@@ -137,7 +162,12 @@ impl Walk<'_> {
     }
 
     fn skip(&mut self, path: &Path, why: SkipReason) {
-        let path = path.strip_prefix(&self.top).unwrap_or(path).as_os_str().as_bytes().to_vec();
+        let path = path
+            .strip_prefix(&self.top)
+            .unwrap_or(path)
+            .as_os_str()
+            .as_bytes()
+            .to_vec();
         self.skipped.push(Skipped { path, why });
     }
 
@@ -179,7 +209,9 @@ fn xattr_names(path: &Path) -> Result<Vec<Vec<u8>>> {
     loop {
         match rustix::fs::llistxattr(path, &mut buffer[..]) {
             Ok(len) => {
-                let names = buffer[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+                let names = buffer[..len]
+                    .split(|byte| *byte == 0)
+                    .filter(|name| !name.is_empty());
                 return Ok(names.map(<[u8]>::to_vec).collect());
             }
             Err(rustix::io::Errno::RANGE) if buffer.len() < 1 << 16 => buffer.resize(1 << 16, 0),

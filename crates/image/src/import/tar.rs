@@ -61,7 +61,11 @@ impl Import<'_> {
         let pax = pax_of(&mut entry, &path)?;
         let meta = self.meta(&entry, &path, pax)?;
         let target = entry.link_name_bytes().map(std::borrow::Cow::into_owned);
-        let link = |path: &[u8]| target.clone().ok_or_else(|| bad(path, "a link without a target"));
+        let link = |path: &[u8]| {
+            target
+                .clone()
+                .ok_or_else(|| bad(path, "a link without a target"))
+        };
         self.done.files += 1;
         let content = match kind {
             EntryType::Directory => return self.put(&path, empty_directory(meta)),
@@ -70,13 +74,21 @@ impl Import<'_> {
             EntryType::Char => Content::Character(device(&entry, &path)?),
             EntryType::Block => Content::Block(device(&entry, &path)?),
             EntryType::Fifo => Content::Fifo,
-            kind if kind.is_file() || kind == EntryType::GNUSparse || kind == EntryType::Continuous => {
+            kind if kind.is_file()
+                || kind == EntryType::GNUSparse
+                || kind == EntryType::Continuous =>
+            {
                 self.done.bytes += entry.size();
                 let name = shown(&path);
                 self.session.add(Path::new(&name), &mut Plain(&mut entry))?
             }
             EntryType::XGlobalHeader => return Ok(()),
-            kind => return Err(bad(&path, format!("an entry of the unknown type {:?}", kind.as_byte() as char))),
+            kind => {
+                return Err(bad(
+                    &path,
+                    format!("an entry of the unknown type {:?}", kind.as_byte() as char),
+                ));
+            }
         };
         self.put(&path, Node { meta, content })
     }
@@ -93,9 +105,17 @@ impl Import<'_> {
     }
 
     fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
-        let missing = || bad(path, format!("a hard link to {}, which is not there", shown(target)));
+        let missing = || {
+            bad(
+                path,
+                format!("a hard link to {}, which is not there", shown(target)),
+            )
+        };
         let id = self.tree.find(target)?.ok_or_else(missing)?;
-        let (parent, name) = self.tree.make_parents(path)?.ok_or_else(|| bad(path, "the root as a link"))?;
+        let (parent, name) = self
+            .tree
+            .make_parents(path)?
+            .ok_or_else(|| bad(path, "the root as a link"))?;
         self.tree.link(parent, name, id)
     }
 
@@ -103,7 +123,9 @@ impl Import<'_> {
         let header = entry.header();
         let wrong = |what: &str| bad(path, format!("its {what} cannot be read"));
         let id = |own: io::Result<u64>, what| {
-            own.ok().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(what))
+            own.ok()
+                .and_then(|id| u32::try_from(id).ok())
+                .ok_or_else(|| wrong(what))
         };
         let mode = match header.entry_type() {
             EntryType::Symlink => 0o777,
@@ -111,7 +133,10 @@ impl Import<'_> {
         };
         let mtime = match pax.mtime {
             Some(mtime) => mtime,
-            None => Mtime { seconds: number(&header.as_old().mtime).ok_or_else(|| wrong("time"))?, nanoseconds: 0 },
+            None => Mtime {
+                seconds: number(&header.as_old().mtime).ok_or_else(|| wrong("time"))?,
+                nanoseconds: 0,
+            },
         };
         let mut meta = Meta {
             mode,
@@ -124,8 +149,13 @@ impl Import<'_> {
             if is_kept_xattr(&name) {
                 meta.xattrs.insert(name, value);
             } else {
-                let path = crate::manifest::components(path).collect::<Vec<_>>().join(&b'/');
-                self.skipped.push(Skipped { path, why: SkipReason::Attribute(shown(&name)) });
+                let path = crate::manifest::components(path)
+                    .collect::<Vec<_>>()
+                    .join(&b'/');
+                self.skipped.push(Skipped {
+                    path,
+                    why: SkipReason::Attribute(shown(&name)),
+                });
             }
         }
         Ok(meta)
@@ -134,15 +164,25 @@ impl Import<'_> {
 
 fn pax_of(entry: &mut Entry<'_, impl Read>, path: &[u8]) -> Result<Pax> {
     let mut pax = Pax::default();
-    let Some(extensions) = entry.pax_extensions().map_err(broken)? else { return Ok(pax) };
+    let Some(extensions) = entry.pax_extensions().map_err(broken)? else {
+        return Ok(pax);
+    };
     for extension in extensions {
         let extension = extension.map_err(broken)?;
         let (key, value) = (extension.key_bytes(), extension.value_bytes());
-        let text = || std::str::from_utf8(value).map_err(|_| bad(path, "a pax header that is no text"));
-        let id = || text()?.parse().map_err(|_| bad(path, "a pax header with a wrong owner"));
+        let text =
+            || std::str::from_utf8(value).map_err(|_| bad(path, "a pax header that is no text"));
+        let id = || {
+            text()?
+                .parse()
+                .map_err(|_| bad(path, "a pax header with a wrong owner"))
+        };
         match key {
             b"mtime" => {
-                pax.mtime = Some(decimal_time(text()?).ok_or_else(|| bad(path, "a pax header with a wrong time"))?);
+                pax.mtime = Some(
+                    decimal_time(text()?)
+                        .ok_or_else(|| bad(path, "a pax header with a wrong time"))?,
+                );
             }
             b"uid" => pax.uid = Some(id()?),
             b"gid" => pax.gid = Some(id()?),
@@ -163,27 +203,52 @@ fn decimal_time(text: &str) -> Option<Mtime> {
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
     let nanoseconds: u32 = digits.parse().ok()?;
     if whole.starts_with('-') && nanoseconds > 0 {
-        return Some(Mtime { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds });
+        return Some(Mtime {
+            seconds: seconds.checked_sub(1)?,
+            nanoseconds: 1_000_000_000 - nanoseconds,
+        });
     }
-    Some(Mtime { seconds, nanoseconds })
+    Some(Mtime {
+        seconds,
+        nanoseconds,
+    })
 }
 
 /// A number of a tar header: octal digits, or GNU's base 256, which may be negative.
 fn number(field: &[u8; 12]) -> Option<i64> {
     if field[0] & 0x80 != 0 {
         let sign = if field[0] == 0xff { -1 } else { 0 };
-        return Some(field[4..].iter().fold(sign, |value, byte| value << 8 | i64::from(*byte)));
+        return Some(
+            field[4..]
+                .iter()
+                .fold(sign, |value, byte| value << 8 | i64::from(*byte)),
+        );
     }
     let text = std::str::from_utf8(field).ok()?.trim_matches([' ', '\0']);
-    if text.is_empty() { Some(0) } else { i64::from_str_radix(text, 8).ok() }
+    if text.is_empty() {
+        Some(0)
+    } else {
+        i64::from_str_radix(text, 8).ok()
+    }
 }
 
 fn device(entry: &Entry<'_, impl Read>, path: &[u8]) -> Result<Device> {
-    let part = |part: io::Result<Option<u32>>| part.ok().flatten().ok_or_else(|| bad(path, "no device number"));
-    Ok(Device { major: part(entry.header().device_major())?, minor: part(entry.header().device_minor())? })
+    let part = |part: io::Result<Option<u32>>| {
+        part.ok()
+            .flatten()
+            .ok_or_else(|| bad(path, "no device number"))
+    };
+    Ok(Device {
+        major: part(entry.header().device_major())?,
+        minor: part(entry.header().device_minor())?,
+    })
 }
 
 /// The archive behind its compression, told by its first bytes.
@@ -202,7 +267,8 @@ fn decompressed<'r>(source: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
 fn unxz(mut source: impl io::BufRead) -> io::Result<impl Read> {
     let mut unpacked = tempfile::tempfile()?;
     let mut out = io::BufWriter::new(&mut unpacked);
-    lzma_rs::xz_decompress(&mut source, &mut out).map_err(|error| io::Error::other(format!("{error:?}")))?;
+    lzma_rs::xz_decompress(&mut source, &mut out)
+        .map_err(|error| io::Error::other(format!("{error:?}")))?;
     io::Write::flush(&mut out)?;
     drop(out);
     io::Seek::rewind(&mut unpacked)?;
@@ -210,7 +276,11 @@ fn unxz(mut source: impl io::BufRead) -> io::Result<impl Read> {
 }
 
 fn broken(error: io::Error) -> Error {
-    Error::Io { doing: "reading", path: "tar archive".into(), source: error }
+    Error::Io {
+        doing: "reading",
+        path: "tar archive".into(),
+        source: error,
+    }
 }
 
 #[cfg(test)]
@@ -219,8 +289,16 @@ mod tests {
 
     #[test]
     fn times_of_pax_headers() {
-        let time = |seconds, nanoseconds| Some(Mtime { seconds, nanoseconds });
-        assert_eq!(decimal_time("1700000000.123456789"), time(1_700_000_000, 123_456_789));
+        let time = |seconds, nanoseconds| {
+            Some(Mtime {
+                seconds,
+                nanoseconds,
+            })
+        };
+        assert_eq!(
+            decimal_time("1700000000.123456789"),
+            time(1_700_000_000, 123_456_789)
+        );
         assert_eq!(decimal_time("5"), time(5, 0));
         assert_eq!(decimal_time("5.5"), time(5, 500_000_000));
         assert_eq!(decimal_time("-1.25"), time(-2, 750_000_000));

@@ -27,7 +27,12 @@ impl Disk {
     /// Makes a file that is not there yet, for writing.
     pub fn create(&self, path: &Path) -> Result<File> {
         self.step(path)?;
-        let file = File::options().read(true).write(true).create_new(true).mode(0o644).open(path);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(path);
         let file = file.map_err(Error::io("making", path))?;
         #[cfg(test)]
         self.faults.wrote(path);
@@ -53,7 +58,9 @@ impl Disk {
     pub fn remove(&self, path: &Path) -> Result<()> {
         self.step(path)?;
         match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("removing", path)(error))
+            }
             _ => Ok(()),
         }
     }
@@ -62,7 +69,9 @@ impl Disk {
     pub fn remove_all(&self, path: &Path) -> Result<()> {
         self.step(path)?;
         match fs::remove_dir_all(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("removing", path)(error))
+            }
             _ => Ok(()),
         }
     }
@@ -80,10 +89,19 @@ impl Disk {
     /// Makes the names in a directory durable.
     pub fn sync_dir(&self, path: &Path) -> Result<()> {
         self.step(path)?;
-        File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::io("syncing", path))
+        File::open(path)
+            .and_then(|directory| directory.sync_all())
+            .map_err(Error::io("syncing", path))
     }
 
-    #[cfg_attr(not(test), expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests fail here"))]
+    #[cfg_attr(
+        not(test),
+        expect(
+            clippy::unused_self,
+            clippy::unnecessary_wraps,
+            reason = "tests fail here"
+        )
+    )]
     fn step(&self, _path: &Path) -> Result<()> {
         #[cfg(test)]
         self.faults.step(_path)?;

@@ -47,13 +47,19 @@ impl Faults {
         let mut state = self.0.lock().expect("no panic while locked");
         state.steps += 1;
         if state.cut_at.is_some_and(|cut| state.steps > cut) {
-            return Err(Error::io("changing", path)(io::Error::other("power failed")));
+            return Err(Error::io("changing", path)(io::Error::other(
+                "power failed",
+            )));
         }
         Ok(())
     }
 
     pub(super) fn wrote(&self, path: &Path) {
-        self.0.lock().expect("no panic while locked").volatile.push(path.to_owned());
+        self.0
+            .lock()
+            .expect("no panic while locked")
+            .volatile
+            .push(path.to_owned());
     }
 
     pub(super) fn renamed(&self, from: &Path, to: &Path) {
@@ -66,6 +72,10 @@ impl Faults {
     }
 
     pub(super) fn synced(&self) {
-        self.0.lock().expect("no panic while locked").volatile.clear();
+        self.0
+            .lock()
+            .expect("no panic while locked")
+            .volatile
+            .clear();
     }
 }

@@ -138,7 +138,11 @@ impl Store {
 
     fn open_on(dir: &Path, disk: Disk) -> Result<Store> {
         let objects = Arc::new(Objects::new(dir));
-        let store = Store { dir: dir.to_owned(), disk, objects };
+        let store = Store {
+            dir: dir.to_owned(),
+            disk,
+            objects,
+        };
         match fs::read_to_string(dir.join("meta.json")) {
             Ok(meta) => check_meta(dir, &meta)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => store.make()?,
@@ -160,7 +164,11 @@ impl Store {
     }
 
     /// Reads a tar archive, plain or compressed (gzip, zstd, xz), into the store.
-    pub fn stage_tar(&self, source: impl Read, progress: &mut dyn FnMut(Progress)) -> Result<Staged> {
+    pub fn stage_tar(
+        &self,
+        source: impl Read,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Staged> {
         let mut session = self.begin()?;
         let (tree, skipped) = import::tar::read(source, &mut session, progress)?;
         self.stage(session, &tree, skipped)
@@ -195,7 +203,11 @@ impl Store {
         };
         self.link_tag(name, tag, digest)?;
         drop(lock);
-        Ok(Some(Tag { name: name.into(), tag: tag.into(), digest }))
+        Ok(Some(Tag {
+            name: name.into(),
+            tag: tag.into(),
+            digest,
+        }))
     }
 
     /// Moves (or makes) a tag, atomically.
@@ -229,7 +241,11 @@ impl Store {
         for name in names_in(&self.refs())? {
             for tag in names_in(&self.refs().join(&name))? {
                 if let Some(digest) = self.read_tag(&name, &tag)? {
-                    tags.push(Tag { name: name.clone(), tag, digest });
+                    tags.push(Tag {
+                        name: name.clone(),
+                        tag,
+                        digest,
+                    });
                 }
             }
         }
@@ -241,7 +257,10 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Version>> {
         let mut names: HashMap<Digest, Vec<String>> = HashMap::new();
         for Tag { name, tag, digest } in self.tags()? {
-            names.entry(digest).or_default().push(format!("{name}:{tag}"));
+            names
+                .entry(digest)
+                .or_default()
+                .push(format!("{name}:{tag}"));
         }
         let versions = self.versions()?.into_iter().map(|digest| {
             let totals = self.open_tree(digest)?.totals()?;
@@ -256,16 +275,28 @@ impl Store {
             })
         });
         let mut versions = versions.collect::<Result<Vec<_>>>()?;
-        versions.sort_by_cached_key(|version| (version.tags.is_empty(), version.tags.clone(), version.digest));
+        versions.sort_by_cached_key(|version| {
+            (
+                version.tags.is_empty(),
+                version.tags.clone(),
+                version.digest,
+            )
+        });
         Ok(versions)
     }
 
     /// The version that `NAME`, `NAME:TAG` or a digest names. The tag is `latest` by default.
     pub fn resolve(&self, reference: &str) -> Result<Digest> {
         if let Ok(digest) = reference.parse() {
-            return if self.has_version(digest) { Ok(digest) } else { Err(Error::NoSuchVersion { digest }) };
+            return if self.has_version(digest) {
+                Ok(digest)
+            } else {
+                Err(Error::NoSuchVersion { digest })
+            };
         }
-        let (name, tag) = reference.split_once(':').unwrap_or((reference, TAG_DEFAULT));
+        let (name, tag) = reference
+            .split_once(':')
+            .unwrap_or((reference, TAG_DEFAULT));
         check_name(name)?;
         check_name(tag)?;
         self.tagged(name, tag)
@@ -284,18 +315,25 @@ impl Store {
     pub fn generation(&self) -> Result<u64> {
         let refs = self.refs();
         let meta = fs::metadata(&refs).map_err(Error::io("reading the attributes of", &refs))?;
-        Ok((meta.ctime() as u64).wrapping_mul(1_000_000_000).wrapping_add(meta.ctime_nsec() as u64))
+        Ok((meta.ctime() as u64)
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(meta.ctime_nsec() as u64))
     }
 
     /// Reads a version and all its objects again and compares every digest.
     /// Returns what is damaged, empty where all is well.
     pub fn verify(&self, digest: Digest, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Error>> {
         let image = object_path(&self.dir, digest);
-        let size = fs::metadata(&image).map_err(Error::io("opening", &image))?.len();
+        let size = fs::metadata(&image)
+            .map_err(Error::io("opening", &image))?
+            .len();
         if let Some(damage) = self.verify_object(digest, size)? {
             return Ok(vec![damage]);
         }
-        let mut done = Progress { files: 1, bytes: size };
+        let mut done = Progress {
+            files: 1,
+            bytes: size,
+        };
         let mut damaged = Vec::new();
         for (digest, size) in self.open_tree(digest)?.objects()? {
             damaged.extend(self.verify_object(digest, size)?);
@@ -334,21 +372,37 @@ impl Store {
             entries.find_map(|entry| {
                 let name = entry.ok()?.file_name();
                 // An earlier start may have been cut short.
-                let ours = ["objects", "images", "tmp", "lock", "tags.lock", "meta.json.tmp"];
+                let ours = [
+                    "objects",
+                    "images",
+                    "tmp",
+                    "lock",
+                    "tags.lock",
+                    "meta.json.tmp",
+                ];
                 (!ours.iter().any(|known| name == *known)).then_some(name)
             })
         });
         if let Some(name) = strange {
             let why = format!("it holds {} and no meta.json", name.display());
-            return Err(Error::NotAStore { path: self.dir.clone(), why });
+            return Err(Error::NotAStore {
+                path: self.dir.clone(),
+                why,
+            });
         }
-        [self.dir.clone(), self.dir.join("objects"), self.refs(), self.dir.join("tmp")]
-            .iter()
-            .try_for_each(|path| self.disk.create_dir(path))?;
+        [
+            self.dir.clone(),
+            self.dir.join("objects"),
+            self.refs(),
+            self.dir.join("tmp"),
+        ]
+        .iter()
+        .try_for_each(|path| self.disk.create_dir(path))?;
         let (draft, path) = (self.dir.join("meta.json.tmp"), self.dir.join("meta.json"));
         self.disk.remove(&draft)?;
         let mut file = self.disk.create(&draft)?;
-        file.write_all(META.as_bytes()).map_err(Error::io("writing", &draft))?;
+        file.write_all(META.as_bytes())
+            .map_err(Error::io("writing", &draft))?;
         self.disk.sync_all(&self.dir)?;
         self.disk.rename(&draft, &path)?;
         self.disk.sync_dir(&self.dir)
@@ -363,12 +417,21 @@ impl Store {
         Session::begin(&self.dir, &self.disk, lock)
     }
 
-    fn stage(&self, mut session: Session, tree: &Manifest, skipped: Vec<Skipped>) -> Result<Staged> {
+    fn stage(
+        &self,
+        mut session: Session,
+        tree: &Manifest,
+        skipped: Vec<Skipped>,
+    ) -> Result<Staged> {
         let image = erofs::write(tree)?;
         let digest = crate::verity::digest_of(&image);
         session.add_object(digest, &image)?;
         let tree = self.open_image(digest, &session.path_of(digest))?;
-        Ok(Staged { tree, skipped, session })
+        Ok(Staged {
+            tree,
+            skipped,
+            session,
+        })
     }
 
     fn open_image(&self, digest: Digest, path: &Path) -> Result<StoredTree> {
@@ -382,7 +445,9 @@ impl Store {
     /// Whether somebody holds a version's shared lock.
     fn is_open(&self, digest: Digest) -> Result<bool> {
         let path = object_path(&self.dir, digest);
-        let Ok(file) = File::open(&path) else { return Ok(false) };
+        let Ok(file) = File::open(&path) else {
+            return Ok(false);
+        };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(false),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
@@ -411,7 +476,11 @@ impl Store {
 
     fn link_atomically(&self, target: &Path, path: &Path) -> Result<()> {
         // Also where two publish at once: the lock on tags is not held for versions.
-        let unique = format!("link.{}.{:?}", std::process::id(), std::thread::current().id());
+        let unique = format!(
+            "link.{}.{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        );
         let draft = self.dir.join("tmp").join(unique);
         self.disk.remove(&draft)?;
         self.disk.symlink(target, &draft)?;
@@ -421,16 +490,24 @@ impl Store {
     /// Makes [`Store::generation`] change, and the change of `refs` durable.
     fn moved_tags(&self) -> Result<()> {
         let refs = self.refs();
-        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-        let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+        let now = rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
         rustix::fs::utimensat(rustix::fs::CWD, &refs, &times, rustix::fs::AtFlags::empty())
             .map_err(|error| Error::io("touching", &refs)(error.into()))?;
         self.disk.sync_dir(&refs)
     }
 
     fn tagged(&self, name: &str, tag: &str) -> Result<Digest> {
-        self.read_tag(name, tag)?
-            .ok_or_else(|| Error::NoSuchTag { name: name.into(), tag: tag.into() })
+        self.read_tag(name, tag)?.ok_or_else(|| Error::NoSuchTag {
+            name: name.into(),
+            tag: tag.into(),
+        })
     }
 
     /// The version that a tag names; `None` if there is no such tag, or it is not one of ours.
@@ -438,10 +515,20 @@ impl Store {
         let path = self.refs().join(name).join(tag);
         match fs::read_link(&path) {
             Ok(target) => {
-                let digest = target.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+                let digest = target
+                    .file_name()
+                    .and_then(|name| name.to_str())
+                    .and_then(|name| name.parse().ok());
                 Ok(digest)
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(Error::io("reading", &path)(error)),
         }
     }
@@ -455,8 +542,10 @@ impl Store {
     }
 
     fn versions(&self) -> Result<Vec<Digest>> {
-        let mut versions: Vec<Digest> =
-            names_in(&self.images())?.iter().filter_map(|name| name.parse().ok()).collect();
+        let mut versions: Vec<Digest> = names_in(&self.images())?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
         versions.sort();
         Ok(versions)
     }
@@ -478,14 +567,19 @@ impl Store {
             hasher.update(&buffer[..read]);
         }
         let got = hasher.finish();
-        Ok((got != digest).then_some(Error::WrongContent { expected: digest, got }))
+        Ok((got != digest).then_some(Error::WrongContent {
+            expected: digest,
+            got,
+        }))
     }
 
     fn remove_objects(&self, needed: &HashSet<Digest>, collected: &mut Collected) -> Result<()> {
         let objects = self.dir.join("objects");
         for head in names_in(&objects)? {
             for rest in names_in(&objects.join(&head))? {
-                let Ok(digest) = format!("{head}{rest}").parse() else { continue };
+                let Ok(digest) = format!("{head}{rest}").parse() else {
+                    continue;
+                };
                 if needed.contains(&digest) {
                     continue;
                 }
@@ -503,7 +597,11 @@ impl Store {
         let tmp = self.dir.join("tmp");
         for name in names_in(&tmp)? {
             let path = tmp.join(name);
-            if path.is_dir() { self.disk.remove_all(&path)? } else { self.disk.remove(&path)? }
+            if path.is_dir() {
+                self.disk.remove_all(&path)?
+            } else {
+                self.disk.remove(&path)?
+            }
         }
         Ok(())
     }
@@ -514,7 +612,11 @@ impl Store {
 
     fn lock(&self, name: &str, how: FlockOperation) -> Result<File> {
         let path = self.dir.join(name);
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path);
         let file = file.map_err(Error::io("opening", &path))?;
         rustix::fs::flock(&file, how).map_err(|error| Error::io("locking", &path)(error.into()))?;
         Ok(file)
@@ -541,7 +643,10 @@ pub struct Collected {
 }
 
 fn check_meta(dir: &Path, meta: &str) -> Result<()> {
-    let wrong = |why: &str| Error::NotAStore { path: dir.to_owned(), why: why.into() };
+    let wrong = |why: &str| Error::NotAStore {
+        path: dir.to_owned(),
+        why: why.into(),
+    };
     let meta: BTreeMap<String, serde_json::Value> =
         serde_json::from_str(meta).map_err(|error| wrong(&format!("meta.json: {error}")))?;
     if meta.get("version").and_then(serde_json::Value::as_u64) != Some(1) {
@@ -573,13 +678,22 @@ pub fn check_name(text: &str) -> Result<()> {
 /// The names in a directory; none where there is none. Those that are not UTF-8 are not ours.
 fn names_in(path: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
             return Ok(Vec::new());
         }
         entries => entries.map_err(Error::io("listing", path))?,
     };
     entries
-        .map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).map_err(Error::io("listing", path)))
+        .map(|entry| {
+            entry
+                .map(|entry| entry.file_name().into_string().ok())
+                .map_err(Error::io("listing", path))
+        })
         .filter_map(Result::transpose)
         .collect()
 }

@@ -38,7 +38,10 @@ struct Shard {
 impl Objects {
     /// The objects of the store in a directory.
     pub fn new(store: &Path) -> Objects {
-        Objects { store: store.to_owned(), shards: Default::default() }
+        Objects {
+            store: store.to_owned(),
+            shards: Default::default(),
+        }
     }
 
     /// An object, which has to be `size` bytes long.
@@ -53,21 +56,43 @@ impl Objects {
 
     /// An error of the system about an object.
     pub fn error(&self, doing: &'static str, digest: Digest, source: io::Error) -> Error {
-        Error::Io { doing, path: object_path(&self.store, digest), source }
+        Error::Io {
+            doing,
+            path: object_path(&self.store, digest),
+            source,
+        }
     }
 
     fn open_checked(&self, digest: Digest, expected: u64) -> Result<File> {
         let path = object_path(&self.store, digest);
         let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        let opened = File::options().read(true).custom_flags(no_follow).open(&path);
+        let opened = File::options()
+            .read(true)
+            .custom_flags(no_follow)
+            .open(&path);
         let file = match opened {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::DamagedObject { digest, expected, got: 0 });
+                return Err(Error::DamagedObject {
+                    digest,
+                    expected,
+                    got: 0,
+                });
             }
             opened => opened.map_err(Error::io("opening", &path))?,
         };
-        let got = file.metadata().map_err(Error::io("reading the size of", &path))?.len();
-        if got == expected { Ok(file) } else { Err(Error::DamagedObject { digest, expected, got }) }
+        let got = file
+            .metadata()
+            .map_err(Error::io("reading the size of", &path))?
+            .len();
+        if got == expected {
+            Ok(file)
+        } else {
+            Err(Error::DamagedObject {
+                digest,
+                expected,
+                got,
+            })
+        }
     }
 
     fn shard(&self, digest: Digest) -> MutexGuard<'_, Shard> {
@@ -88,7 +113,11 @@ impl Shard {
         self.clock += 1;
         self.open.insert(digest, (file, self.clock));
         if self.open.len() > SHARD_MAX {
-            let oldest = self.open.iter().min_by_key(|(_, (_, used))| *used).map(|(digest, _)| *digest);
+            let oldest = self
+                .open
+                .iter()
+                .min_by_key(|(_, (_, used))| *used)
+                .map(|(digest, _)| *digest);
             oldest.map(|digest| self.open.remove(&digest));
         }
     }

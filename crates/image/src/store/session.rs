@@ -65,7 +65,12 @@ pub struct Sparse<'a> {
 impl<'a> Sparse<'a> {
     /// A file of that size.
     pub fn new(file: &'a File, size: u64) -> Sparse<'a> {
-        Sparse { file, at: 0, data_until: 0, size }
+        Sparse {
+            file,
+            at: 0,
+            data_until: 0,
+            size,
+        }
     }
 
     /// Where the next data starts and ends. A file system that cannot tell has data everywhere.
@@ -93,10 +98,16 @@ impl Source for Sparse<'_> {
                 return Ok(Piece::Hole(hole));
             }
         }
-        let len = buffer.len().min((self.data_until.min(self.size) - self.at) as usize);
+        let len = buffer
+            .len()
+            .min((self.data_until.min(self.size) - self.at) as usize);
         let read = self.file.read_at(&mut buffer[..len], self.at)?;
         self.at += read as u64;
-        Ok(if read == 0 { Piece::End } else { Piece::Data(read) })
+        Ok(if read == 0 {
+            Piece::End
+        } else {
+            Piece::Data(read)
+        })
     }
 }
 
@@ -117,7 +128,9 @@ impl Session {
     pub fn begin(store: &Path, disk: &Disk, lock: File) -> Result<Session> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let directory = store.join("tmp").join(format!("{}.{count}", std::process::id()));
+        let directory = store
+            .join("tmp")
+            .join(format!("{}.{count}", std::process::id()));
         disk.remove_all(&directory)?;
         disk.create_dir(&directory)?;
         Ok(Session {
@@ -138,7 +151,12 @@ impl Session {
         content
     }
 
-    fn add_with(&mut self, buffer: &mut [u8], path: &Path, source: &mut dyn Source) -> Result<Content> {
+    fn add_with(
+        &mut self,
+        buffer: &mut [u8],
+        path: &Path,
+        source: &mut dyn Source,
+    ) -> Result<Content> {
         let mut read = |buffer: &mut [u8]| source.next(buffer).map_err(Error::io("reading", path));
         let mut filled = 0;
         let mut rest = Piece::End;
@@ -210,13 +228,16 @@ impl Session {
                 self.disk.create_dir(parent)?;
                 directories.push(parent.to_owned());
             }
-            self.disk.rename(&self.directory.join(digest.to_string()), &path)?;
+            self.disk
+                .rename(&self.directory.join(digest.to_string()), &path)?;
         }
         self.new.clear();
         directories.sort();
         directories.dedup();
         directories.push(self.store.join("objects"));
-        directories.iter().try_for_each(|directory| self.disk.sync_dir(directory))
+        directories
+            .iter()
+            .try_for_each(|directory| self.disk.sync_dir(directory))
     }
 
     /// Whether the store has an object, whole as far as its length tells.
@@ -240,8 +261,12 @@ impl Session {
     }
 
     fn name(&mut self, object: Draft, digest: Digest) -> Result<()> {
-        object.file.set_len(object.size).map_err(Error::io("writing", &object.path))?;
-        self.disk.rename(&object.path, &self.directory.join(digest.to_string()))?;
+        object
+            .file
+            .set_len(object.size)
+            .map_err(Error::io("writing", &object.path))?;
+        self.disk
+            .rename(&object.path, &self.directory.join(digest.to_string()))?;
         self.new.insert(digest, object.size);
         Ok(())
     }
@@ -265,7 +290,12 @@ struct Draft {
 impl Draft {
     fn new(disk: &Disk, path: PathBuf) -> Result<Draft> {
         disk.remove(&path)?;
-        Ok(Draft { file: disk.create(&path)?, path, hasher: Hasher::default(), size: 0 })
+        Ok(Draft {
+            file: disk.create(&path)?,
+            path,
+            hasher: Hasher::default(),
+            size: 0,
+        })
     }
 
     /// Adds bytes to content whose digest is not known yet.
@@ -281,7 +311,9 @@ impl Draft {
 
     /// Writes what is not zero, in runs as long as can be.
     fn write_sparse(&mut self, content: &[u8]) -> Result<()> {
-        let head = content.len().min((HOLE - (self.size as usize % HOLE)) % HOLE);
+        let head = content
+            .len()
+            .min((HOLE - (self.size as usize % HOLE)) % HOLE);
         let (head, body) = content.split_at(head);
         self.write_run(0, head)?;
         let mut run = 0;
@@ -299,6 +331,8 @@ impl Draft {
     }
 
     fn write_run(&self, offset: usize, run: &[u8]) -> Result<()> {
-        self.file.write_all_at(run, self.size + offset as u64).map_err(Error::io("writing", &self.path))
+        self.file
+            .write_all_at(run, self.size + offset as u64)
+            .map_err(Error::io("writing", &self.path))
     }
 }
