@@ -1,2 +1,38 @@
-//! The `slate` command.
-fn main() {}
+//! The `slate` command: parse, run one command, say how it went.
+
+mod args;
+mod commands;
+mod failure;
+mod render;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use failure::Outcome;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            anstream::eprint!("{}", failure.render());
+            failure.code.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    let dirs = &cli.dirs;
+    match cli.command {
+        Command::Up(up) => commands::up::run(dirs, &up),
+        Command::Try(args) => commands::lab::run(&args),
+        Command::Image(command) => commands::image::run(dirs, command),
+        Command::Node(command) => commands::node::run(dirs, command),
+        Command::Events(args) => commands::events::run(dirs, &args),
+        Command::Service(command) => commands::service::run(dirs, command),
+        Command::Completions { shell } => commands::manual::completions(shell),
+        Command::Man { dir } => commands::manual::write(&dir),
+    }
+}

@@ -1,0 +1,374 @@
+//! What can be typed: the one definition that parsing, `--help`, man pages and completions share.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+/// Boots diskless Linux nodes from one shared, read-only image
+///
+/// Whatever a node writes lives in its memory: a clean slate is just a reboot away.
+#[derive(Parser, Debug)]
+#[command(
+    name = "slate",
+    version,
+    arg_required_else_help = true,
+    after_help = EXIT_CODES,
+    infer_subcommands = false
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub dirs: DirArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The meaning of the exit codes, as every help page and the manual end with.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  wrong usage
+  3  this machine is not ready (not root, a port is taken, a program is missing): nothing was started
+  4  no daemon answers";
+
+/// Where the state lives; every command takes them.
+#[derive(Args, Debug, Clone)]
+pub struct DirArgs {
+    /// Images, leases and keys
+    #[arg(
+        long,
+        value_name = "DIR",
+        global = true,
+        env = "SLATE_STATE_DIR",
+        default_value = "/var/lib/slate",
+        value_hint = ValueHint::DirPath,
+        help_heading = "Places"
+    )]
+    pub state_dir: PathBuf,
+    /// The daemon's control socket
+    #[arg(
+        long,
+        value_name = "DIR",
+        global = true,
+        env = "SLATE_RUN_DIR",
+        default_value = "/run/slate",
+        value_hint = ValueHint::DirPath,
+        help_heading = "Places"
+    )]
+    pub run_dir: PathBuf,
+}
+
+/// The commands, one per thing that a user wants.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Serve nodes on a network: DHCP, TFTP, HTTP and NFS in one process
+    Up(UpArgs),
+    /// Boot virtual nodes on a private network: all of it, without hardware
+    Try(TryArgs),
+    /// Import, build and look at images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Look at nodes and name them
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// What happened, from a node's first packet to its login prompt
+    Events(EventsArgs),
+    /// Run `slate up` at boot, under systemd
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+}
+
+/// `slate up`, and what `slate service install` puts into the unit.
+#[derive(Args, Debug, Clone)]
+pub struct UpArgs {
+    /// The interface that the nodes are on
+    #[arg(long, short, value_name = "IF")]
+    pub interface: String,
+    /// How to answer DHCP; `authoritative`: this is the network's only DHCP server
+    #[arg(long, value_name = "MODE")]
+    pub dhcp: Option<DhcpMode>,
+    /// The image that nodes boot unless `slate node set` says otherwise
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub image: Option<String>,
+    /// Public keys that may log in as root [default: those of the user who calls sudo]
+    #[arg(long = "ssh-key", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub ssh_keys: Vec<PathBuf>,
+    /// Addresses for machines without a fixed one [default: the upper half of the network]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub range: Option<AddressRange>,
+    /// How long an address is lent to a machine that is not a known node
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(60..))]
+    pub lease: Option<u32>,
+    /// Appended to every node's kernel command line
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub kernel_args: Option<String>,
+    /// Log root in on the nodes' consoles
+    #[arg(long)]
+    pub console_login: bool,
+    /// The TCP port that kernels and initrds are fetched from
+    #[arg(long, value_name = "PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
+    pub http_port: u16,
+    /// The TCP port that roots are mounted from [default: 2049, another one where that is taken]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub nfs_port: Option<u16>,
+    /// Open the firewall for the nodes where it stands in the way
+    #[arg(long)]
+    pub open_firewall: bool,
+    /// Print events as JSON, one object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How the daemon answers DHCP.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DhcpMode {
+    /// Gives every machine an address: this is the only DHCP server on the network
+    Authoritative,
+}
+
+/// An inclusive range of addresses, `FIRST-LAST`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressRange {
+    pub first: Ipv4Addr,
+    pub last: Ipv4Addr,
+}
+
+impl FromStr for AddressRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || format!("expected FIRST-LAST such as 10.0.0.100-10.0.0.200, got {text}");
+        let (first, last) = text.split_once('-').ok_or_else(expected)?;
+        let first: Ipv4Addr = first.trim().parse().map_err(|_| expected())?;
+        let last: Ipv4Addr = last.trim().parse().map_err(|_| expected())?;
+        if first > last {
+            return Err(format!("{first} comes after {last}"));
+        }
+        Ok(Self { first, last })
+    }
+}
+
+impl fmt::Display for AddressRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// `slate try`.
+#[derive(Args, Debug, Clone)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct TryArgs {
+    #[command(subcommand)]
+    pub command: Option<TryCommand>,
+    /// An image of this machine's store, or `debian12` or `debian13`, which is built when needed
+    #[arg(long, value_name = "NAME[:TAG]", default_value = "debian13")]
+    pub image: String,
+    /// How many machines to power on
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub nodes: u8,
+    /// Stop when every node is up; fails if one does not come up
+    #[arg(long)]
+    pub once: bool,
+    /// Print one JSON document at the end instead of the live view
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be done beside a running `slate try`.
+#[derive(Subcommand, Debug, Clone)]
+pub enum TryCommand {
+    /// Attach to a virtual node's console (leave with Ctrl-])
+    Console {
+        /// The node's name, such as node1
+        node: String,
+    },
+}
+
+/// `slate image …`.
+#[derive(Subcommand, Debug)]
+pub enum ImageCommand {
+    /// Turn a directory or a tar archive into an image
+    ///
+    /// A new NAME becomes what nodes boot. A NAME that exists keeps its tag: the import is NAME:next,
+    /// until `slate image tag NAME:next NAME`. NAME:TAG moves that tag.
+    Import {
+        /// What to call it
+        #[arg(value_name = "NAME[:TAG]")]
+        name: String,
+        /// A directory, or a tar archive (plain, gzip or zstd; - reads one from standard input)
+        #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Build an image from a distribution's packages
+    Build {
+        /// The distribution
+        recipe: Recipe,
+        /// What to call it [default: as the distribution]
+        #[arg(long, value_name = "NAME[:TAG]")]
+        name: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List the images
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show one image: its kernel, its loaders and what would keep it from booting
+    Show {
+        /// The image
+        #[arg(value_name = "NAME[:TAG]|DIGEST")]
+        image: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Move a tag: nodes that follow it boot the version at their next start
+    Tag {
+        /// The version
+        #[arg(value_name = "NAME[:TAG]|DIGEST")]
+        source: String,
+        /// The tag to move
+        #[arg(value_name = "NAME[:TAG]")]
+        target: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Write the initramfs for a machine that is booted without firmware
+    #[command(hide = true)]
+    Initrd {
+        /// A directory of kernel modules, as /lib/modules/VERSION
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        modules: PathBuf,
+        /// Where to write it
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: PathBuf,
+    },
+}
+
+/// How a command that reads prints.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct OutputArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The distributions that `slate image build` knows.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipe {
+    /// Debian 12 "bookworm", Linux 6.1
+    Debian12,
+    /// Debian 13 "trixie", Linux 6.12
+    Debian13,
+}
+
+impl Recipe {
+    /// The image's name unless another one is asked for.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Debian12 => "debian12",
+            Self::Debian13 => "debian13",
+        }
+    }
+}
+
+/// `slate node …`.
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    /// List the nodes and how far each has come
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show one node: its last boot, its addresses, its NFS calls
+    Show {
+        /// The node
+        #[arg(value_name = "MAC|NAME")]
+        node: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Name a node, fix its address, choose its image
+    Set {
+        /// The node; one that was not seen yet is named by its MAC
+        #[arg(value_name = "MAC|NAME")]
+        node: String,
+        #[command(flatten)]
+        change: NodeChange,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// What `slate node set` changes.
+#[derive(Args, Debug, Clone)]
+#[group(required = true, multiple = true)]
+pub struct NodeChange {
+    /// Its host name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Its address from now on; `none`: whatever is free
+    #[arg(long, value_name = "ADDRESS", value_parser = address_or_none)]
+    pub address: Option<String>,
+    /// The image that it boots; `none`: as every other node
+    #[arg(long, value_name = "NAME[:TAG]", value_parser = text_or_none)]
+    pub image: Option<String>,
+    /// Appended to its kernel command line; `none`: nothing
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true, value_parser = text_or_none)]
+    pub kernel_args: Option<String>,
+}
+
+/// The control protocol takes a setting away by an empty string; people write `none`.
+fn text_or_none(text: &str) -> Result<String, String> {
+    Ok(if text == "none" {
+        String::new()
+    } else {
+        text.to_owned()
+    })
+}
+
+fn address_or_none(text: &str) -> Result<String, String> {
+    let text = text_or_none(text)?;
+    match text.parse::<Ipv4Addr>() {
+        _ if text.is_empty() => Ok(text),
+        Ok(address) => Ok(address.to_string()),
+        Err(_) => Err("expected an IPv4 address or none".to_owned()),
+    }
+}
+
+/// `slate events`.
+#[derive(Args, Debug, Clone)]
+pub struct EventsArgs {
+    /// Keep printing events as they happen
+    #[arg(long, short)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `slate service …`.
+#[derive(Subcommand, Debug)]
+pub enum ServiceCommand {
+    /// Install the binary and its systemd units, and start them
+    Install(Box<UpArgs>),
+    /// Stop the service and remove what install wrote
+    Uninstall {
+        /// Remove images, leases and keys too
+        #[arg(long)]
+        purge: bool,
+    },
+}

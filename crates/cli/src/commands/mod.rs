@@ -1,0 +1,9 @@
+//! One module per command: each asks the layer below and renders what comes back.
+
+pub mod events;
+pub mod image;
+pub mod lab;
+pub mod manual;
+pub mod node;
+pub mod service;
+pub mod up;

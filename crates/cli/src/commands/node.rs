@@ -1,0 +1,252 @@
+//! `slate node`: what the daemon knows of its nodes, and changes to it.
+
+use daemon::control::{Client, FailureView, NodeChange, NodeView, Request, Response};
+use owo_colors::OwoColorize as _;
+
+use crate::args::{self, DirArgs, NodeCommand};
+use crate::failure::{Failure, Outcome};
+use crate::render;
+
+/// Runs one `slate node` command.
+pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
+    let mut client = Client::connect(&dirs.run_dir)?;
+    match command {
+        NodeCommand::List { output } => {
+            let nodes = list(&mut client)?;
+            if output.json {
+                return render::json(&nodes);
+            }
+            anstream::println!("{}", list_text(&nodes));
+        }
+        NodeCommand::Show { node, output } => {
+            let node = one(&mut client, &Request::Node { node })?;
+            show(&node, output.json)?;
+        }
+        NodeCommand::Set {
+            node,
+            change,
+            output,
+        } => {
+            let change = NodeChange::from(change);
+            let node = one(&mut client, &Request::SetNode { node, change })?;
+            show(&node, output.json)?;
+        }
+    }
+    Ok(())
+}
+
+fn show(node: &NodeView, json: bool) -> Outcome {
+    if json {
+        return render::json(node);
+    }
+    anstream::print!("{}", show_text(node));
+    Ok(())
+}
+
+fn list(client: &mut Client) -> Outcome<Vec<NodeView>> {
+    match client.request(&Request::Nodes)? {
+        Response::Nodes { nodes } => Ok(nodes),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn one(client: &mut Client, request: &Request) -> Outcome<NodeView> {
+    match client.request(request)? {
+        Response::Node(node) => Ok(*node),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(response: &Response) -> Failure {
+    Failure::new(format!(
+        "the daemon gave an answer to another question: {response:?}"
+    ))
+    .hint("restart it, so that it is the same version as this command")
+}
+
+impl From<args::NodeChange> for NodeChange {
+    fn from(change: args::NodeChange) -> Self {
+        Self {
+            name: change.name,
+            address: change.address,
+            image: change.image,
+            kernel_args: change.kernel_args,
+        }
+    }
+}
+
+/// The table of `slate node list`.
+fn list_text(nodes: &[NodeView]) -> String {
+    if nodes.is_empty() {
+        return "No node was seen yet: power a machine on, or name one with slate node set MAC --name NAME"
+            .to_owned();
+    }
+    let header = ["NODE", "MAC", "ADDRESS", "IMAGE", "REACHED", "SEEN"];
+    let rows = nodes.iter().map(|node| {
+        vec![
+            node.name.clone(),
+            node.mac.clone(),
+            node.address
+                .map_or_else(dash, |address| address.to_string()),
+            node.image.clone().unwrap_or_else(|| "(default)".to_owned()),
+            progress(node),
+            node.seen_ms.map_or_else(dash, render::ago),
+        ]
+    });
+    render::table(&header, rows)
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+/// How far the node has come, or where it failed.
+fn progress(node: &NodeView) -> String {
+    match &node.failure {
+        Some(FailureView { stage, .. }) => format!("failed at {stage}").red().to_string(),
+        None => match node.reached.as_deref() {
+            Some("multi-user") if node.mounted => "multi-user".green().to_string(),
+            Some(stage) => stage.to_owned(),
+            None => dash(),
+        },
+    }
+}
+
+/// The page of `slate node show`.
+fn show_text(node: &NodeView) -> String {
+    let mut lines = vec![
+        line("Node", &node.name),
+        line("MAC", &node.mac),
+        line("Address", &address_text(node)),
+        line(
+            "Firmware",
+            node.firmware.as_deref().unwrap_or("not seen yet"),
+        ),
+        line("Image", &image_text(node)),
+        line("Reached", &progress(node)),
+    ];
+    if let Some(failure) = &node.failure {
+        lines.push(line("Cause", &failure.cause));
+    }
+    if !node.kernel_args.is_empty() {
+        lines.push(line("Kernel", &node.kernel_args));
+    }
+    if let Some(seen) = node.seen_ms {
+        lines.push(line("Seen", &render::ago(seen)));
+    }
+    lines.push(line("Host key", &node.ssh_host_key));
+    if let Some(first) = node.timeline.first() {
+        lines.push(line("Last boot", &transfer_text(node)));
+        for reached in &node.timeline {
+            let since = render::seconds(reached.at_ms.saturating_sub(first.at_ms));
+            lines.push(format!("  {since:>8}  {}", reached.stage));
+        }
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn line(label: &str, value: &str) -> String {
+    format!("{label:<10} {value}")
+}
+
+fn address_text(node: &NodeView) -> String {
+    match node.address {
+        Some(address) if node.fixed => format!("{address} (fixed)"),
+        Some(address) => address.to_string(),
+        None => "none yet".to_owned(),
+    }
+}
+
+fn image_text(node: &NodeView) -> String {
+    let name = node.image.as_deref().unwrap_or("the default");
+    match &node.digest {
+        Some(digest) => format!("{name}, booted {}", render::short_digest(digest)),
+        None => name.to_owned(),
+    }
+}
+
+fn transfer_text(node: &NodeView) -> String {
+    format!(
+        "{} of loaders and kernel, {} of initrd, {} NFS calls, {} read",
+        render::bytes(node.loader_bytes),
+        render::bytes(node.initrd_bytes),
+        node.nfs.rpcs,
+        render::bytes(node.nfs.bytes)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use daemon::control::{NfsView, StageAt};
+
+    use super::*;
+
+    fn node() -> NodeView {
+        NodeView {
+            name: "node1".into(),
+            mac: "52:54:00:00:00:01".into(),
+            address: Some([10, 77, 0, 101].into()),
+            fixed: true,
+            firmware: Some("uefi-x64".into()),
+            image: None,
+            digest: Some("ab".repeat(32)),
+            kernel_args: String::new(),
+            reached: Some("kernel".into()),
+            failure: None,
+            seen_ms: None,
+            timeline: vec![
+                StageAt {
+                    stage: "firmware".into(),
+                    at_ms: 1_000,
+                },
+                StageAt {
+                    stage: "kernel".into(),
+                    at_ms: 13_400,
+                },
+            ],
+            loader_bytes: 13_000_000,
+            initrd_bytes: 1_900_000,
+            nfs: NfsView::default(),
+            mounted: false,
+            ssh_host_key: "ssh-ed25519 AAAA".into(),
+        }
+    }
+
+    #[test]
+    fn list_is_one_line_per_node() {
+        assert_eq!(
+            list_text(&[node()]),
+            "NODE   MAC                ADDRESS      IMAGE      REACHED  SEEN\n\
+             node1  52:54:00:00:00:01  10.77.0.101  (default)  kernel   -"
+        );
+    }
+
+    #[test]
+    fn an_empty_list_says_what_to_do() {
+        assert!(list_text(&[]).starts_with("No node was seen yet: power a machine on"));
+    }
+
+    #[test]
+    fn show_has_the_boot_and_the_cause() {
+        let mut node = node();
+        node.failure = Some(FailureView {
+            stage: "kernel".into(),
+            cause: "asked for vmlinuz: not found".into(),
+        });
+        let text = show_text(&node);
+        assert_eq!(
+            anstream::adapter::strip_str(&text).to_string(),
+            "Node       node1\n\
+             MAC        52:54:00:00:00:01\n\
+             Address    10.77.0.101 (fixed)\n\
+             Firmware   uefi-x64\n\
+             Image      the default, booted abababababab\n\
+             Reached    failed at kernel\n\
+             Cause      asked for vmlinuz: not found\n\
+             Host key   ssh-ed25519 AAAA\n\
+             Last boot  13 MB of loaders and kernel, 1.9 MB of initrd, 0 NFS calls, 0 B read\n     \
+             0.0 s  firmware\n    12.4 s  kernel\n"
+        );
+    }
+}
