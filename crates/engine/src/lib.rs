@@ -4,17 +4,34 @@
 //! The engine is a state machine without clock, sockets, files or randomness of its own:
 //! [`Engine::handle`] takes the time and one [`Input`] and answers with [`Output`]s.
 
+mod boots;
 mod command;
+mod commands;
 mod config;
+mod dhcp;
 mod event;
+mod files;
 mod image;
 mod io;
+mod leases;
+mod limit;
 mod plan;
 mod record;
+mod render;
 pub mod text;
 pub mod tftp;
 mod time;
 mod view;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng as _;
+
+use crate::boots::Boots;
+use crate::leases::Leases;
+use crate::limit::TokenBucket;
 
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
 pub use config::{Config, Interface, InterfaceId};
@@ -32,43 +49,235 @@ pub use wire::digest::Digest;
 pub use wire::mac::Mac;
 pub use wire::stage::Stage;
 
+/// Most nodes of the inventory.
+const MAX_NODES: usize = 65_536;
+
 /// The one place that decides.
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
+    rng: ChaCha20Rng,
+    settings: Settings,
+    images: Vec<ImageInfo>,
+    nodes: BTreeMap<Mac, Node>,
+    leases: Leases,
+    boots: Boots,
+    /// What each node's firmware called itself last.
+    firmware: HashMap<Mac, String>,
+    nfs: HashMap<Ipv4Addr, NfsClient>,
+    strangers: TokenBucket,
+}
+
+/// A node's use of NFS since the daemon started.
+#[derive(Debug, Default)]
+struct NfsClient {
+    alive: bool,
+    counters: NfsCounters,
+}
+
+/// One call of [`Engine::handle`]: the time, and what came of it so far.
+struct Turn {
+    now: Timestamp,
+    out: Vec<Output>,
+}
+
+impl Turn {
+    fn persist(&mut self, record: Record) {
+        self.out.push(Output::Persist(record));
+    }
 }
 
 impl Engine {
     /// An engine with its settings, 32 random bytes, and the records that survived.
     pub fn new(config: Config, seed: [u8; 32], restored: Vec<Record>) -> Engine {
-        let _ = (seed, restored);
-        Engine { config }
+        let strangers = TokenBucket::new(config.unknown_per_second);
+        let mut engine = Engine {
+            config,
+            rng: ChaCha20Rng::from_seed(seed),
+            settings: Settings::default(),
+            images: Vec::new(),
+            nodes: BTreeMap::new(),
+            leases: Leases::default(),
+            boots: Boots::default(),
+            firmware: HashMap::new(),
+            nfs: HashMap::new(),
+            strangers,
+        };
+        restored
+            .into_iter()
+            .for_each(|record| engine.restore(record));
+        engine
+    }
+
+    fn restore(&mut self, record: Record) {
+        match record {
+            Record::Lease(lease) => self.leases.put(lease),
+            Record::Node(node) => drop(self.nodes.insert(node.mac, node)),
+            Record::Boot(boot) => self.boots.restore(boot),
+            Record::Settings(settings) => self.settings = settings,
+            Record::Removed { .. } => {}
+        }
     }
 
     /// Takes in one thing that happened and says what to do. Never panics, whatever the input.
     pub fn handle(&mut self, now: Timestamp, input: Input) -> Vec<Output> {
-        let _ = (now, input);
-        Vec::new()
+        let mut turn = Turn {
+            now,
+            out: Vec::new(),
+        };
+        match input {
+            Input::Dhcp {
+                interface, packet, ..
+            } => self.dhcp(&mut turn, interface, &packet),
+            Input::Tftp { peer, packet } => self.tftp(&mut turn, peer, &packet),
+            Input::Http { peer, request } => self.http(&mut turn, peer, &request),
+            Input::Beacon { peer, datagram } => self.beacon(&mut turn, *peer.ip(), &datagram),
+            Input::TransferEnded {
+                peer,
+                service,
+                path,
+                bytes,
+                outcome,
+            } => {
+                self.transfer_ended(&mut turn, peer, service, &path, bytes, outcome);
+            }
+            Input::Nfs { address, activity } => self.nfs(&mut turn, address, activity),
+            Input::Images(images) => self.images = images,
+            Input::Command(command) => self.command(&mut turn, command),
+            Input::Tick => self.report_stuck(&mut turn),
+        }
+        turn.out
     }
 
     /// When the engine wants an [`Input::Tick`].
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        None
+        self.boots.next_deadline()
     }
 
     /// Every node, sorted by name.
     pub fn nodes(&self) -> Vec<NodeView> {
-        Vec::new()
+        let mut views: Vec<_> = self.nodes.values().map(|node| self.view(node)).collect();
+        views.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        views
     }
 
     /// One node.
     pub fn node(&self, mac: &Mac) -> Option<NodeView> {
-        let _ = mac;
-        None
+        self.nodes.get(mac).map(|node| self.view(node))
     }
 
     /// The settings it runs with.
     pub fn config(&self) -> &Config {
         &self.config
     }
+
+    fn view(&self, node: &Node) -> NodeView {
+        let address = node.address.or_else(|| self.leases.address_of(node.mac));
+        let nfs = address.and_then(|address| self.nfs.get(&address));
+        let mut boots = self.boots.of(node.mac).into_iter().map(boots::view);
+        NodeView {
+            mac: node.mac,
+            name: node.name.clone(),
+            address,
+            address_is_fixed: node.address.is_some(),
+            image: node.image.clone(),
+            next_image: self.image_of(node).ok().map(|image| image.digest),
+            kernel_args: node.kernel_args.clone(),
+            firmware: self.firmware.get(&node.mac).cloned(),
+            boot: boots.next(),
+            former_boots: boots.collect(),
+            nfs: nfs.map(|client| client.counters.clone()),
+            nfs_alive: nfs.is_some_and(|client| client.alive),
+        }
+    }
+
+    fn interface(&self, id: InterfaceId) -> Option<&Interface> {
+        self.config
+            .interfaces
+            .iter()
+            .find(|interface| interface.id == id)
+    }
+
+    /// The node that holds an address: who asks, on a network where addresses are ours to give.
+    fn node_at(&self, address: Ipv4Addr) -> Option<&Node> {
+        let fixed = || {
+            self.nodes
+                .values()
+                .find(|node| node.address == Some(address))
+        };
+        match self.leases.owner(address) {
+            Some(mac) => self.nodes.get(&mac),
+            None => fixed(),
+        }
+    }
+
+    /// The node of a machine that is to be one: made where there is none yet.
+    fn ensure_node(&mut self, turn: &mut Turn, mac: Mac) -> Option<&Node> {
+        if !self.nodes.contains_key(&mac) {
+            if self.nodes.len() >= MAX_NODES {
+                return None;
+            }
+            let name = self.free_name();
+            let node = Node {
+                mac,
+                name,
+                address: None,
+                image: None,
+                kernel_args: String::new(),
+            };
+            turn.persist(Record::Node(node.clone()));
+            self.nodes.insert(mac, node);
+            self.tell(turn, Some(mac), EventKind::NodeAdded);
+        }
+        self.nodes.get(&mac)
+    }
+
+    /// `node1`, `node2`, …: the first that nobody has.
+    fn free_name(&self) -> String {
+        let names: std::collections::HashSet<_> =
+            self.nodes.values().map(|node| node.name.as_str()).collect();
+        (1..)
+            .map(|number: u32| format!("node{number}"))
+            .find(|name| !names.contains(name.as_str()))
+            .expect("there are more numbers than nodes")
+    }
+
+    fn tell(&self, turn: &mut Turn, mac: Option<Mac>, kind: EventKind) {
+        let node = mac
+            .and_then(|mac| self.nodes.get(&mac))
+            .map(|node| node.name.clone());
+        turn.out.push(Output::Event(Event {
+            at: turn.now,
+            mac,
+            node,
+            kind,
+        }));
+    }
+
+    fn nfs(&mut self, turn: &mut Turn, address: Ipv4Addr, activity: NfsActivity) {
+        // Only those with an address of ours are counted: the table stays as small as the network.
+        let Some(mac) = self.node_at(address).map(|node| node.mac) else {
+            return;
+        };
+        let client = self.nfs.entry(address).or_default();
+        match activity {
+            NfsActivity::Counters(counters) => client.counters = counters,
+            NfsActivity::Mounted => {
+                let known = std::mem::replace(&mut client.alive, true);
+                if !known {
+                    self.tell(turn, Some(mac), EventKind::NfsMounted { address });
+                }
+            }
+            NfsActivity::Gone => {
+                client.alive = false;
+                self.tell(turn, Some(mac), EventKind::NfsGone { address });
+            }
+        }
+    }
+}
+
+/// Sorts `node2` before `node10`.
+fn natural(name: &str) -> (&str, u64, &str) {
+    let head = name.trim_end_matches(|it: char| it.is_ascii_digit());
+    (head, name[head.len()..].parse().unwrap_or(0), name)
 }

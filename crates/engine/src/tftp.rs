@@ -161,7 +161,11 @@ impl Transfer {
             return;
         }
         let text = String::from_utf8_lossy(message);
-        let text: String = text.chars().filter(|it| !it.is_control()).take(80).collect();
+        let text: String = text
+            .chars()
+            .filter(|it| !it.is_control())
+            .take(80)
+            .collect();
         self.fail(&format!("the receiver ended it with error {code} {text:?}"));
     }
 
@@ -204,11 +208,7 @@ impl Transfer {
         self.next < limit && self.write_block(source, out)
     }
 
-    fn write_block(
-        &mut self,
-        source: &(impl Source + ?Sized),
-        out: &mut Vec<u8>,
-    ) -> bool {
+    fn write_block(&mut self, source: &(impl Source + ?Sized), out: &mut Vec<u8>) -> bool {
         let offset = self.next * self.block_bytes;
         let length = self.block_bytes.min(self.size - offset);
         let number = (self.next + 1) as u16;
@@ -336,12 +336,19 @@ mod tests {
     }
 
     fn options(blksize: u16, windowsize: u16) -> Options {
-        Options { blksize: Some(blksize), windowsize: Some(windowsize), tsize: Some(0), timeout: None }
+        Options {
+            blksize: Some(blksize),
+            windowsize: Some(windowsize),
+            tsize: Some(0),
+            timeout: None,
+        }
     }
 
     #[test]
     fn exact_bytes_at_every_size_window_and_loss() {
-        let content: Vec<u8> = (0..40_000_u32).map(|it| (it * 7 + it / 251) as u8).collect();
+        let content: Vec<u8> = (0..40_000_u32)
+            .map(|it| (it * 7 + it / 251) as u8)
+            .collect();
         for length in [0, 1, 511, 512, 513, 1024, 39_999] {
             let content = &content[..length];
             assert_eq!(run(content, Options::default(), |_| false), content);
@@ -365,7 +372,10 @@ mod tests {
         transfer.start(Timestamp(0), 9);
         let mut out = Vec::new();
         assert!(transfer.poll_transmit(Timestamp(0), &[0; 9][..], &mut out));
-        let granted = Options { tsize: Some(9), ..options(1468, 4) };
+        let granted = Options {
+            tsize: Some(9),
+            ..options(1468, 4)
+        };
         assert_eq!(Packet::decode(&out), Ok(Packet::OptionAck(granted)));
         transfer.handle(Timestamp(1), &Packet::error(8, "User aborted"));
         assert_eq!(transfer.outcome(), Some(&TransferOutcome::Probe));
@@ -402,7 +412,10 @@ mod tests {
             transfer.handle_timeout(deadline);
         }
         assert_eq!(sent, 1 + MAX_RETRIES);
-        assert!(matches!(transfer.outcome(), Some(TransferOutcome::Failed { .. })));
+        assert!(matches!(
+            transfer.outcome(),
+            Some(TransferOutcome::Failed { .. })
+        ));
     }
 
     #[test]
@@ -411,7 +424,10 @@ mod tests {
         assert_eq!((transfer.block_bytes, transfer.window), (512, 1));
         let transfer = Transfer::new(options(65464, 65535));
         assert_eq!((transfer.block_bytes, transfer.window), (1468, 64));
-        let zero = Options { timeout: Some(0), ..Options::default() };
+        let zero = Options {
+            timeout: Some(0),
+            ..Options::default()
+        };
         assert_eq!(Transfer::new(zero).timeout, DEFAULT_TIMEOUT);
     }
 }

@@ -1,0 +1,339 @@
+//! The boots of every node: minted when firmware asks, followed from stage to stage.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use rand_chacha::rand_core::Rng as _;
+use wire::beacon::{Beacon, BeaconEvent, Kind};
+use wire::identity::{BootId, Token};
+use wire::mac::Mac;
+use wire::stage::Stage;
+
+use crate::event::EventKind;
+use crate::record::{Boot, Failure, Record, StageAt};
+use crate::time::Timestamp;
+use crate::view::BootView;
+use crate::{Engine, Turn};
+
+/// Boots kept of each node, the current one included.
+const KEPT: usize = 4;
+/// DISCOVERs of machines that are not nodes yet, remembered for when they become ones.
+const MAX_SIGHTINGS: usize = 1024;
+/// A boot that stays in one stage for longer is reported.
+const STUCK_AFTER: Duration = Duration::from_secs(180);
+
+/// Every boot, by id and by node.
+#[derive(Debug, Default)]
+pub(crate) struct Boots {
+    by_id: HashMap<BootId, Boot>,
+    /// Newest first.
+    by_mac: HashMap<Mac, Vec<BootId>>,
+    sightings: HashMap<Mac, Timestamp>,
+    reported: HashMap<BootId, Stage>,
+    next_deadline: Option<Timestamp>,
+}
+
+impl Boots {
+    pub(crate) fn restore(&mut self, boot: Boot) {
+        let (id, mac) = (boot.id, boot.mac);
+        self.by_id.insert(id, boot);
+        let ids = self.by_mac.entry(mac).or_default();
+        ids.push(id);
+        ids.sort_by_key(|id| std::cmp::Reverse(self.by_id[id].started));
+    }
+
+    /// Adds a boot; returns those that are too old to keep.
+    fn add(&mut self, boot: Boot) -> Vec<Boot> {
+        let (id, mac) = (boot.id, boot.mac);
+        self.by_id.insert(id, boot);
+        let ids = self.by_mac.entry(mac).or_default();
+        ids.insert(0, id);
+        let old = ids.split_off(ids.len().min(KEPT));
+        old.iter().filter_map(|id| self.by_id.remove(id)).collect()
+    }
+
+    /// The boots of a node, newest first.
+    pub(crate) fn of(&self, mac: Mac) -> Vec<&Boot> {
+        let ids = self.by_mac.get(&mac).map(Vec::as_slice).unwrap_or_default();
+        ids.iter().filter_map(|id| self.by_id.get(id)).collect()
+    }
+
+    pub(crate) fn get(&self, id: BootId) -> Option<&Boot> {
+        self.by_id.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: BootId) -> Option<&mut Boot> {
+        self.by_id.get_mut(&id)
+    }
+
+    pub(crate) fn current(&self, mac: Mac) -> Option<&Boot> {
+        self.by_id.get(self.by_mac.get(&mac)?.first()?)
+    }
+
+    pub(crate) fn current_mut(&mut self, mac: Mac) -> Option<&mut Boot> {
+        self.by_id.get_mut(self.by_mac.get(&mac)?.first()?)
+    }
+
+    /// Forgets a node's boots; returns their ids.
+    pub(crate) fn forget(&mut self, mac: Mac) -> Vec<BootId> {
+        let ids = self.by_mac.remove(&mac).unwrap_or_default();
+        ids.iter().for_each(|id| drop(self.by_id.remove(id)));
+        ids
+    }
+
+    /// Remembers when firmware was first heard, for the start of its boot.
+    pub(crate) fn saw_firmware(&mut self, mac: Mac, now: Timestamp) {
+        if self.sightings.len() >= MAX_SIGHTINGS {
+            self.sightings
+                .retain(|_, at| now.millis_since(*at) < 60_000);
+        }
+        if self.sightings.len() < MAX_SIGHTINGS {
+            self.sightings.entry(mac).or_insert(now);
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
+        self.next_deadline
+    }
+
+    fn watch(&mut self, until: Timestamp) {
+        self.next_deadline = Some(self.next_deadline.map_or(until, |it| it.min(until)));
+    }
+}
+
+/// A boot as users see it.
+pub(crate) fn view(boot: &Boot) -> BootView {
+    BootView {
+        id: boot.id,
+        started: boot.started,
+        image: boot.image,
+        stage: reached(boot),
+        timeline: boot.timeline.clone(),
+        failure: boot.failure.clone(),
+        loader_bytes: boot.loader_bytes,
+        initrd_bytes: boot.initrd_bytes,
+    }
+}
+
+/// The furthest stage of a boot.
+fn reached(boot: &Boot) -> Option<Stage> {
+    boot.timeline.iter().map(|it| it.stage).max()
+}
+
+impl Engine {
+    /// The boot that a machine's firmware begins now: a new one, unless the last has not got
+    /// beyond DHCP (firmware asks several times).
+    pub(crate) fn begin_boot(&mut self, turn: &mut Turn, mac: Mac) -> BootId {
+        if let Some(boot) = self.boots.current(mac) {
+            if reached(boot).is_none_or(|stage| stage <= Stage::Address) {
+                return boot.id;
+            }
+        }
+        self.mint_boot(turn, mac)
+    }
+
+    /// A new boot with a token of its own.
+    pub(crate) fn mint_boot(&mut self, turn: &mut Turn, mac: Mac) -> BootId {
+        let (mut id, mut token) = ([0; 8], [0; 16]);
+        self.rng.fill_bytes(&mut id);
+        self.rng.fill_bytes(&mut token);
+        let seen = self.boots.sightings.remove(&mac);
+        let boot = Boot {
+            id: BootId(id),
+            mac,
+            token: Token(token),
+            started: seen.unwrap_or(turn.now),
+            image: None,
+            identity_key: None,
+            timeline: seen
+                .map(|at| StageAt {
+                    stage: Stage::Firmware,
+                    at,
+                })
+                .into_iter()
+                .collect(),
+            failure: None,
+            last_seq: 0,
+            loader_bytes: 0,
+            initrd_bytes: 0,
+        };
+        turn.persist(Record::Boot(boot.clone()));
+        for old in self.boots.add(boot) {
+            turn.persist(Record::Removed {
+                key: Record::Boot(old).key(),
+            });
+        }
+        self.boots.watch(turn.now + STUCK_AFTER);
+        self.tell(turn, Some(mac), EventKind::BootStarted { boot: BootId(id) });
+        BootId(id)
+    }
+
+    /// A node's current boot has come to a stage.
+    pub(crate) fn reach(&mut self, turn: &mut Turn, mac: Mac, stage: Stage, text: &str) {
+        let now = turn.now;
+        let Some(boot) = self.boots.current_mut(mac) else {
+            return;
+        };
+        if boot.timeline.iter().any(|it| it.stage == stage) {
+            return;
+        }
+        boot.timeline.push(StageAt { stage, at: now });
+        boot.failure = None;
+        let (boot, started) = (boot.clone(), boot.started);
+        self.boots.watch(now + STUCK_AFTER);
+        turn.persist(Record::Boot(boot));
+        self.tell(
+            turn,
+            Some(mac),
+            EventKind::Stage {
+                stage,
+                text: text.to_owned(),
+            },
+        );
+        if stage == Stage::MultiUser {
+            let address = self.leases.address_of(mac);
+            let after_ms = now.millis_since(started);
+            self.tell(turn, Some(mac), EventKind::Up { address, after_ms });
+        }
+    }
+
+    /// A node's current boot failed at a stage, or is retrying it.
+    pub(crate) fn fail(&mut self, turn: &mut Turn, mac: Mac, stage: Stage, cause: String) {
+        let at = turn.now;
+        if let Some(boot) = self.boots.current_mut(mac) {
+            boot.failure = Some(Failure {
+                stage,
+                cause: cause.clone(),
+                at,
+            });
+            turn.out
+                .push(crate::Output::Persist(Record::Boot(boot.clone())));
+        }
+        self.tell(turn, Some(mac), EventKind::Failed { stage, cause });
+    }
+
+    /// A datagram on the beacon port.
+    pub(crate) fn beacon(&mut self, turn: &mut Turn, sender: Ipv4Addr, datagram: &[u8]) {
+        let beacon = Beacon::peek(datagram).and_then(|(id, _)| match self.boots.get(id) {
+            Some(boot) => Beacon::decode(datagram, &boot.token).map(Some),
+            None => Ok(None),
+        });
+        match beacon {
+            Ok(Some(beacon)) => self.follow(turn, &beacon),
+            Ok(None) => self.refuse_beacon(turn, sender, "no such boot"),
+            Err(error) => self.refuse_beacon(turn, sender, &error.to_string()),
+        }
+    }
+
+    fn refuse_beacon(&mut self, turn: &mut Turn, address: Ipv4Addr, cause: &str) {
+        if self.strangers.take(turn.now) {
+            let cause = cause.to_owned();
+            self.tell(turn, None, EventKind::BeaconRefused { address, cause });
+        }
+    }
+
+    fn follow(&mut self, turn: &mut Turn, beacon: &Beacon) {
+        let Some(boot) = self
+            .boots
+            .get_mut(beacon.boot)
+            .filter(|boot| boot.mac == beacon.mac)
+        else {
+            return;
+        };
+        let seen = boot.last_seq;
+        boot.last_seq = beacon.events.iter().map(|it| it.seq).fold(seen, u32::max);
+        let is_current = self
+            .boots
+            .current(beacon.mac)
+            .is_some_and(|it| it.id == beacon.boot);
+        if is_current {
+            let new = beacon.events.iter().filter(|it| it.seq > seen);
+            new.for_each(|event| self.apply(turn, beacon.mac, event));
+        }
+    }
+
+    fn apply(&mut self, turn: &mut Turn, mac: Mac, event: &BeaconEvent) {
+        let (stage, text) = (event.stage, event.text.clone());
+        match event.kind {
+            Kind::Progress => self.reach(turn, mac, stage, &text),
+            Kind::Failure => self.fail(turn, mac, stage, text),
+            Kind::Info => self.tell(turn, Some(mac), EventKind::Info { stage, text }),
+        }
+    }
+
+    /// Tells of boots that have not moved for too long, each stage once.
+    pub(crate) fn report_stuck(&mut self, turn: &mut Turn) {
+        let now = turn.now;
+        self.boots.next_deadline = None;
+        let ids: Vec<BootId> = self
+            .boots
+            .by_mac
+            .values()
+            .filter_map(|ids| ids.first().copied())
+            .collect();
+        for id in ids {
+            let Some(boot) = self.boots.get(id) else {
+                continue;
+            };
+            let stage = reached(boot).unwrap_or(Stage::Firmware);
+            let since = boot
+                .timeline
+                .iter()
+                .map(|it| it.at)
+                .max()
+                .unwrap_or(boot.started);
+            let mac = boot.mac;
+            let done = stage == Stage::MultiUser || self.boots.reported.get(&id) == Some(&stage);
+            if done || boot.timeline.is_empty() {
+                continue;
+            }
+            if now < since + STUCK_AFTER {
+                self.boots.watch(since + STUCK_AFTER);
+                continue;
+            }
+            self.boots.reported.insert(id, stage);
+            let cause = next_step(stage).to_owned();
+            let for_ms = now.millis_since(since);
+            self.tell(
+                turn,
+                Some(mac),
+                EventKind::Stuck {
+                    stage,
+                    for_ms,
+                    cause,
+                },
+            );
+        }
+        let by_id = &self.boots.by_id;
+        self.boots.reported.retain(|id, _| by_id.contains_key(id));
+    }
+}
+
+/// What should have come next, and where to look.
+fn next_step(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Firmware => {
+            "it asked for an address but did not take the one offered: look for another DHCP server"
+        }
+        Stage::Address => {
+            "it has an address but fetched no loader: look at its firmware's messages, and whether UDP 69 reaches this server"
+        }
+        Stage::Loader => {
+            "shim was sent but asked for no GRUB: look at its screen (Secure Boot may have refused it)"
+        }
+        Stage::Grub => "GRUB was sent but asked for no configuration: look at its screen",
+        Stage::Config | Stage::Kernel => {
+            "GRUB has its configuration but did not fetch kernel and initramfs: look at its screen"
+        }
+        Stage::Initrd => {
+            "kernel and initramfs were sent but /init did not report: look at its console (Secure Boot, memory, a missing network driver)"
+        }
+        Stage::Init => "/init runs but has no network: a missing driver, or no DHCP answer",
+        Stage::Network => "it has a network but did not mount its root: can it reach the NFS port?",
+        Stage::Mount | Stage::SwitchRoot => {
+            "its root is mounted but systemd did not finish: look at its console for a unit that waits"
+        }
+        Stage::MultiUser => "nothing: it is up",
+    }
+}

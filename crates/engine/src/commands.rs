@@ -1,0 +1,248 @@
+//! Carrying out users' commands.
+
+use std::net::Ipv4Addr;
+
+use wire::cmdline::BootArgs;
+use wire::mac::Mac;
+
+use crate::command::{Command, CommandError, CommandReply, NodeChange, Setting};
+use crate::event::EventKind;
+use crate::image::ImageRef;
+use crate::io::Output;
+use crate::record::{Node, Record, Settings};
+use crate::{Engine, MAX_NODES, Turn};
+
+/// Longest addition to a kernel command line; the whole line has 2,047 bytes.
+const MAX_KERNEL_ARGS_BYTES: usize = 1024;
+/// How much of a refused text is shown.
+const SHOWN_CHARS: usize = 80;
+
+impl Engine {
+    pub(crate) fn command(&mut self, turn: &mut Turn, command: Command) {
+        let reply = match command {
+            Command::NodeSet { node, change } => self.node_set(turn, &node, change),
+            Command::NodeForget { node } => self.node_forget(turn, &node),
+            Command::Plan { node } => self.plan_command(turn, &node),
+            Command::SetAuthorizedKeys { keys } => self.set_keys(turn, keys),
+        };
+        turn.out.push(Output::Reply(reply));
+    }
+
+    /// The MAC of the node that is meant by MAC, name or address.
+    fn find(&self, node: &str) -> Result<Mac, CommandError> {
+        if let Ok(mac) = node.parse::<Mac>() {
+            return Ok(mac);
+        }
+        let address: Option<Ipv4Addr> = node.parse().ok();
+        let found = match address {
+            Some(address) => self.node_at(address),
+            None => self.nodes.values().find(|it| it.name == node),
+        };
+        let unknown = || CommandError::UnknownNode { got: cut(node) };
+        found.map(|node| node.mac).ok_or_else(unknown)
+    }
+
+    fn find_or_make(&mut self, turn: &mut Turn, node: &str) -> Result<Node, CommandError> {
+        let mac = self.find(node)?;
+        if !mac.is_unicast() {
+            return Err(CommandError::BadMac { got: mac });
+        }
+        let made = self.ensure_node(turn, mac).cloned();
+        made.ok_or(CommandError::Full { max: MAX_NODES })
+    }
+
+    fn node_set(
+        &mut self,
+        turn: &mut Turn,
+        node: &str,
+        change: NodeChange,
+    ) -> Result<CommandReply, CommandError> {
+        let mac = self.find(node)?;
+        // Everything is checked before anything is made or changed.
+        if let Some(name) = &change.name {
+            self.check_name(mac, name)?;
+        }
+        if let Some(Setting::To(address)) = change.address {
+            self.check_address(turn, mac, address)?;
+        }
+        let image = change
+            .image
+            .map(|image| self.parse_image(image))
+            .transpose()?;
+        if let Some(args) = &change.kernel_args {
+            check_kernel_args(args)?;
+        }
+        let mut node = self.find_or_make(turn, node)?;
+        node.name = change.name.unwrap_or(node.name);
+        match change.address {
+            Some(Setting::To(address)) => node.address = Some(address),
+            Some(Setting::Default) => node.address = None,
+            None => {}
+        }
+        match image {
+            Some(Setting::To(image)) => node.image = Some(image),
+            Some(Setting::Default) => node.image = None,
+            None => {}
+        }
+        node.kernel_args = change.kernel_args.unwrap_or(node.kernel_args);
+        if self.nodes.get(&mac) != Some(&node) {
+            turn.persist(Record::Node(node.clone()));
+            self.nodes.insert(mac, node.clone());
+            self.tell(turn, Some(mac), EventKind::NodeChanged);
+        }
+        Ok(CommandReply::Node(Box::new(self.view(&node))))
+    }
+
+    fn check_name(&self, mac: Mac, name: &str) -> Result<(), CommandError> {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = name.as_bytes();
+        let valid = bytes.len() <= 63
+            && bytes.iter().all(|byte| inner(*byte))
+            && edge(bytes.first())
+            && edge(bytes.last());
+        if !valid {
+            return Err(CommandError::BadName { got: cut(name) });
+        }
+        match self
+            .nodes
+            .values()
+            .find(|it| it.name.eq_ignore_ascii_case(name) && it.mac != mac)
+        {
+            Some(owner) => Err(CommandError::NameTaken {
+                name: name.into(),
+                owner: owner.mac,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_address(&self, turn: &Turn, mac: Mac, address: Ipv4Addr) -> Result<(), CommandError> {
+        let interfaces = &self.config.interfaces;
+        if !interfaces
+            .iter()
+            .any(|interface| interface.is_assignable(address))
+        {
+            let shown: Vec<_> = interfaces
+                .iter()
+                .map(|it| format!("{}/{}", it.network(), it.prefix))
+                .collect();
+            return Err(CommandError::AddressOutside {
+                expected: shown.join(" or "),
+                got: address,
+            });
+        }
+        let fixed = self
+            .nodes
+            .values()
+            .find(|it| it.address == Some(address) && it.mac != mac);
+        let taken = |owner: String| CommandError::AddressTaken { address, owner };
+        if let Some(owner) = fixed {
+            return Err(taken(owner.name.clone()));
+        }
+        if self.leases.is_taken(address, mac, turn.now) {
+            let owner = self.leases.owner(address);
+            return Err(taken(
+                owner.map_or("a machine that is not ours".into(), |mac| mac.to_string()),
+            ));
+        }
+        Ok(())
+    }
+
+    fn parse_image(&self, image: Setting<String>) -> Result<Setting<ImageRef>, CommandError> {
+        let Setting::To(text) = image else {
+            return Ok(Setting::Default);
+        };
+        let image: ImageRef = text
+            .parse()
+            .map_err(|_| CommandError::BadImage { got: cut(&text) })?;
+        if self.find_image(&image).is_none() {
+            let known: Vec<_> = self
+                .images
+                .iter()
+                .map(|it| format!("{}:{}", it.name, it.tag))
+                .collect();
+            return Err(CommandError::UnknownImage {
+                image,
+                known: known.join(", "),
+            });
+        }
+        Ok(Setting::To(image))
+    }
+
+    fn node_forget(&mut self, turn: &mut Turn, node: &str) -> Result<CommandReply, CommandError> {
+        let mac = self.find(node)?;
+        if self.nodes.remove(&mac).is_none() {
+            return Err(CommandError::UnknownNode { got: cut(node) });
+        }
+        let mut keys = vec![format!("node/{mac}")];
+        if let Some(address) = self.leases.address_of(mac) {
+            self.leases.remove(address);
+            keys.push(format!("lease/{address}"));
+        }
+        keys.extend(self.boots.forget(mac).iter().map(|id| format!("boot/{id}")));
+        keys.into_iter()
+            .for_each(|key| turn.persist(Record::Removed { key }));
+        self.firmware.remove(&mac);
+        self.tell(turn, Some(mac), EventKind::NodeForgotten);
+        Ok(CommandReply::Done)
+    }
+
+    fn plan_command(&mut self, turn: &mut Turn, node: &str) -> Result<CommandReply, CommandError> {
+        let node = self.find_or_make(turn, node)?;
+        let boot = self.boot_to_render(turn, node.mac);
+        match self.plan(turn, node.mac, boot) {
+            Ok(plan) => Ok(CommandReply::Plan(Box::new(plan))),
+            Err(cause) => Err(CommandError::NoPlan {
+                node: node.name,
+                cause,
+            }),
+        }
+    }
+
+    fn set_keys(
+        &mut self,
+        turn: &mut Turn,
+        keys: Vec<String>,
+    ) -> Result<CommandReply, CommandError> {
+        if let Some(bad) = keys.iter().find(|key| !is_public_key(key)) {
+            return Err(CommandError::BadKey { got: cut(bad) });
+        }
+        self.settings = Settings {
+            authorized_keys: keys,
+        };
+        turn.persist(Record::Settings(self.settings.clone()));
+        Ok(CommandReply::Done)
+    }
+}
+
+fn check_kernel_args(args: &str) -> Result<(), CommandError> {
+    let bad = || CommandError::BadKernelArgs {
+        max: MAX_KERNEL_ARGS_BYTES,
+        got: cut(args),
+    };
+    let (parsed, errors) = BootArgs::parse(args);
+    if args.len() > MAX_KERNEL_ARGS_BYTES || !errors.is_empty() || parsed.render().is_err() {
+        return Err(bad());
+    }
+    Ok(())
+}
+
+fn is_public_key(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    let kind = words.next().unwrap_or_default();
+    let known = ["ssh-", "ecdsa-", "sk-"]
+        .iter()
+        .any(|prefix| kind.starts_with(prefix));
+    let base64 = |it: char| it.is_ascii_alphanumeric() || matches!(it, '+' | '/' | '=');
+    let printable = line.chars().all(|it| !it.is_control());
+    known
+        && printable
+        && words
+            .next()
+            .is_some_and(|key| key.len() > 20 && key.chars().all(base64))
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS).collect()
+}

@@ -1,0 +1,506 @@
+//! The DHCP server (RFC 2131), authoritative: leases by MAC, never by client identifier, because
+//! firmware, loaders, /init and the running system each send another one.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use wire::dhcp4::{Message, MessageType, Op, option};
+use wire::mac::Mac;
+use wire::reader::Reader;
+use wire::stage::Stage;
+
+use crate::config::{Interface, InterfaceId};
+use crate::event::EventKind;
+use crate::io::{DhcpDestination, Output};
+use crate::leases::is_live;
+use crate::record::{Lease, Record};
+use crate::{Engine, Turn};
+
+/// How long an offered address is kept for its machine.
+const OFFER_SECONDS: u64 = 60;
+/// How long an address that somebody else answers on is left alone.
+const DECLINE_SECONDS: u64 = 600;
+/// RFC 1542, 4.1.1.
+const MAX_HOPS: u8 = 16;
+/// Option 43 that makes firmware boot from `file` without asking a boot server on port 4011:
+/// PXE_DISCOVERY_CONTROL with bit 3 (PXE 2.1, table 2-1).
+const PXE_BOOT_FROM_FILE: [u8; 4] = [6, 1, 8, 255];
+/// The first loader, by the name that every image answers to.
+const SHIM: &str = "shimx64.efi";
+/// RFC 3011: the network that a client wants an address of.
+const SUBNET_SELECTION: u8 = 118;
+/// Seconds that mean for ever (RFC 2131, 3.3).
+const FOREVER: u32 = u32::MAX;
+
+/// What asks for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    /// UEFI x86-64 that boots over TFTP.
+    Uefi,
+    /// UEFI x86-64 that boots over HTTP.
+    UefiHttp,
+    /// Firmware that nothing is served for, by its architecture (RFC 4578, 2.1).
+    OtherFirmware(u16),
+    /// Everything else: /init, an operating system.
+    System,
+}
+
+impl Client {
+    fn of(request: &Message) -> Client {
+        let class = request.option(option::CLASS).unwrap_or_default();
+        let http = class.starts_with(b"HTTPClient");
+        if !http && !class.starts_with(b"PXEClient") {
+            return Client::System;
+        }
+        match architecture(request) {
+            7 | 9 if !http => Client::Uefi,
+            16 if http => Client::UefiHttp,
+            other => Client::OtherFirmware(other),
+        }
+    }
+
+    fn is_firmware(self) -> bool {
+        self != Client::System
+    }
+
+    fn name(self) -> String {
+        match self {
+            Client::Uefi => "uefi-x64".into(),
+            Client::UefiHttp => "uefi-x64-http".into(),
+            Client::OtherFirmware(0) => "bios".into(),
+            Client::OtherFirmware(other) => format!("firmware of architecture {other}"),
+            Client::System => "system".into(),
+        }
+    }
+}
+
+/// A request that is ours to answer.
+struct Request {
+    message: Message,
+    client: Client,
+    interface: Interface,
+    /// Where the reply goes out.
+    out: InterfaceId,
+}
+
+impl Engine {
+    /// A datagram on the server's port.
+    pub(crate) fn dhcp(&mut self, turn: &mut Turn, id: InterfaceId, packet: &[u8]) {
+        let Some(request) = self.accept(id, packet) else {
+            return;
+        };
+        let mac = request.message.mac;
+        let known = self.nodes.contains_key(&mac) || self.leases.address_of(mac).is_some();
+        if !known && !self.strangers.take(turn.now) {
+            return;
+        }
+        if let Some(dropped) = self.strangers.take_dropped() {
+            self.tell(turn, None, EventKind::RateLimited { dropped });
+        }
+        if request.client.is_firmware() {
+            self.note_firmware(mac, request.client);
+        }
+        match request.message.message_type() {
+            Some(MessageType::Discover) => self.discover(turn, &request),
+            Some(MessageType::Request) => self.request(turn, &request),
+            Some(MessageType::Decline) => self.decline(turn, &request),
+            Some(MessageType::Release) => self.release(turn, &request),
+            Some(MessageType::Inform) => self.inform(turn, &request),
+            _ => self.ignore(turn, mac, "neither a DHCP message nor one for a server"),
+        }
+    }
+
+    /// Decodes, and finds the network that the machine is on.
+    fn accept(&self, id: InterfaceId, packet: &[u8]) -> Option<Request> {
+        let message = Message::decode(packet).ok()?;
+        if message.op != Op::Request || message.hops > MAX_HOPS || !message.mac.is_unicast() {
+            return None;
+        }
+        let interface = match link(&message) {
+            None => self.interface(id)?,
+            Some(link) => self.config.interfaces.iter().find(|it| it.contains(link))?,
+        };
+        let interface = interface.clone();
+        Some(Request {
+            client: Client::of(&message),
+            message,
+            interface,
+            out: id,
+        })
+    }
+
+    fn note_firmware(&mut self, mac: Mac, client: Client) {
+        // Bounded by what else is known of a machine: strangers are noted when they become nodes.
+        if self.nodes.contains_key(&mac) {
+            self.firmware.insert(mac, client.name());
+        }
+    }
+
+    fn ignore(&self, turn: &mut Turn, mac: Mac, cause: &str) {
+        if self.nodes.contains_key(&mac) {
+            let cause = cause.to_owned();
+            self.tell(turn, Some(mac), EventKind::DhcpIgnored { cause });
+        }
+    }
+
+    /// RFC 2131, 4.3.1.
+    fn discover(&mut self, turn: &mut Turn, request: &Request) {
+        let mac = request.message.mac;
+        self.tell(
+            turn,
+            Some(mac),
+            EventKind::Discover {
+                client: request.client.name(),
+            },
+        );
+        if request.client.is_firmware() {
+            self.boots.saw_firmware(mac, turn.now);
+            if self.nodes.contains_key(&mac) {
+                self.begin_boot(turn, mac);
+            }
+        }
+        let wanted = request.message.address_option(option::REQUESTED_ADDRESS);
+        let Some(address) = self.choose(turn, request, wanted) else {
+            let (first, last) = crate::leases::pool(&request.interface);
+            let network = request.interface.network();
+            let size = last.saturating_sub(first) + 1;
+            self.tell(turn, Some(mac), EventKind::PoolExhausted { network, size });
+            return;
+        };
+        let held = self.leases.lease_of(mac);
+        if !held.is_some_and(|lease| lease.address == address && is_live(lease, turn.now)) {
+            let expires = turn.now + Duration::from_secs(OFFER_SECONDS);
+            self.promise(
+                turn,
+                Lease {
+                    address,
+                    mac: Some(mac),
+                    expires: Some(expires),
+                },
+            );
+        }
+        self.tell(turn, Some(mac), EventKind::Offer { address });
+        self.reply(turn, request, MessageType::Offer, Some(address));
+    }
+
+    /// The address for a machine: fixed, else the one it has, else the one it wants, else a free
+    /// one.
+    fn choose(&self, turn: &Turn, request: &Request, wanted: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
+        let mac = request.message.mac;
+        let interface = &request.interface;
+        if let Some(fixed) = self.nodes.get(&mac).and_then(|node| node.address) {
+            if interface.contains(fixed) && !self.leases.is_taken(fixed, mac, turn.now) {
+                return Some(fixed);
+            }
+        }
+        let reserved = |address: Ipv4Addr| self.is_reserved(address, mac);
+        let free = |address: &Ipv4Addr| {
+            interface.is_assignable(*address)
+                && !reserved(*address)
+                && !self.leases.is_taken(*address, mac, turn.now)
+        };
+        let own = self.leases.address_of(mac);
+        let in_pool = |address: &Ipv4Addr| {
+            let (first, last) = crate::leases::pool(interface);
+            (first..=last).contains(&u32::from(*address))
+        };
+        own.filter(|address| free(address))
+            .or_else(|| wanted.filter(|address| in_pool(address) && free(address)))
+            .or_else(|| self.leases.find_free(interface, mac, turn.now, reserved))
+    }
+
+    /// Fixed for another machine, or alive on NFS under another one: never given away.
+    fn is_reserved(&self, address: Ipv4Addr, mac: Mac) -> bool {
+        let fixed = self
+            .nodes
+            .values()
+            .any(|it| it.address == Some(address) && it.mac != mac);
+        let alive = self.nfs.get(&address).is_some_and(|client| client.alive);
+        fixed || (alive && self.leases.owner(address) != Some(mac))
+    }
+
+    fn promise(&mut self, turn: &mut Turn, lease: Lease) {
+        if let Some(former) = lease.mac.and_then(|mac| self.leases.address_of(mac)) {
+            if former != lease.address {
+                turn.persist(Record::Removed {
+                    key: format!("lease/{former}"),
+                });
+            }
+        }
+        turn.persist(Record::Lease(lease.clone()));
+        self.leases.put(lease);
+    }
+
+    /// RFC 2131, 4.3.2: after an offer, after a restart of the machine, renewing, rebinding.
+    fn request(&mut self, turn: &mut Turn, request: &Request) {
+        let message = &request.message;
+        let ours = request.interface.address;
+        if let Some(server) = message
+            .address_option(option::SERVER_ID)
+            .filter(|server| *server != ours)
+        {
+            let cause = format!("it took the offer of another DHCP server, {server}");
+            self.ignore(turn, message.mac, &cause);
+            return;
+        }
+        let wanted = match message.address_option(option::REQUESTED_ADDRESS) {
+            Some(address) => address,
+            None if !message.ciaddr.is_unspecified() => message.ciaddr,
+            None => return self.ignore(turn, message.mac, "it asks for no address"),
+        };
+        match self.choose(turn, request, Some(wanted)) {
+            Some(address) if address == wanted => self.confirm(turn, request, address),
+            Some(other) => self.refuse(turn, request, wanted, format!("its address is {other}")),
+            None => self.refuse(turn, request, wanted, "no address is left".into()),
+        }
+    }
+
+    fn confirm(&mut self, turn: &mut Turn, request: &Request, address: Ipv4Addr) {
+        let mac = request.message.mac;
+        let lease_for = self.lease_duration(mac, address);
+        let expires = lease_for.map(|duration| turn.now + duration);
+        self.promise(
+            turn,
+            Lease {
+                address,
+                mac: Some(mac),
+                expires,
+            },
+        );
+        if request.client.is_firmware() && self.ensure_node(turn, mac).is_some() {
+            self.note_firmware(mac, request.client);
+            self.begin_boot(turn, mac);
+            self.reach(turn, mac, Stage::Address, &address.to_string());
+        }
+        if let Client::OtherFirmware(architecture) = request.client {
+            let cause = format!(
+                "its firmware ({}) boots nothing that is served: expected UEFI x86-64 (architecture 7, 9 or 16), got {architecture}; switch the machine to UEFI network boot",
+                request.client.name()
+            );
+            self.fail(turn, mac, Stage::Address, cause);
+        }
+        let lease_seconds = lease_for.map(|duration| duration.as_secs() as u32);
+        self.tell(
+            turn,
+            Some(mac),
+            EventKind::Ack {
+                address,
+                lease_seconds,
+            },
+        );
+        self.reply(turn, request, MessageType::Ack, Some(address));
+    }
+
+    fn refuse(&mut self, turn: &mut Turn, request: &Request, address: Ipv4Addr, cause: String) {
+        self.tell(
+            turn,
+            Some(request.message.mac),
+            EventKind::Nak { address, cause },
+        );
+        self.reply(turn, request, MessageType::Nak, None);
+    }
+
+    /// `None` = for ever.
+    fn lease_duration(&self, mac: Mac, address: Ipv4Addr) -> Option<Duration> {
+        let fixed = self
+            .nodes
+            .get(&mac)
+            .is_some_and(|node| node.address == Some(address));
+        if fixed {
+            self.config.fixed_lease
+        } else {
+            Some(self.config.lease)
+        }
+    }
+
+    /// RFC 2131, 4.3.3: somebody else answers on the address.
+    fn decline(&mut self, turn: &mut Turn, request: &Request) {
+        let mac = request.message.mac;
+        let Some(address) = request.message.address_option(option::REQUESTED_ADDRESS) else {
+            return;
+        };
+        if self.leases.owner(address) != Some(mac) {
+            return;
+        }
+        self.tell(turn, Some(mac), EventKind::Decline { address });
+        let expires = turn.now + Duration::from_secs(DECLINE_SECONDS);
+        self.promise(
+            turn,
+            Lease {
+                address,
+                mac: None,
+                expires: Some(expires),
+            },
+        );
+    }
+
+    /// RFC 2131, 4.3.4: only its owner can give an address back.
+    fn release(&mut self, turn: &mut Turn, request: &Request) {
+        let (mac, address) = (request.message.mac, request.message.ciaddr);
+        if self.leases.owner(address) != Some(mac) {
+            return;
+        }
+        self.leases.remove(address);
+        turn.persist(Record::Removed {
+            key: format!("lease/{address}"),
+        });
+        self.tell(turn, Some(mac), EventKind::Release { address });
+    }
+
+    /// RFC 2131, 4.3.5: it has an address of its own and wants the rest.
+    fn inform(&mut self, turn: &mut Turn, request: &Request) {
+        if request.interface.contains(request.message.ciaddr) {
+            self.reply(turn, request, MessageType::Ack, None);
+        }
+    }
+
+    fn reply(
+        &self,
+        turn: &mut Turn,
+        request: &Request,
+        kind: MessageType,
+        address: Option<Ipv4Addr>,
+    ) {
+        let mut reply = reply_to(&request.message);
+        reply.push(option::MESSAGE_TYPE, [kind.code()]);
+        reply.push(option::SERVER_ID, request.interface.address.octets());
+        reply.yiaddr = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        if kind != MessageType::Nak {
+            if let Some(address) = address {
+                self.push_lease(&mut reply, request.message.mac, address);
+            }
+            self.push_network(&mut reply, request);
+            self.push_boot(&mut reply, request);
+        }
+        for echoed in [option::CLIENT_ID, option::RELAY] {
+            if let Some(value) = request.message.option(echoed) {
+                reply.push(echoed, value);
+            }
+        }
+        turn.out.push(Output::Dhcp {
+            interface: request.out,
+            destination: destination(&request.message, kind, address),
+            packet: reply.encode(request.message.budget()),
+        });
+    }
+
+    fn push_lease(&self, reply: &mut Message, mac: Mac, address: Ipv4Addr) {
+        let Some(duration) = self.lease_duration(mac, address) else {
+            return reply.push(option::LEASE_TIME, FOREVER.to_be_bytes());
+        };
+        let seconds = u32::try_from(duration.as_secs()).unwrap_or(FOREVER - 1);
+        reply.push(option::LEASE_TIME, seconds.to_be_bytes());
+        reply.push(option::RENEWAL_TIME, (seconds / 2).to_be_bytes());
+        reply.push(option::REBINDING_TIME, (seconds / 8 * 7).to_be_bytes());
+    }
+
+    fn push_network(&self, reply: &mut Message, request: &Request) {
+        let interface = &request.interface;
+        reply.push(option::SUBNET_MASK, interface.mask().octets());
+        for (code, addresses) in [
+            (option::ROUTER, &interface.routers),
+            (option::DNS, &interface.dns),
+        ] {
+            if !addresses.is_empty() {
+                let octets: Vec<u8> = addresses.iter().flat_map(Ipv4Addr::octets).collect();
+                reply.push(code, octets);
+            }
+        }
+        if let Some(node) = self.nodes.get(&request.message.mac) {
+            reply.push(option::HOST_NAME, node.name.as_bytes());
+        }
+        if let Some(domain) = &interface.domain {
+            reply.push(option::DOMAIN, domain.as_bytes());
+        }
+    }
+
+    /// What firmware boots. shim reads the header's fields only, other firmware the options, so
+    /// both are filled.
+    fn push_boot(&self, reply: &mut Message, request: &Request) {
+        let server = request.interface.address;
+        reply.siaddr = server;
+        match request.client {
+            Client::Uefi => {
+                reply.file = SHIM.into();
+                reply.push(option::CLASS, *b"PXEClient");
+                reply.push(option::VENDOR, PXE_BOOT_FROM_FILE);
+                reply.push(option::TFTP_SERVER, server.to_string());
+                reply.push(option::BOOT_FILE, format!("{SHIM}\0"));
+            }
+            Client::UefiHttp => {
+                let url = match self.config.http_port {
+                    80 => format!("http://{server}/{SHIM}"),
+                    port => format!("http://{server}:{port}/{SHIM}"),
+                };
+                reply.file = url.clone().into_bytes();
+                reply.push(option::CLASS, *b"HTTPClient");
+                reply.push(option::BOOT_FILE, url);
+            }
+            Client::OtherFirmware(_) | Client::System => {}
+        }
+    }
+}
+
+/// A reply with what must be copied from the request (RFC 2131, table 3).
+fn reply_to(request: &Message) -> Message {
+    Message {
+        op: Op::Reply,
+        hops: 0,
+        secs: 0,
+        yiaddr: Ipv4Addr::UNSPECIFIED,
+        siaddr: Ipv4Addr::UNSPECIFIED,
+        sname: Vec::new(),
+        file: Vec::new(),
+        options: Vec::new(),
+        ..request.clone()
+    }
+}
+
+/// Option 93 (RFC 4578, 2.1); firmware without it is a legacy BIOS.
+fn architecture(request: &Message) -> u16 {
+    match request.option(option::ARCHITECTURE) {
+        Some(&[high, low, ..]) => u16::from_be_bytes([high, low]),
+        _ => 0,
+    }
+}
+
+/// The sub-options of option 82, as far as they are whole.
+fn sub_options(value: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut reader = Reader::new(value);
+    let mut next = || {
+        let (code, length) = (reader.u8()?, reader.u8()?);
+        Some((code, reader.take(length.into())?))
+    };
+    std::iter::from_fn(&mut next).collect()
+}
+
+/// The network that a relay speaks for: link selection (RFC 3527, 82.5), subnet selection (RFC
+/// 3011, 118), else its own address.
+fn link(message: &Message) -> Option<Ipv4Addr> {
+    if message.giaddr.is_unspecified() {
+        return None;
+    }
+    let relay = message.option(option::RELAY).unwrap_or_default();
+    let selected = sub_options(relay).into_iter().find(|(sub, _)| *sub == 5);
+    let octets = selected.and_then(|(_, value)| <[u8; 4]>::try_from(value).ok());
+    octets
+        .map(Ipv4Addr::from)
+        .or_else(|| message.address_option(SUBNET_SELECTION))
+        .or(Some(message.giaddr))
+}
+
+/// RFC 2131, 4.1.
+fn destination(request: &Message, kind: MessageType, address: Option<Ipv4Addr>) -> DhcpDestination {
+    if !request.giaddr.is_unspecified() {
+        return DhcpDestination::Relay(request.giaddr);
+    }
+    match address {
+        _ if kind == MessageType::Nak => DhcpDestination::Broadcast,
+        _ if !request.ciaddr.is_unspecified() => DhcpDestination::Unicast(request.ciaddr),
+        Some(address) if !request.broadcast => DhcpDestination::Hardware {
+            mac: request.mac,
+            address,
+        },
+        _ => DhcpDestination::Broadcast,
+    }
+}

@@ -1,0 +1,408 @@
+//! What is served to whom: names over TFTP and HTTP, and the exchange of identities.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use wire::digest::Digest;
+use wire::identity::Request as IdentityRequest;
+use wire::mac::Mac;
+use wire::stage::Stage;
+use wire::tftp::{Mode, Packet, Request, error};
+
+use crate::event::{EventKind, Service};
+use crate::image::BootFile;
+use crate::io::{
+    Content, HttpAnswer, HttpBody, HttpRequest, IdentityGrant, Output, TftpAnswer, TransferOutcome,
+};
+use crate::record::Record;
+use crate::tftp::Transfer;
+use crate::{Engine, Turn, render};
+
+/// Longest path in events.
+const SHOWN_PATH_CHARS: usize = 120;
+
+/// A name that something is served under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    /// A loader of the asking node's image.
+    Loader(BootFile),
+    /// GRUB's configuration of the asking node.
+    Config,
+    /// A boot file of one version.
+    Boot(Digest, BootFile),
+}
+
+/// Why a path is not served.
+struct NotServed {
+    cause: String,
+    /// Loaders ask for this as a matter of course, and do without.
+    expected: bool,
+}
+
+impl NotServed {
+    fn because(cause: impl Into<String>) -> NotServed {
+        NotServed {
+            cause: cause.into(),
+            expected: false,
+        }
+    }
+}
+
+impl Name {
+    /// The name behind a path: slashes are collapsed, and a leading one does not count.
+    fn parse(path: &str) -> Result<Name, NotServed> {
+        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        if parts.contains(&"..") || path.contains(['\\', '\0']) {
+            return Err(NotServed::because(
+                "expected a plain path without \"..\" and backslashes",
+            ));
+        }
+        match parts[..] {
+            ["shimx64.efi"] => Ok(Name::Loader(BootFile::Shim)),
+            ["grubx64.efi"] => Ok(Name::Loader(BootFile::Grub)),
+            ["grub", "grub.cfg"] | ["grub", "x86_64-efi", "grub.cfg"] | ["grub.cfg"] => {
+                Ok(Name::Config)
+            }
+            [name] if name.starts_with("grub.cfg-") => Ok(Name::Config),
+            ["boot", digest, file] => match (digest.parse(), BootFile::from_name(file)) {
+                (Ok(digest), Some(file)) => Ok(Name::Boot(digest, file)),
+                _ => Err(NotServed::because(
+                    "no such boot file: expected boot/DIGEST/vmlinuz, initrd, shimx64.efi or grubx64.efi",
+                )),
+            },
+            _ => Err(NotServed {
+                cause: "no such file".into(),
+                expected: is_optional(&parts),
+            }),
+        }
+    }
+
+    fn stage(self) -> Stage {
+        match self {
+            Name::Loader(BootFile::Shim) | Name::Boot(_, BootFile::Shim) => Stage::Loader,
+            Name::Loader(_) | Name::Boot(_, BootFile::Grub) => Stage::Grub,
+            Name::Config => Stage::Config,
+            Name::Boot(_, BootFile::Kernel) => Stage::Kernel,
+            Name::Boot(_, BootFile::Initrd) => Stage::Initrd,
+        }
+    }
+}
+
+/// What shim and GRUB look for and do without.
+fn is_optional(parts: &[&str]) -> bool {
+    parts.last().is_some_and(|name| {
+        name.ends_with(".lst")
+            || name.starts_with("revocations")
+            || name.starts_with("shim_certificate")
+    })
+}
+
+impl Engine {
+    /// The first datagram of a transfer.
+    pub(crate) fn tftp(&mut self, turn: &mut Turn, peer: SocketAddrV4, packet: &[u8]) {
+        let answer = match Packet::decode(packet) {
+            Ok(Packet::Read(request)) => self.read_request(turn, *peer.ip(), &request),
+            Ok(Packet::Write(_)) => Err((error::ACCESS, "nothing can be written here".to_owned())),
+            // An ACK or an ERROR of a transfer that has ended: answering could go on for ever.
+            _ => return,
+        };
+        let answer =
+            answer.unwrap_or_else(|(code, text)| TftpAnswer::Error(Packet::error(code, &text)));
+        turn.out.push(Output::Tftp { peer, answer });
+    }
+
+    fn read_request(
+        &mut self,
+        turn: &mut Turn,
+        peer: Ipv4Addr,
+        request: &Request,
+    ) -> Result<TftpAnswer, (u16, String)> {
+        let path = String::from_utf8_lossy(&request.filename).into_owned();
+        if request.mode != Mode::Octet {
+            return Err((error::ILLEGAL, "expected the mode octet".into()));
+        }
+        match self.serve(turn, peer, Service::Tftp, &path) {
+            Ok(content) => Ok(TftpAnswer::Transfer {
+                transfer: Box::new(Transfer::new(request.options)),
+                content,
+                path,
+            }),
+            Err(cause) => Err((error::NOT_FOUND, cause)),
+        }
+    }
+
+    /// The content under a path, for the machine that asks; the cause where there is none.
+    fn serve(
+        &mut self,
+        turn: &mut Turn,
+        peer: Ipv4Addr,
+        service: Service,
+        path: &str,
+    ) -> Result<Content, String> {
+        let mac = self.node_at(peer).map(|node| node.mac);
+        let shown = printable(path);
+        let result = Name::parse(path).and_then(|name| {
+            let content = self
+                .content(turn, peer, mac, name, &shown)
+                .map_err(NotServed::because)?;
+            Ok((name, content))
+        });
+        match result {
+            Ok((name, content)) => {
+                self.tell(
+                    turn,
+                    mac,
+                    EventKind::Requested {
+                        service,
+                        path: shown,
+                    },
+                );
+                if let Some(mac) = mac {
+                    self.reach(turn, mac, name.stage(), "");
+                }
+                Ok(content)
+            }
+            Err(NotServed { cause, expected }) => {
+                if !expected {
+                    let not_found = EventKind::NotFound {
+                        service,
+                        path: shown,
+                        cause: cause.clone(),
+                    };
+                    self.tell(turn, mac, not_found);
+                }
+                Err(cause)
+            }
+        }
+    }
+
+    fn content(
+        &mut self,
+        turn: &mut Turn,
+        peer: Ipv4Addr,
+        mac: Option<Mac>,
+        name: Name,
+        path: &str,
+    ) -> Result<Content, String> {
+        match name {
+            Name::Boot(digest, file) => Ok(Content::File { digest, file }),
+            Name::Loader(file) => {
+                let node = mac.and_then(|mac| self.nodes.get(&mac));
+                let node = node.ok_or_else(|| format!("{peer} is no node's address"))?;
+                let image = self.image_of(node)?;
+                has_file(image, file)?;
+                Ok(Content::File {
+                    digest: image.digest,
+                    file,
+                })
+            }
+            Name::Config => Ok(Content::Bytes(
+                self.config_for(turn, peer, mac, path).into_bytes(),
+            )),
+        }
+    }
+
+    /// GRUB's configuration: the node's boot, or a message that says why there is none.
+    fn config_for(
+        &mut self,
+        turn: &mut Turn,
+        peer: Ipv4Addr,
+        mac: Option<Mac>,
+        path: &str,
+    ) -> String {
+        let Some(mac) = mac else {
+            return render::grub_message(&format!("{peer} is no node's address"));
+        };
+        let boot = self.boot_to_render(turn, mac);
+        match self.plan(turn, mac, boot) {
+            Ok(plan) => {
+                let served = EventKind::ConfigServed {
+                    path: path.to_owned(),
+                    image: plan.digest,
+                };
+                self.tell(turn, Some(mac), served);
+                plan.grub_config
+            }
+            Err(cause) => {
+                self.fail(turn, mac, Stage::Config, cause.clone());
+                render::grub_message(&cause)
+            }
+        }
+    }
+
+    /// An HTTP request.
+    pub(crate) fn http(&mut self, turn: &mut Turn, peer: SocketAddrV4, request: &HttpRequest) {
+        let path = request.target.split(['?', '#']).next().unwrap_or_default();
+        let answer = match (request.method.as_str(), path) {
+            ("POST", "/identity") => self.identity(turn, &request.body),
+            ("GET" | "HEAD", _) => match self.serve(turn, *peer.ip(), Service::Http, path) {
+                Ok(content) => HttpAnswer {
+                    status: 200,
+                    content_type: "application/octet-stream",
+                    body: HttpBody::Content(content),
+                    path: (request.method == "GET").then(|| path.to_owned()),
+                },
+                Err(cause) => text(404, &cause),
+            },
+            _ => text(405, "expected GET, HEAD, or POST /identity"),
+        };
+        turn.out.push(Output::Http(answer));
+    }
+
+    /// Gives a node its identity: once for each boot, to one key.
+    fn identity(&mut self, turn: &mut Turn, body: &[u8]) -> HttpAnswer {
+        match self.grant(turn, body) {
+            Ok(grant) => {
+                self.tell(turn, Some(grant.mac), EventKind::IdentityGiven);
+                let body = HttpBody::Identity(Box::new(grant));
+                HttpAnswer {
+                    status: 200,
+                    content_type: "application/octet-stream",
+                    body,
+                    path: None,
+                }
+            }
+            Err((mac, cause)) => {
+                if self.strangers.take(turn.now) {
+                    self.tell(
+                        turn,
+                        mac,
+                        EventKind::IdentityRefused {
+                            cause: cause.clone(),
+                        },
+                    );
+                }
+                text(403, &cause)
+            }
+        }
+    }
+
+    fn grant(
+        &mut self,
+        turn: &mut Turn,
+        body: &[u8],
+    ) -> Result<IdentityGrant, (Option<Mac>, String)> {
+        let claim = IdentityRequest::peek(body).map_err(|error| (None, error.to_string()))?;
+        let refuse = |cause: &str| (Some(claim.mac), cause.to_owned());
+        let boot = self
+            .boots
+            .get_mut(claim.boot)
+            .filter(|boot| boot.mac == claim.mac);
+        let boot = boot.ok_or_else(|| refuse("no such boot of this machine"))?;
+        let request = IdentityRequest::decode(body, &boot.token)
+            .map_err(|error| refuse(&error.to_string()))?;
+        if boot
+            .identity_key
+            .is_some_and(|key| key != request.public_key)
+        {
+            return Err(refuse(
+                "this boot's identity was already given to another key: somebody else asked with its token",
+            ));
+        }
+        if boot.identity_key.is_none() {
+            boot.identity_key = Some(request.public_key);
+            turn.out.push(Output::Persist(Record::Boot(boot.clone())));
+        }
+        let node = self
+            .nodes
+            .get(&claim.mac)
+            .ok_or_else(|| refuse("no such node"))?;
+        let keys = [
+            &self.config.authorized_keys[..],
+            &self.settings.authorized_keys,
+        ]
+        .concat();
+        Ok(IdentityGrant {
+            mac: node.mac,
+            hostname: node.name.clone(),
+            boot: claim.boot,
+            request,
+            authorized_keys: keys,
+            console_login: self.config.console_login,
+        })
+    }
+
+    /// A transfer that we decided on is over.
+    pub(crate) fn transfer_ended(
+        &mut self,
+        turn: &mut Turn,
+        peer: Ipv4Addr,
+        service: Service,
+        path: &str,
+        bytes: u64,
+        outcome: TransferOutcome,
+    ) {
+        let mac = self.node_at(peer).map(|node| node.mac);
+        let shown = printable(path);
+        match outcome {
+            TransferOutcome::Probe => {}
+            TransferOutcome::Failed { cause } => {
+                self.tell(
+                    turn,
+                    mac,
+                    EventKind::TransferFailed {
+                        service,
+                        path: shown,
+                        bytes,
+                        cause,
+                    },
+                );
+            }
+            TransferOutcome::Done => {
+                if let (Some(boot), Ok(name)) = (
+                    mac.and_then(|mac| self.boots.current_mut(mac)),
+                    Name::parse(path),
+                ) {
+                    match name {
+                        Name::Boot(_, BootFile::Initrd) => boot.initrd_bytes += bytes,
+                        _ => boot.loader_bytes += bytes,
+                    }
+                }
+                self.tell(
+                    turn,
+                    mac,
+                    EventKind::Sent {
+                        service,
+                        path: shown,
+                        bytes,
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// Whether an image has a boot file, else why not.
+pub(crate) fn has_file(image: &crate::ImageInfo, file: BootFile) -> Result<(), String> {
+    match image.files.get(&file) {
+        Some(Ok(())) => Ok(()),
+        Some(Err(cause)) => Err(cause.clone()),
+        None => Err(format!(
+            "{} of {}:{} is not ready",
+            file.name(),
+            image.name,
+            image.tag
+        )),
+    }
+}
+
+fn text(status: u16, text: &str) -> HttpAnswer {
+    let body = HttpBody::Content(Content::Bytes(format!("{text}\n").into_bytes()));
+    HttpAnswer {
+        status,
+        content_type: "text/plain; charset=utf-8",
+        body,
+        path: None,
+    }
+}
+
+/// A path as events may show it.
+fn printable(path: &str) -> String {
+    let shown = |it: char| {
+        if it.is_ascii_graphic() || it == ' ' {
+            it
+        } else {
+            '?'
+        }
+    };
+    path.chars().take(SHOWN_PATH_CHARS).map(shown).collect()
+}

@@ -1,0 +1,215 @@
+//! The boot plan of a node, and its renderings.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use wire::cmdline::{BootArgs, Ip, NfsRoot, Param, SlateArgs, split};
+use wire::identity::BootId;
+use wire::mac::Mac;
+use wire::stage::Stage;
+
+use crate::config::Interface;
+use crate::files::has_file;
+use crate::image::{BootFile, ImageInfo, ImageRef};
+use crate::plan::BootPlan;
+use crate::record::{Node, Record};
+use crate::{Engine, Turn};
+
+/// What the root is mounted with. Images never change, so attributes may be kept for a day and
+/// files need no check at each open.
+const ROOT_OPTIONS: [&str; 6] = [
+    "ro",
+    "vers=4.2",
+    "nocto",
+    "noatime",
+    "actimeo=86400",
+    "rsize=1048576",
+];
+/// The port that needs no saying.
+const NFS_PORT: u16 = 2049;
+
+impl Engine {
+    /// The image version that a node's next boot takes.
+    pub(crate) fn image_of(&self, node: &Node) -> Result<&ImageInfo, String> {
+        let Some(wanted) = node.image.as_ref().or(self.config.default_image.as_ref()) else {
+            return Err("no image is set for it, and there is no default image".into());
+        };
+        self.find_image(wanted)
+            .ok_or_else(|| format!("the store has no image {wanted}"))
+    }
+
+    pub(crate) fn find_image(&self, wanted: &ImageRef) -> Option<&ImageInfo> {
+        self.images
+            .iter()
+            .find(|image| image.name == wanted.name && image.tag == wanted.tag)
+    }
+
+    /// The boot that a rendered configuration belongs to: the one that firmware began, or a new
+    /// one where that has already run.
+    pub(crate) fn boot_to_render(&mut self, turn: &mut Turn, mac: Mac) -> BootId {
+        match self.boots.current(mac) {
+            Some(boot) if boot.timeline.iter().all(|it| it.stage < Stage::Init) => boot.id,
+            _ => self.mint_boot(turn, mac),
+        }
+    }
+
+    /// What a node boots now, as the boot `id`.
+    pub(crate) fn plan(
+        &mut self,
+        turn: &mut Turn,
+        mac: Mac,
+        id: BootId,
+    ) -> Result<BootPlan, String> {
+        let node = self.nodes.get(&mac).ok_or("no such node")?;
+        let image = self.image_of(node)?;
+        has_file(image, BootFile::Kernel)?;
+        has_file(image, BootFile::Initrd)?;
+        let digest = image.digest;
+        let interface = self.network_of(node)?;
+        let command_line = self.command_line(node, interface, digest, id)?;
+        let kernel = format!("boot/{digest}/{}", BootFile::Kernel.name());
+        let initrd = format!("boot/{digest}/{}", BootFile::Initrd.name());
+        let plan = BootPlan {
+            mac,
+            node: node.name.clone(),
+            server: interface.address,
+            digest,
+            boot: id,
+            grub_config: grub_config(&node.name, &kernel, &initrd, &command_line),
+            kernel,
+            initrd,
+            command_line,
+        };
+        if let Some(boot) = self.boots.get_mut(id) {
+            if boot.image != Some(digest) {
+                boot.image = Some(digest);
+                turn.out
+                    .push(crate::Output::Persist(Record::Boot(boot.clone())));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The network that a node boots from: that of its address, else the first.
+    fn network_of(&self, node: &Node) -> Result<&Interface, String> {
+        let address = node.address.or_else(|| self.leases.address_of(node.mac));
+        let holds = |it: &&Interface| address.is_none_or(|address| it.contains(address));
+        self.config
+            .interfaces
+            .iter()
+            .find(holds)
+            .ok_or_else(|| "its address is in no served network".into())
+    }
+
+    fn command_line(
+        &self,
+        node: &Node,
+        interface: &Interface,
+        digest: wire::digest::Digest,
+        id: BootId,
+    ) -> Result<String, String> {
+        let boot = self.boots.get(id).ok_or("no such boot")?;
+        let wanted = format!("{} {}", self.config.kernel_args, node.kernel_args);
+        // Users' words may be parameters that we write ourselves; those that were understood count.
+        let (users, _) = BootArgs::parse(&wanted);
+        let dhcp = || {
+            vec![Ip::Dhcp {
+                interface: None,
+                mtu: None,
+            }]
+        };
+        let args = BootArgs {
+            root: Some(
+                users
+                    .root
+                    .unwrap_or_else(|| self.root(interface.address, digest)),
+            ),
+            ip: if users.ip.is_empty() {
+                dhcp()
+            } else {
+                users.ip
+            },
+            bootif: Some(node.mac),
+            slate: Some(SlateArgs {
+                server: SocketAddrV4::new(interface.address, self.config.http_port),
+                boot: id,
+                token: boot.token,
+            }),
+            nfs_unique_id: Some(format!("slate-{}", node.mac.plain())),
+            ..users
+        };
+        args.render()
+            .map_err(|error| format!("its kernel command line cannot be written: {error}"))
+    }
+
+    fn root(&self, server: Ipv4Addr, digest: wire::digest::Digest) -> NfsRoot {
+        let mut options: Vec<String> = ROOT_OPTIONS.map(str::to_owned).into();
+        if self.config.nfs_port != NFS_PORT {
+            options.push(format!("port={}", self.config.nfs_port));
+        }
+        NfsRoot {
+            only_v4: false,
+            server: Some(server),
+            path: format!("/images/{digest}"),
+            options,
+        }
+    }
+}
+
+fn grub_config(node: &str, kernel: &str, initrd: &str, command_line: &str) -> String {
+    // GRUB quotes words with spaces for the kernel by itself, so that each word goes in bare.
+    let word = |param: &Param| match &param.value {
+        Some(value) => quote(&format!("{}={value}", param.name)),
+        None => quote(&param.name),
+    };
+    let words: Vec<String> = split(command_line).iter().map(word).collect();
+    format!(
+        "set timeout=0\necho {}\nlinux /{kernel} {}\ninitrd /{initrd}\nboot\n",
+        quote(&format!("Cleanslate: booting {node}")),
+        words.join(" "),
+    )
+}
+
+/// A configuration that shows why there is nothing to boot, and tries again.
+pub(crate) fn grub_message(cause: &str) -> String {
+    let lines = [
+        "Cleanslate: this machine cannot boot:",
+        cause,
+        "Trying again in 60 seconds.",
+    ];
+    let lines: String = lines
+        .iter()
+        .map(|line| format!("echo {}\n", quote(line)))
+        .collect();
+    format!("{lines}sleep 60\nreboot\n")
+}
+
+/// One word for GRUB's shell: in single quotes nothing means anything, and a single quote itself
+/// stands outside of them, escaped. What is not printable ASCII becomes a question mark.
+fn quote(text: &str) -> String {
+    let mut out = String::from("'");
+    for character in text.chars() {
+        match character {
+            '\'' => out.push_str("'\\''"),
+            ' '..='~' => out.push(character),
+            _ => out.push('?'),
+        }
+    }
+    out.push('\'');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_escapes_its_quotes() {
+        assert_eq!(quote("a'b; reboot\n$x"), "'a'\\''b; reboot?$x'");
+        let config = grub_config("n'1", "boot/k", "boot/i", "quiet a=\"b c\" d=$(x)");
+        assert!(
+            config.contains("linux /boot/k 'quiet' 'a=b c' 'd=$(x)'\n"),
+            "{config}"
+        );
+        assert_eq!(config.lines().count(), 5);
+    }
+}
