@@ -259,8 +259,11 @@ fn plain_meta() -> Meta {
     }
 }
 
+/// The directories on a path, and its last name.
+type Split<'p> = (Vec<&'p [u8]>, &'p [u8]);
+
 /// The components before the last and the last; `..` is refused, nothing leaves the root.
-fn split_last(path: &[u8]) -> Result<Option<(Vec<&[u8]>, &[u8])>> {
+fn split_last(path: &[u8]) -> Result<Option<Split<'_>>> {
     let mut parts: Vec<_> = components(path).collect();
     if parts.contains(&b"..".as_slice()) {
         return Err(bad(path, "a path with `..`"));

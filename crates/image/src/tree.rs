@@ -454,7 +454,7 @@ impl StoredTree {
     fn is_escaped_whiteout(&self, inode: &Inode) -> Result<bool> {
         let mut escaped = false;
         self.image.each_xattr(inode, |name, _| {
-            escaped |= name.full() == ESCAPED_WHITEOUT.as_bytes()
+            escaped |= name.full() == ESCAPED_WHITEOUT.as_bytes();
         })?;
         Ok(escaped)
     }

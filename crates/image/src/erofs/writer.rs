@@ -248,7 +248,7 @@ fn share_xattrs(inodes: &mut [Inode<'_>]) -> Vec<u8> {
             inode.has_acl |= xattr.0.starts_with(b"system.posix_acl_");
             match offsets.get(&xattr) {
                 Some(offset) if inode.shared.len() < SHARED_XATTRS_MAX => {
-                    inode.shared.push(*offset)
+                    inode.shared.push(*offset);
                 }
                 _ => inode.own.push(xattr),
             }
@@ -288,7 +288,7 @@ fn place(inodes: &[Inode<'_>], oldest: Mtime) -> Vec<Place> {
     let mut at = SUPERBLOCK + SUPERBLOCK_SIZE;
     let mut places = Vec::with_capacity(inodes.len());
     for inode in inodes {
-        let (blocks, tail) = content_shape(&inode.body);
+        let (blocks, tail) = content_shape(inode);
         let mut place = Place {
             offset: at.next_multiple_of(SLOT),
             compact: false,
@@ -308,9 +308,10 @@ fn place(inodes: &[Inode<'_>], oldest: Mtime) -> Vec<Place> {
     places
 }
 
-/// Whole blocks, and bytes that follow the inode: never more than half a block of those.
-fn content_shape(body: &Body<'_>) -> (usize, usize) {
-    match body {
+/// Whole blocks, and bytes that follow the inode: never more than half a block of those, but
+/// for the targets of links.
+fn content_shape(inode: &Inode<'_>) -> (usize, usize) {
+    match &inode.body {
         Body::Directory(entries) => {
             let blocks = directory_blocks(entries);
             let last = blocks.last().map_or(0, |block| directory_bytes(block));
@@ -320,6 +321,7 @@ fn content_shape(body: &Body<'_>) -> (usize, usize) {
                 (blocks.len() - 1, last)
             }
         }
+        Body::Bytes(target) if inode.mode & TYPE_MASK == TYPE_SYMLINK => (0, target.len()),
         Body::Bytes(bytes) if bytes.len() % BLOCK > BLOCK / 2 => (bytes.len() / BLOCK + 1, 0),
         Body::Bytes(bytes) => (bytes.len() / BLOCK, bytes.len() % BLOCK),
         Body::Object(_) => (0, 4),

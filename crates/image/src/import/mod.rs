@@ -1,5 +1,6 @@
 //! Sources of images: a directory or a tar archive becomes a canonical tree.
 
+mod archive;
 pub(crate) mod dir;
 pub(crate) mod tar;
 

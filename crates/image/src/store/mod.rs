@@ -124,6 +124,11 @@ impl Staged {
         self.tree.digest()
     }
 
+    /// The tree, readable before anything names it.
+    pub fn tree(&self) -> &StoredTree {
+        &self.tree
+    }
+
     /// What the source had and the version has not.
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
@@ -598,9 +603,9 @@ impl Store {
         for name in names_in(&tmp)? {
             let path = tmp.join(name);
             if path.is_dir() {
-                self.disk.remove_all(&path)?
+                self.disk.remove_all(&path)?;
             } else {
-                self.disk.remove(&path)?
+                self.disk.remove(&path)?;
             }
         }
         Ok(())

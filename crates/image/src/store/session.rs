@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,21 +37,6 @@ pub enum Piece {
 pub trait Source {
     /// Reads the next part.
     fn next(&mut self, buffer: &mut [u8]) -> io::Result<Piece>;
-}
-
-/// Content without holes.
-pub struct Plain<R>(pub R);
-
-impl<R: Read> Source for Plain<R> {
-    fn next(&mut self, buffer: &mut [u8]) -> io::Result<Piece> {
-        loop {
-            match self.0.read(buffer) {
-                Ok(0) => return Ok(Piece::End),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => return read.map(Piece::Data),
-            }
-        }
-    }
 }
 
 /// A file on disk, its holes stepped over.
@@ -157,7 +142,14 @@ impl Session {
         path: &Path,
         source: &mut dyn Source,
     ) -> Result<Content> {
-        let mut read = |buffer: &mut [u8]| source.next(buffer).map_err(Error::io("reading", path));
+        let mut read = |buffer: &mut [u8]| {
+            loop {
+                match source.next(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    piece => return piece.map_err(Error::io("reading", path)),
+                }
+            }
+        };
         let mut filled = 0;
         let mut rest = Piece::End;
         while filled < buffer.len() {
@@ -204,7 +196,7 @@ impl Session {
         if !self.has(digest, content.len() as u64) {
             let mut object = Draft::new(&self.disk, self.directory.join("draft"))?;
             object.write_sparse(content)?;
-            self.name(object, digest)?;
+            self.name(&object, digest)?;
         }
         Ok(())
     }
@@ -255,12 +247,12 @@ impl Session {
             self.disk.remove(&object.path)?;
         } else {
             object.size = size;
-            self.name(object, digest)?;
+            self.name(&object, digest)?;
         }
         Ok(Content::Object { digest, size })
     }
 
-    fn name(&mut self, object: Draft, digest: Digest) -> Result<()> {
+    fn name(&mut self, object: &Draft, digest: Digest) -> Result<()> {
         object
             .file
             .set_len(object.size)
