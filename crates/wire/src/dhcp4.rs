@@ -254,10 +254,12 @@ impl Message {
         }
     }
 
-    /// Options that spilled into `file` (bit 0) and `sname` (bit 1): option 52, RFC 2132, 9.3.
+    /// Options that spilled into `file` (1), `sname` (2) or both (3): option 52, RFC 2132, 9.3.
+    /// The option itself speaks of the bytes that came in, not of the message, and goes.
     fn read_overload(&mut self) {
-        let Some(&[overload]) = self.option(OPTION_OVERLOAD) else {
-            return;
+        let overload = match self.option(OPTION_OVERLOAD) {
+            Some(&[overload @ 1..=3]) => overload,
+            _ => 0,
         };
         if overload & 1 != 0 {
             let file = std::mem::take(&mut self.file);
@@ -267,18 +269,21 @@ impl Message {
             let sname = std::mem::take(&mut self.sname);
             self.read_options(&sname);
         }
+        self.options.retain(|it| it.code != OPTION_OVERLOAD);
     }
 
     /// Encodes for a receiver that accepts DHCP messages of `budget` bytes (IP and UDP headers
     /// not counted). Options go out in their order; one that no longer fits is left out, and so
-    /// is what follows it, but for option 82, which a relay must get back (RFC 3046, 2.2).
+    /// is what follows it, but for option 82, which a relay must get back (RFC 3046, 2.2) unless
+    /// it does not fit by itself.
     pub fn encode(&self, budget: usize) -> Vec<u8> {
         let budget = budget.clamp(DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES);
         let mut out = Vec::with_capacity(budget);
         self.write_header(&mut out);
         out.extend_from_slice(&COOKIE);
-        let (relay, others): (Vec<_>, Vec<_>) =
+        let (mut relay, others): (Vec<_>, Vec<_>) =
             self.options.iter().partition(|it| it.code == option::RELAY);
+        relay.retain(|it| out.len() + encoded_bytes(&it.value) < budget);
         let reserved: usize = relay.iter().map(|it| encoded_bytes(&it.value)).sum();
         for option in others {
             if out.len() + encoded_bytes(&option.value) + reserved + 1 > budget {
@@ -547,6 +552,34 @@ mod tests {
         assert_eq!(got.option(12), Some(&b"abc"[..]));
         assert_eq!(got.option(15), Some(&b"d"[..]));
         assert!(got.file.is_empty());
+        assert_eq!(got.option(OPTION_OVERLOAD), None);
+    }
+
+    #[test]
+    fn an_overload_of_no_known_value_moves_nothing() {
+        for value in [vec![], vec![0], vec![4], vec![255], vec![1, 0]] {
+            let mut message = discover();
+            message.file = vec![12, 1, b'a', 255];
+            message.push(OPTION_OVERLOAD, value);
+            let got = Message::decode(&message.encode(MAX_BUDGET_BYTES)).unwrap();
+            assert_eq!((got.option(12), &got.file), (None, &message.file));
+            assert_eq!(got.option(OPTION_OVERLOAD), None);
+        }
+    }
+
+    #[test]
+    fn a_relay_s_option_that_cannot_fit_is_left_out() {
+        let mut message = discover();
+        message.push(option::RELAY, vec![1; 1000]);
+        let bytes = message.encode(DEFAULT_BUDGET_BYTES);
+        assert!(bytes.len() <= DEFAULT_BUDGET_BYTES, "{}", bytes.len());
+        assert_eq!(Message::decode(&bytes).unwrap().option(option::RELAY), None);
+        let largest = DEFAULT_BUDGET_BYTES - HEADER_BYTES - COOKIE.len() - 1 - 2 * 2;
+        message.options.last_mut().unwrap().value.truncate(largest);
+        assert_eq!(
+            message.encode(DEFAULT_BUDGET_BYTES).len(),
+            DEFAULT_BUDGET_BYTES
+        );
     }
 
     #[test]
