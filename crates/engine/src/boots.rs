@@ -1,6 +1,6 @@
 //! The boots of every node: minted when firmware asks, followed from stage to stage.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -26,11 +26,11 @@ const STUCK_AFTER: Duration = Duration::from_secs(180);
 /// Every boot, by id and by node.
 #[derive(Debug, Default)]
 pub(crate) struct Boots {
-    by_id: HashMap<BootId, Boot>,
+    by_id: BTreeMap<BootId, Boot>,
     /// Newest first.
-    by_mac: HashMap<Mac, Vec<BootId>>,
-    sightings: HashMap<Mac, Timestamp>,
-    reported: HashMap<BootId, Stage>,
+    by_mac: BTreeMap<Mac, Vec<BootId>>,
+    sightings: BTreeMap<Mac, Timestamp>,
+    reported: BTreeMap<BootId, Stage>,
     next_deadline: Option<Timestamp>,
 }
 

@@ -257,8 +257,211 @@ impl EventKind {
     }
 }
 
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Service::Tftp => "TFTP",
+            Service::Http => "HTTP",
+        }
+    }
+}
+
+/// One line for people, without time and node.
 impl fmt::Display for EventKind {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{self:?}")
+        match self {
+            EventKind::NodeAdded
+            | EventKind::NodeChanged
+            | EventKind::NodeForgotten
+            | EventKind::BootStarted { .. }
+            | EventKind::Stage { .. }
+            | EventKind::Info { .. }
+            | EventKind::Up { .. }
+            | EventKind::Failed { .. }
+            | EventKind::Stuck { .. } => self.fmt_node(out),
+            EventKind::Discover { .. }
+            | EventKind::Offer { .. }
+            | EventKind::Ack { .. }
+            | EventKind::Nak { .. }
+            | EventKind::Decline { .. }
+            | EventKind::Release { .. }
+            | EventKind::DhcpIgnored { .. }
+            | EventKind::PoolExhausted { .. }
+            | EventKind::RateLimited { .. }
+            | EventKind::RogueServer { .. } => self.fmt_dhcp(out),
+            _ => self.fmt_service(out),
+        }
+    }
+}
+
+impl EventKind {
+    fn fmt_node(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EventKind::NodeAdded => write!(out, "is a new node"),
+            EventKind::NodeChanged => write!(out, "settings changed"),
+            EventKind::NodeForgotten => write!(out, "forgotten"),
+            EventKind::BootStarted { boot } => write!(out, "began boot {boot}"),
+            EventKind::Stage { stage, text } if text.is_empty() => write!(out, "reached {stage}"),
+            EventKind::Stage { stage, text } => write!(out, "reached {stage}: {text}"),
+            EventKind::Info { stage, text } => write!(out, "says in {stage}: {text}"),
+            EventKind::Up { address, after_ms } => {
+                let at = address.map(|it| format!(" at {it}")).unwrap_or_default();
+                write!(out, "is up{at}, {} after its start", Seconds(*after_ms))
+            }
+            EventKind::Failed { stage, cause } => write!(out, "failed in {stage}: {cause}"),
+            EventKind::Stuck {
+                stage,
+                for_ms,
+                cause,
+            } => write!(out, "stuck in {stage} for {}: {cause}", Seconds(*for_ms)),
+            _ => Ok(()),
+        }
+    }
+
+    fn fmt_dhcp(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EventKind::Discover { client } => write!(out, "asked for an address ({client})"),
+            EventKind::Offer { address } => write!(out, "offered {address}"),
+            EventKind::Ack {
+                address,
+                lease_seconds,
+            } => match lease_seconds {
+                Some(seconds) => write!(out, "has {address} for {seconds} s"),
+                None => write!(out, "has {address} for ever"),
+            },
+            EventKind::Nak { address, cause } => write!(out, "refused {address}: {cause}"),
+            EventKind::Decline { address } => {
+                write!(out, "found {address} in use by another machine; set aside")
+            }
+            EventKind::Release { address } => write!(out, "gave {address} back"),
+            EventKind::DhcpIgnored { cause } => write!(out, "DHCP message ignored: {cause}"),
+            EventKind::PoolExhausted { network, size } => {
+                write!(out, "no address is left in {network}: all {size} are taken")
+            }
+            EventKind::RateLimited { dropped } => {
+                write!(out, "{dropped} messages of unknown machines dropped")
+            }
+            EventKind::RogueServer { server } => {
+                write!(out, "another DHCP server answers: {server}")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn fmt_service(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EventKind::Requested { service, path } => {
+                write!(out, "asked for {path} over {}", service.name())
+            }
+            EventKind::Sent {
+                service,
+                path,
+                bytes,
+            } => write!(out, "got {path} over {}: {bytes} bytes", service.name()),
+            EventKind::NotFound {
+                service,
+                path,
+                cause,
+            } => {
+                let service = service.name();
+                write!(out, "asked for {path} over {service}: not found: {cause}")
+            }
+            EventKind::TransferFailed {
+                service,
+                path,
+                bytes,
+                cause,
+            } => {
+                let service = service.name();
+                write!(
+                    out,
+                    "{path} over {service} broke off after {bytes} bytes: {cause}"
+                )
+            }
+            EventKind::ConfigServed { path, image } => {
+                write!(out, "got its boot configuration {path} for image {image}")
+            }
+            EventKind::NfsMounted { address } => write!(out, "mounted its root from {address}"),
+            EventKind::NfsGone { address } => {
+                write!(out, "closed its NFS connections from {address}")
+            }
+            EventKind::IdentityGiven => write!(out, "got its identity"),
+            EventKind::IdentityRefused { cause } => write!(out, "was refused an identity: {cause}"),
+            EventKind::BeaconRefused { address, cause } => {
+                write!(out, "beacon from {address} refused: {cause}")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Milliseconds, shown as seconds with one digit.
+struct Seconds(u64);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}.{} s", self.0 / 1000, self.0 % 1000 / 100)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_plain_line_each() {
+        let address = Ipv4Addr::new(10, 77, 0, 5);
+        let path = || "grubx64.efi".to_owned();
+        let cases = [
+            (EventKind::Offer { address }, "offered 10.77.0.5"),
+            (
+                EventKind::Ack {
+                    address,
+                    lease_seconds: None,
+                },
+                "has 10.77.0.5 for ever",
+            ),
+            (
+                EventKind::NotFound {
+                    service: Service::Tftp,
+                    path: path(),
+                    cause: "the image has no GRUB".into(),
+                },
+                "asked for grubx64.efi over TFTP: not found: the image has no GRUB",
+            ),
+            (
+                EventKind::Sent {
+                    service: Service::Http,
+                    path: path(),
+                    bytes: 9,
+                },
+                "got grubx64.efi over HTTP: 9 bytes",
+            ),
+            (
+                EventKind::Stage {
+                    stage: Stage::SwitchRoot,
+                    text: String::new(),
+                },
+                "reached switch-root",
+            ),
+            (
+                EventKind::Up {
+                    address: Some(address),
+                    after_ms: 18_349,
+                },
+                "is up at 10.77.0.5, 18.3 s after its start",
+            ),
+            (
+                EventKind::Stuck {
+                    stage: Stage::Grub,
+                    for_ms: 180_000,
+                    cause: "look at its screen".into(),
+                },
+                "stuck in grub for 180.0 s: look at its screen",
+            ),
+        ];
+        for (event, line) in cases {
+            assert_eq!(event.to_string(), line);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 use wire::digest::Digest;
-use wire::identity::{BootId, Request as IdentityRequest};
+use wire::identity::{BootId, Request as IdentityRequest, Token};
 use wire::mac::Mac;
 
 use crate::command::{Command, CommandError, CommandReply};
@@ -240,6 +240,8 @@ pub struct IdentityGrant {
     pub boot: BootId,
     /// The verified request, whose public key the document is sealed to.
     pub request: IdentityRequest,
+    /// The boot's secret, which the seal mixes in.
+    pub token: Token,
     /// OpenSSH public keys for root.
     pub authorized_keys: Vec<String>,
     /// Whether anybody may log in on the console.

@@ -1,6 +1,6 @@
 //! Addresses and who has them. One address has one machine, one machine one address a network.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use wire::mac::Mac;
@@ -17,7 +17,7 @@ const SEARCH_MAX: u32 = 1 << 17;
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     by_address: BTreeMap<Ipv4Addr, Lease>,
-    by_mac: HashMap<Mac, Ipv4Addr>,
+    by_mac: BTreeMap<Mac, Ipv4Addr>,
 }
 
 impl Leases {

@@ -23,7 +23,7 @@ pub mod tftp;
 mod time;
 mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use rand_chacha::ChaCha20Rng;
@@ -63,8 +63,8 @@ pub struct Engine {
     leases: Leases,
     boots: Boots,
     /// What each node's firmware called itself last.
-    firmware: HashMap<Mac, String>,
-    nfs: HashMap<Ipv4Addr, NfsClient>,
+    firmware: BTreeMap<Mac, String>,
+    nfs: BTreeMap<Ipv4Addr, NfsClient>,
     strangers: TokenBucket,
 }
 
@@ -99,8 +99,8 @@ impl Engine {
             nodes: BTreeMap::new(),
             leases: Leases::default(),
             boots: Boots::default(),
-            firmware: HashMap::new(),
-            nfs: HashMap::new(),
+            firmware: BTreeMap::new(),
+            nfs: BTreeMap::new(),
             strangers,
         };
         restored
@@ -234,7 +234,7 @@ impl Engine {
 
     /// `node1`, `node2`, …: the first that nobody has.
     fn free_name(&self) -> String {
-        let names: std::collections::HashSet<_> =
+        let names: std::collections::BTreeSet<_> =
             self.nodes.values().map(|node| node.name.as_str()).collect();
         (1..)
             .map(|number: u32| format!("node{number}"))
