@@ -1,0 +1,215 @@
+//! The peer: dnsmasq, NFS-Ganesha and dracut, put together as one would by hand.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use lab::{GATEWAY, Network, Process};
+
+use crate::install::Extra;
+use crate::workspace::must_succeed;
+
+/// What the peer is made of.
+pub const PROGRAMS: [Extra; 5] = [
+    Extra {
+        path: "/usr/sbin/dnsmasq",
+        package: "dnsmasq-base",
+        purpose: "be the peer's DHCP and TFTP server",
+    },
+    Extra {
+        path: "/usr/bin/ganesha.nfsd",
+        package: "nfs-ganesha-vfs",
+        purpose: "be the peer's NFS server",
+    },
+    Extra {
+        path: "/usr/bin/tcpdump",
+        package: "tcpdump",
+        purpose: "capture what both sides send",
+    },
+    Extra {
+        path: "/usr/bin/tshark",
+        package: "tshark",
+        purpose: "count NFS calls",
+    },
+    Extra {
+        path: "/usr/bin/unshare",
+        package: "util-linux",
+        purpose: "run dracut in the image",
+    },
+];
+
+/// The boot files, and the tree that is exported.
+pub struct Peer {
+    /// The unpacked image.
+    root: PathBuf,
+    tftp: PathBuf,
+    scratch: PathBuf,
+}
+
+/// The running servers.
+pub struct Servers {
+    _dnsmasq: Process,
+    _ganesha: Process,
+}
+
+/// Runs in a private mount namespace: a copy of the image gets dracut, which makes its initramfs;
+/// the image itself stays as it is.
+const PREPARE: &str = r#"
+set -e
+rm -rf "$2"
+cp -a --reflink=auto "$1" "$2"
+cp /etc/resolv.conf "$2/etc/resolv.conf"
+mount --bind /proc "$2/proc"
+export DEBIAN_FRONTEND=noninteractive
+chroot "$2" apt-get update
+chroot "$2" apt-get install --yes --no-install-recommends dracut-core dracut-network nfs-common iputils-arping isc-dhcp-client
+chroot "$2" dracut --force --no-hostonly --kver "$(ls "$2/lib/modules")" --add "nfs overlay-root network-legacy" /boot/initrd.peer
+# dnsmasq as root serves only what everybody may read.
+chmod 0644 "$2/boot/initrd.peer"
+"#;
+
+impl Peer {
+    /// Makes the peer's boot files for the unpacked image `root`; kept in `cache`.
+    pub fn prepare(root: &Path, cache: &Path) -> anyhow::Result<Self> {
+        let peer = Self {
+            root: root.to_owned(),
+            tftp: cache.join("tftp"),
+            scratch: cache.join("scratch"),
+        };
+        std::fs::create_dir_all(&peer.scratch)
+            .with_context(|| format!("making {}", cache.display()))?;
+        if !peer.initrd().exists() {
+            peer.build(&cache.join("dracut"))?;
+        }
+        Ok(peer)
+    }
+
+    /// The size of its initramfs.
+    pub fn initrd_bytes(&self) -> anyhow::Result<u64> {
+        Ok(std::fs::metadata(self.initrd())
+            .context("reading the peer's initramfs")?
+            .len())
+    }
+
+    fn initrd(&self) -> PathBuf {
+        self.tftp.join("initrd")
+    }
+
+    fn build(&self, copy: &Path) -> anyhow::Result<()> {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", PREPARE, "sh"])
+            .arg(&self.root)
+            .arg(copy)
+            .stdout(Stdio::null());
+        must_succeed(&mut command).context("running dracut in a copy of the image")?;
+        std::fs::create_dir_all(self.tftp.join("grub"))?;
+        let boot =
+            std::fs::read_dir(self.root.join("boot")).context("listing the image's /boot")?;
+        let kernel = boot
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| is_kernel(path))
+            .context("the image has no kernel")?;
+        for (from, to) in [
+            (kernel, "vmlinuz"),
+            (
+                self.root.join("usr/lib/shim/shimx64.efi.signed"),
+                "shimx64.efi",
+            ),
+            (
+                self.root
+                    .join("usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"),
+                "grubx64.efi",
+            ),
+        ] {
+            std::fs::copy(&from, self.tftp.join(to))
+                .with_context(|| format!("copying {}", from.display()))?;
+        }
+        let config = format!(
+            "linux /vmlinuz console=ttyS0 root=nfs4:{GATEWAY}:/export/root:ro,vers=4.2 rootovl ip=dhcp rd.neednet=1\ninitrd /initrd\nboot\n"
+        );
+        std::fs::write(self.tftp.join("grub/grub.cfg"), config)?;
+        // Last, because its presence says that the rest is there.
+        std::fs::copy(copy.join("boot/initrd.peer"), self.initrd())
+            .context("copying the peer's initramfs")?;
+        std::fs::remove_dir_all(copy).context("removing the copy of the image")
+    }
+
+    /// Starts its servers on `network`.
+    pub fn start(&self, network: &Network) -> anyhow::Result<Servers> {
+        let dnsmasq = self.write("dnsmasq.conf", &self.dnsmasq_config(network))?;
+        let mut command = Command::new("dnsmasq");
+        command
+            .arg("--keep-in-foreground")
+            .arg(format!("--conf-file={}", dnsmasq.display()));
+        let dnsmasq = {
+            command.stdin(Stdio::null()).stderr(Stdio::null());
+            network.spawn(command).context("starting dnsmasq")?
+        };
+        let config = self.write("ganesha.conf", &self.ganesha_config())?;
+        let mut command = Command::new("ganesha.nfsd");
+        command
+            .arg("-F")
+            .arg("-f")
+            .arg(config)
+            .arg("-L")
+            .arg(self.scratch.join("ganesha.log"));
+        command
+            .arg("-p")
+            .arg(self.scratch.join("ganesha.pid"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let ganesha = network.spawn(command).context("starting ganesha")?;
+        wait_for_port(network)?;
+        Ok(Servers {
+            _dnsmasq: dnsmasq,
+            _ganesha: ganesha,
+        })
+    }
+
+    fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let path = self.scratch.join(name);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn dnsmasq_config(&self, network: &Network) -> String {
+        format!(
+            "port=0\ninterface={}\nbind-interfaces\nno-ping\ndhcp-authoritative\ndhcp-range=10.77.0.100,10.77.0.200,1h\n\
+             dhcp-match=set:efi64,option:client-arch,7\ndhcp-boot=tag:efi64,shimx64.efi\nenable-tftp\ntftp-root={}\n\
+             dhcp-leasefile={}\nuser=root\n",
+            network.interface(),
+            self.tftp.display(),
+            self.scratch.join("leases").display(),
+        )
+    }
+
+    fn ganesha_config(&self) -> String {
+        format!(
+            "NFS_CORE_PARAM {{ Protocols=4; NFS_Port=2049; Bind_addr={GATEWAY}; Enable_NLM=false; Enable_RQUOTA=false; mount_path_pseudo=true; }}\n\
+             NFSv4 {{ Graceless=true; Minor_Versions=1,2; RecoveryBackend=fs; Delegations=false; Only_Numeric_Owners=true; }}\n\
+             EXPORT {{ Export_Id=1; Path={}; Pseudo=/export/root; Access_Type=RO; Squash=No_Root_Squash; SecType=sys; \
+             Protocols=4; Transports=TCP; FSAL {{ Name=VFS; }} }}\n",
+            self.root.display(),
+        )
+    }
+}
+
+fn is_kernel(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
+}
+
+fn wait_for_port(network: &Network) -> anyhow::Result<()> {
+    let mut probe = Command::new("bash");
+    probe.args(["-c", &format!("for i in $(seq 100); do (: < /dev/tcp/{GATEWAY}/2049) 2>/dev/null && exit; sleep 0.2; done; exit 1")]);
+    probe.stdin(Stdio::null());
+    let answer = network.run(probe)?;
+    ensure!(
+        answer.status.success(),
+        "ganesha does not listen after 20 s: see its log"
+    );
+    Ok(())
+}
