@@ -7,7 +7,9 @@
 //!
 //! Nothing outlives the process that made it, not even after `kill -9`: the namespace has no
 //! name and is held by open descriptors only, every child is killed by the kernel when its parent
-//! dies, and scratch files live in memory or in private mounts.
+//! dies, and scratch files live in memory or in private mounts. One exception: a child that changes its
+//! own credentials (a daemon that drops privileges) loses the kernel's parent-death signal, so after
+//! a kill of this process it has to be ended by other means; `Drop` ends it as usual.
 
 mod console;
 mod machine;
