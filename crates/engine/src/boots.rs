@@ -20,6 +20,8 @@ use crate::{Engine, Turn};
 const KEPT: usize = 4;
 /// DISCOVERs of machines that are not nodes yet, remembered for when they become ones.
 const MAX_SIGHTINGS: usize = 1024;
+/// A DISCOVER longer ago than this belongs to an earlier attempt.
+const SIGHTING_MS: u64 = 60_000;
 /// A boot that stays in one stage for longer is reported.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
@@ -41,6 +43,7 @@ impl Boots {
         let ids = self.by_mac.entry(mac).or_default();
         ids.push(id);
         ids.sort_by_key(|id| std::cmp::Reverse(self.by_id[id].started));
+        self.watch(last_progress(&self.by_id[&id]) + STUCK_AFTER);
     }
 
     /// Adds a boot; returns those that are too old to keep.
@@ -75,6 +78,20 @@ impl Boots {
         self.by_id.get_mut(self.by_mac.get(&mac)?.first()?)
     }
 
+    /// A machine runs the boot `id`, so that boots behind which nothing ever ran are none. Returns
+    /// those; `None` where a boot that is further on is newer.
+    fn revive(&mut self, id: BootId, mac: Mac) -> Option<Vec<BootId>> {
+        let ids = self.by_mac.get(&mac)?;
+        let newer = ids.iter().position(|it| *it == id)?;
+        let unused = |id: &BootId| reached(&self.by_id[id]).is_none_or(|it| it <= Stage::Address);
+        if !ids[..newer].iter().all(unused) {
+            return None;
+        }
+        let dropped: Vec<_> = self.by_mac.get_mut(&mac)?.drain(..newer).collect();
+        dropped.iter().for_each(|id| drop(self.by_id.remove(id)));
+        Some(dropped)
+    }
+
     /// Forgets a node's boots; returns their ids.
     pub(crate) fn forget(&mut self, mac: Mac) -> Vec<BootId> {
         let ids = self.by_mac.remove(&mac).unwrap_or_default();
@@ -86,10 +103,14 @@ impl Boots {
     pub(crate) fn saw_firmware(&mut self, mac: Mac, now: Timestamp) {
         if self.sightings.len() >= MAX_SIGHTINGS {
             self.sightings
-                .retain(|_, at| now.millis_since(*at) < 60_000);
+                .retain(|_, at| now.millis_since(*at) < SIGHTING_MS);
         }
-        if self.sightings.len() < MAX_SIGHTINGS {
-            self.sightings.entry(mac).or_insert(now);
+        let full = self.sightings.len() >= MAX_SIGHTINGS;
+        match self.sightings.get_mut(&mac) {
+            Some(at) if now.millis_since(*at) < SIGHTING_MS => {}
+            Some(at) => *at = now,
+            None if !full => drop(self.sightings.insert(mac, now)),
+            None => {}
         }
     }
 
@@ -116,6 +137,12 @@ pub(crate) fn view(boot: &Boot) -> BootView {
     }
 }
 
+/// When a boot last came to a stage.
+fn last_progress(boot: &Boot) -> Timestamp {
+    let stages = boot.timeline.iter().map(|it| it.at);
+    stages.max().unwrap_or(boot.started)
+}
+
 /// The furthest stage of a boot.
 fn reached(boot: &Boot) -> Option<Stage> {
     boot.timeline.iter().map(|it| it.stage).max()
@@ -123,10 +150,11 @@ fn reached(boot: &Boot) -> Option<Stage> {
 
 impl Engine {
     /// The boot that a machine's firmware begins now: a new one, unless the last has not got
-    /// beyond DHCP (firmware asks several times).
+    /// beyond DHCP and is recent (firmware asks several times).
     pub(crate) fn begin_boot(&mut self, turn: &mut Turn, mac: Mac) -> BootId {
         if let Some(boot) = self.boots.current(mac) {
-            if reached(boot).is_none_or(|stage| stage <= Stage::Address) {
+            let fresh = turn.now < last_progress(boot) + STUCK_AFTER;
+            if fresh && reached(boot).is_none_or(|stage| stage <= Stage::Address) {
                 return boot.id;
             }
         }
@@ -243,14 +271,19 @@ impl Engine {
         };
         let seen = boot.last_seq;
         boot.last_seq = beacon.events.iter().map(|it| it.seq).fold(seen, u32::max);
-        let is_current = self
-            .boots
-            .current(beacon.mac)
-            .is_some_and(|it| it.id == beacon.boot);
-        if is_current {
-            let new = beacon.events.iter().filter(|it| it.seq > seen);
-            new.for_each(|event| self.apply(turn, beacon.mac, event));
+        if boot.last_seq == seen {
+            return;
         }
+        // A late copy of a DHCP message, or a plan that nobody booted, makes a boot of its own.
+        let Some(unused) = self.boots.revive(beacon.boot, beacon.mac) else {
+            return;
+        };
+        for id in unused {
+            let key = format!("boot/{id}");
+            turn.persist(Record::Removed { key });
+        }
+        let new = beacon.events.iter().filter(|it| it.seq > seen);
+        new.for_each(|event| self.apply(turn, beacon.mac, event));
     }
 
     fn apply(&mut self, turn: &mut Turn, mac: Mac, event: &BeaconEvent) {
@@ -277,12 +310,7 @@ impl Engine {
                 continue;
             };
             let stage = reached(boot).unwrap_or(Stage::Firmware);
-            let since = boot
-                .timeline
-                .iter()
-                .map(|it| it.at)
-                .max()
-                .unwrap_or(boot.started);
+            let since = last_progress(boot);
             let mac = boot.mac;
             let done = stage == Stage::MultiUser || self.boots.reported.get(&id) == Some(&stage);
             if done || boot.timeline.is_empty() {

@@ -154,9 +154,11 @@ impl Engine {
             },
         );
         if request.client.is_firmware() {
-            self.boots.saw_firmware(mac, turn.now);
             if self.nodes.contains_key(&mac) {
                 self.begin_boot(turn, mac);
+                self.reach(turn, mac, Stage::Firmware, "");
+            } else {
+                self.boots.saw_firmware(mac, turn.now);
             }
         }
         let wanted = request.message.address_option(option::REQUESTED_ADDRESS);
@@ -248,11 +250,22 @@ impl Engine {
             None if !message.ciaddr.is_unspecified() => message.ciaddr,
             None => return self.ignore(turn, message.mac, "it asks for no address"),
         };
+        // A running node whose address was changed keeps the one its root hangs on until it boots.
+        if message.ciaddr == wanted && self.may_keep(turn, request, wanted) {
+            return self.confirm(turn, request, wanted);
+        }
         match self.choose(turn, request, Some(wanted)) {
             Some(address) if address == wanted => self.confirm(turn, request, address),
             Some(other) => self.refuse(turn, request, wanted, format!("its address is {other}")),
             None => self.refuse(turn, request, wanted, "no address is left".into()),
         }
+    }
+
+    fn may_keep(&self, turn: &Turn, request: &Request, address: Ipv4Addr) -> bool {
+        let held = self.leases.lease_of(request.message.mac);
+        held.is_some_and(|lease| lease.address == address && is_live(lease, turn.now))
+            && request.interface.is_assignable(address)
+            && !self.is_reserved(address, request.message.mac)
     }
 
     fn confirm(&mut self, turn: &mut Turn, request: &Request, address: Ipv4Addr) {

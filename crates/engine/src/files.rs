@@ -315,6 +315,7 @@ impl Engine {
             mac: node.mac,
             hostname: node.name.clone(),
             boot: claim.boot,
+            token: boot.token,
             request,
             authorized_keys: keys,
             console_login: self.config.console_login,
