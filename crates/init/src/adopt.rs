@@ -146,9 +146,6 @@ fn resolv_conf(network: &Configured) -> io::Result<()> {
     if managed || configured || network.lease.dns.is_empty() {
         return Ok(());
     }
-    if link.is_some() {
-        fs::remove_file(PATH)?;
-    }
     write(
         PATH,
         0o644,
@@ -214,16 +211,20 @@ fn set_clock(unix_time_ms: u64) -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
-/// Writes a file with exactly this mode, never readable wider than that, and its directories.
-fn write(path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+/// Writes a file with exactly this mode, never readable wider than that, and its directories. It
+/// takes the place of what was there: a symbolic link's target stays as it is.
+pub fn write(path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
     let path = Path::new(path);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut file = File::options()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(mode)
         .open(path)?;
     file.set_permissions(Permissions::from_mode(mode))?;

@@ -1,7 +1,7 @@
 //! The boot as a straight list of steps.
 
 use std::convert::Infallible;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::thread;
@@ -14,7 +14,7 @@ use wire::cmdline::{BootArgs, NfsRoot};
 use wire::identity::Document;
 use wire::stage::Stage;
 
-use crate::adopt::adopt;
+use crate::adopt::{self, adopt};
 use crate::backoff::Backoff;
 use crate::failure::{Failure, Remedy};
 use crate::modules::Modules;
@@ -183,13 +183,9 @@ fn name_client(args: &BootArgs, network: &Configured) {
     }
 }
 
-/// The agent is this program once more, outside the root, with the events so far.
+/// The agent is this program once more, outside the root.
 fn leave_agent(report: &Reporter) {
-    let left = fs::copy("/init", AGENT_PATH).and_then(|_| match report.datagram() {
-        Some(datagram) => fs::write(BEACON_PATH, datagram),
-        None => Ok(()),
-    });
-    if let Err(error) = left {
+    if let Err(error) = fs::copy("/init", AGENT_PATH) {
         report.info(Stage::SwitchRoot, &format!("{AGENT_PATH}: {error}"));
     }
 }
@@ -208,11 +204,31 @@ fn enter(
     let init = args.init.as_deref().unwrap_or("/sbin/init");
     report.progress(Stage::SwitchRoot, init);
     if let Some(datagram) = report.datagram() {
-        let _ = fs::write(BEACON_PATH, datagram);
+        let _ = adopt::write(BEACON_PATH, 0o600, &datagram);
+    }
+    if args.wants_shell() {
+        shell(report);
     }
     let error = Command::new(init).args(&args.init_args).exec();
     let cause = format!("starting {init}: {error}");
     Err(Failure::lasting(Stage::SwitchRoot, cause, hint))
+}
+
+/// `rd.break`: the image's shell in the finished root; the boot goes on when it ends.
+fn shell(report: &Reporter) {
+    report.info(
+        Stage::SwitchRoot,
+        "rd.break: a shell; the boot goes on after exit",
+    );
+    let console = File::options().read(true).write(true).open("/dev/console");
+    let ended = console.and_then(|it| {
+        let (output, errors) = (it.try_clone()?, it.try_clone()?);
+        let mut shell = Command::new("/bin/sh");
+        shell.stdin(it).stdout(output).stderr(errors).status()
+    });
+    if let Err(error) = ended {
+        report.failure(Stage::SwitchRoot, &format!("rd.break: /bin/sh: {error}"));
+    }
 }
 
 /// Says what is wrong, long enough to be read, then reboots into what may be a better plan.

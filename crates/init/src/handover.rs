@@ -16,7 +16,9 @@ pub struct Text {
     pub content: String,
 }
 
-/// The agent reports multi-user and stays, so that what shutdown needs stays in memory.
+/// The agent reports multi-user and stays, so that what shutdown needs stays in memory: no target
+/// stops it, and the `@` saves it from the last signals of a shutdown, as it does for daemons that
+/// serve the root file system.
 pub const AGENT_UNIT: &str = "[Unit]
 Description=Cleanslate node agent
 DefaultDependencies=no
@@ -26,15 +28,17 @@ IgnoreOnIsolate=yes
 [Service]
 ExecStart=@/run/slate/agent @slate-agent report
 Type=exec
-KillMode=none
-SendSIGKILL=no
 OOMScoreAdjust=-900
 ";
 
-/// Makes SSH host keys where neither the image nor an identity brings any.
+/// Makes SSH host keys where neither the image nor an identity brings any. It has to precede
+/// sockets, so it cannot wait for the whole of sysinit.target.
 pub const HOST_KEYS_UNIT: &str = "[Unit]
 Description=SSH host keys of this boot
-Before=ssh.service sshd.service ssh.socket sshd.socket
+DefaultDependencies=no
+After=local-fs.target
+Before=ssh.service sshd.service ssh.socket sshd.socket shutdown.target
+Conflicts=shutdown.target
 
 [Service]
 Type=oneshot
@@ -81,7 +85,9 @@ fn networkd(network: &Configured) -> String {
         network.link.mac
     );
     if network.dhcp {
-        out.push_str("DHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\nSendRelease=no\n");
+        out.push_str(
+            "DHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\nSendRelease=no\nUseHostname=no\n",
+        );
         return out;
     }
     let lease = &network.lease;

@@ -15,6 +15,9 @@ use crate::failure::{Failure, Remedy};
 pub const ROOT: &str = "/root";
 const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
+/// The layers as the kernel lists them (proc_pid_mountinfo(5)): nobody sees them once they are
+/// detached.
+const LAYERS: &str = "/run/slate/layers";
 
 /// Mounts the export and the overlay. `server` is used where `root=` names none, `client` is the
 /// node's own address. Answers what was mounted, for the log.
@@ -171,9 +174,21 @@ fn overlay() -> std::io::Result<()> {
     let layers = c"lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work,\
         index=off,metacopy=off,xino=on";
     mount("overlay", ROOT, "overlay", MountFlags::empty(), layers)?;
+    fs::write(
+        LAYERS,
+        layers_of(&fs::read_to_string("/proc/self/mountinfo")?),
+    )?;
     unmount(LOWER, UnmountFlags::DETACH)?;
     unmount(UPPER, UnmountFlags::DETACH)?;
     Ok(())
+}
+
+/// The lines of a mountinfo that are about the root's layers.
+fn layers_of(mountinfo: &str) -> String {
+    let lines = mountinfo.split_inclusive('\n');
+    lines
+        .filter(|line| matches!(line.split(' ').nth(4), Some(LOWER | UPPER)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -223,6 +238,15 @@ mod tests {
         let flags = MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NOSUID;
         assert_eq!(plan.flags, flags);
         assert!(plan.data.starts_with("port=20490,vers=4.1,addr="));
+    }
+
+    #[test]
+    fn layers_are_remembered() {
+        let text = "21 1 0:2 / /proc rw - proc proc rw\n22 1 0:3 / /lower ro - nfs4 s:/x ro\n\
+                    23 1 0:4 / /upper rw - tmpfs tmpfs rw\n24 1 0:5 / /lower/x rw - a b rw\n";
+        let expected =
+            "22 1 0:3 / /lower ro - nfs4 s:/x ro\n23 1 0:4 / /upper rw - tmpfs tmpfs rw\n";
+        assert_eq!(layers_of(text), expected);
     }
 
     #[test]

@@ -33,6 +33,7 @@ const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
 const IFF_UP: u32 = 1;
 const IFF_NOARP: u32 = 0x80;
 const IFF_LOWER_UP: u32 = 0x10000;
@@ -159,6 +160,9 @@ pub fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Vec<u8> {
 pub fn add_default_route(index: u32, gateway: Ipv4Addr) -> Vec<u8> {
     const RT_TABLE_MAIN: u8 = 254;
     const RTPROT_BOOT: u8 = 3;
+    /// What systemd-networkd uses. Other network managers use less, so that their routes win over
+    /// this one; one without a metric would win over all of theirs.
+    const METRIC: u32 = 1024;
     const RTN_UNICAST: u8 = 1;
     const RTNH_F_ONLINK: u32 = 4;
     let mut body = vec![
@@ -174,7 +178,12 @@ pub fn add_default_route(index: u32, gateway: Ipv4Addr) -> Vec<u8> {
     body.extend_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
     let index = index.to_ne_bytes();
     let gateway = gateway.octets();
-    let attributes = [(RTA_OIF, &index[..]), (RTA_GATEWAY, &gateway[..])];
+    let metric = METRIC.to_ne_bytes();
+    let attributes = [
+        (RTA_OIF, &index[..]),
+        (RTA_GATEWAY, &gateway[..]),
+        (RTA_PRIORITY, &metric[..]),
+    ];
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_REPLACE;
     message(RTM_NEWROUTE, flags, &body, &attributes)
 }
