@@ -256,6 +256,9 @@ pub enum ImageCommand {
         /// Where to write it
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         output: PathBuf,
+        /// Which network drivers go in: virtual, server or all-nic
+        #[arg(long, default_value = "virtual")]
+        profile: image::initramfs::Profile,
     },
 }
 

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod embedded;
 mod failure;
 mod render;
 

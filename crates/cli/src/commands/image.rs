@@ -1,9 +1,699 @@
-//! `slate image`.
+//! `slate image`: what lies in the store, and how it gets there.
 
-use crate::args::{DirArgs, ImageCommand};
-use crate::failure::{Failure, Outcome};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, IsTerminal as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Runs it.
-pub fn run(_dirs: &DirArgs, _command: ImageCommand) -> Outcome {
-    Err(Failure::new("not built yet"))
+use image::boot::{self, BootFiles};
+use image::check::{self, Finding, Severity};
+use image::debian::{self, Suite};
+use image::files::{Files, HostDir};
+use image::initramfs::{self, ModuleSource, Profile};
+use image::store::TAG_DEFAULT;
+use image::{Digest, Error, Publish, SkipReason, Skipped, Staged, Store, StoredTree, Tag, Version};
+use indicatif::{ProgressBar, ProgressStyle};
+use owo_colors::OwoColorize as _;
+use serde_json::{Value, json};
+
+use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
+use crate::embedded;
+use crate::failure::{Code, Failure, Outcome};
+use crate::render;
+
+/// Runs one `slate image` command.
+pub fn run(dirs: &DirArgs, command: ImageCommand) -> Outcome {
+    match command {
+        ImageCommand::Import {
+            name,
+            source,
+            output,
+        } => import(&open_store(dirs)?, &name, &source, output),
+        ImageCommand::Build {
+            recipe,
+            name,
+            output,
+        } => build(dirs, recipe, name.as_deref(), output),
+        ImageCommand::List { output } => list(&open_store(dirs)?, output),
+        ImageCommand::Show { image, output } => show(&open_store(dirs)?, &image, output),
+        ImageCommand::Tag {
+            source,
+            target,
+            output,
+        } => tag(&open_store(dirs)?, &source, &target, output),
+        ImageCommand::Initrd {
+            modules,
+            output,
+            profile,
+        } => initrd(&modules, &output, &profile),
+    }
+}
+
+/// The store under the state directory, made where there is none.
+pub(crate) fn open_store(dirs: &DirArgs) -> Outcome<Store> {
+    Ok(Store::open(dirs.state_dir.join("store"))?)
+}
+
+/// Where built archives are kept: `SLATE_CACHE_DIR`, else `cache` under the state directory.
+pub(crate) fn cache_dir(dirs: &DirArgs) -> PathBuf {
+    std::env::var_os("SLATE_CACHE_DIR")
+        .filter(|dir| !dir.is_empty())
+        .map_or_else(|| dirs.state_dir.join("cache"), PathBuf::from)
+}
+
+/// What an import or a build is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Packages become an archive.
+    Building(debian::Progress),
+    /// An archive or a directory becomes a version.
+    Importing(image::Progress),
+}
+
+/// A version that was imported and published.
+#[derive(Debug)]
+pub(crate) struct Imported {
+    /// The tag that was moved to it.
+    pub tag: Tag,
+    /// What the checks noticed; none of it refuses the image.
+    pub findings: Vec<Finding>,
+    /// What the source had and the version has not.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Makes a Debian image and imports it as `name` (`NAME` or `NAME:TAG`, as for an import). An archive that the
+/// recipe made within [`CACHE_AGE_MAX`] is used again.
+pub(crate) fn build_debian(
+    store: &Store,
+    suite: Suite,
+    name: &str,
+    cache_dir: &Path,
+    progress: &mut dyn FnMut(Step),
+) -> Outcome<Imported> {
+    let target = target(name)?;
+    let archive = debian_archive(suite, cache_dir, &mut |step| progress(Step::Building(step)))?;
+    import_archive(store, target, &archive, progress)
+}
+
+/// How long a built archive is used again; after that the distribution has newer packages.
+const CACHE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The archive of a suite: from the cache, or built into it.
+fn debian_archive(
+    suite: Suite,
+    cache_dir: &Path,
+    progress: &mut dyn FnMut(debian::Progress),
+) -> Outcome<PathBuf> {
+    fs::create_dir_all(cache_dir).map_err(|error| path_failure("creating", cache_dir, error))?;
+    let _lock = lock_cache(cache_dir)?;
+    let key = debian::cache_key(suite, &[]);
+    let archive = cache_dir.join(format!("{key}.tar"));
+    if is_fresh(&archive) {
+        return Ok(archive);
+    }
+    let partial = cache_dir.join(format!("{key}.partial.tar"));
+    debian::build(suite, &[], &partial, progress).map_err(build_failure)?;
+    fs::rename(&partial, &archive).map_err(|error| path_failure("renaming", &partial, error))?;
+    Ok(archive)
+}
+
+/// Keeps a second build of the same archive waiting; held until the file is dropped.
+fn lock_cache(cache_dir: &Path) -> Outcome<File> {
+    let path = cache_dir.join("lock");
+    let file = File::create(&path).map_err(|error| path_failure("creating", &path, error))?;
+    file.lock()
+        .map_err(|error| path_failure("locking", &path, error))?;
+    Ok(file)
+}
+
+fn is_fresh(archive: &Path) -> bool {
+    let modified = fs::metadata(archive).and_then(|meta| meta.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < CACHE_AGE_MAX))
+}
+
+fn build_failure(error: debian::Error) -> Failure {
+    let code = match error {
+        debian::Error::NoMmdebstrap => Code::NotReady,
+        _ => Code::Failed,
+    };
+    Failure::because("building the image", &error).code(code)
+}
+
+fn import_archive(
+    store: &Store,
+    target: Publish<'_>,
+    archive: &Path,
+    progress: &mut dyn FnMut(Step),
+) -> Outcome<Imported> {
+    let file = File::open(archive).map_err(|error| path_failure("opening", archive, error))?;
+    let staged = store.stage_tar(file, &mut |step| progress(Step::Importing(step)))?;
+    publish(store, staged, target)
+}
+
+/// What `NAME` or `NAME:TAG` asks an import to move.
+fn target(name: &str) -> Outcome<Publish<'_>> {
+    let target = match name.split_once(':') {
+        Some((name, tag)) => Publish::Tag { name, tag },
+        None => Publish::Import { name },
+    };
+    // Said before minutes of work, not after them.
+    if let Publish::Import { name } | Publish::Tag { name, .. } = target {
+        image::store::check_name(name)?;
+    }
+    if let Publish::Tag { tag, .. } = target {
+        image::store::check_name(tag)?;
+    }
+    Ok(target)
+}
+
+/// Judges a staged version and publishes it.
+fn publish(store: &Store, staged: Staged, target: Publish<'_>) -> Outcome<Imported> {
+    let skipped = staged.skipped().to_vec();
+    let mut findings = Vec::new();
+    let published = store.publish(staged, target, |tree| {
+        findings = judge(tree)?;
+        refuse(&findings)
+    });
+    let tag = match published {
+        Ok(tag) => tag.expect("an import moves a tag"),
+        Err(Error::Refused { .. }) => return Err(refused(&findings)),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Imported {
+        tag,
+        findings,
+        skipped,
+    })
+}
+
+fn judge(tree: &StoredTree) -> image::Result<Vec<Finding>> {
+    check::check(tree).map_err(Error::io("checking", Path::new("the image")))
+}
+
+fn refuse(findings: &[Finding]) -> image::Result<()> {
+    let reasons: Vec<String> = graves(findings).map(finding_text).collect();
+    if reasons.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Refused { reasons })
+    }
+}
+
+fn graves(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
+    findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Refuse)
+}
+
+/// Every reason with what to do about it; the same advice is given once.
+fn refused(findings: &[Finding]) -> Failure {
+    let mut failure = Failure::new("the image is refused; nothing was published");
+    failure.causes = graves(findings).map(finding_text).collect();
+    let hints: BTreeSet<&str> = graves(findings)
+        .filter_map(|finding| finding.hint.as_deref())
+        .collect();
+    failure.hint(hints.into_iter().collect::<Vec<_>>().join("\n"))
+}
+
+fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outcome {
+    let target = target(name)?;
+    let mut meter = Meter::new();
+    let mut follow = |step: image::Progress| meter.show(&Step::Importing(step));
+    let staged = if source == Path::new("-") {
+        store.stage_tar(io::stdin().lock(), &mut follow)?
+    } else if is_dir(source)? {
+        store.stage_dir(source, &mut follow)?
+    } else {
+        let file = File::open(source).map_err(|error| path_failure("opening", source, error))?;
+        store.stage_tar(file, &mut follow)?
+    };
+    meter.storing();
+    let imported = publish(store, staged, target);
+    meter.done();
+    say_imported(store, &imported?, output)
+}
+
+fn is_dir(source: &Path) -> Outcome<bool> {
+    let meta = fs::metadata(source).map_err(|error| {
+        path_failure("opening", source, error)
+            .hint("give a directory with a root file system, or a tar archive of one")
+    })?;
+    Ok(meta.is_dir())
+}
+
+fn build(dirs: &DirArgs, recipe: Recipe, name: Option<&str>, output: OutputArgs) -> Outcome {
+    let store = open_store(dirs)?;
+    let name = name.unwrap_or_else(|| recipe.name());
+    let mut meter = Meter::new();
+    let imported = build_debian(
+        &store,
+        recipe.suite(),
+        name,
+        &cache_dir(dirs),
+        &mut |step| meter.show(&step),
+    );
+    meter.done();
+    say_imported(&store, &imported?, output)
+}
+
+impl Recipe {
+    /// The Debian release that it builds.
+    pub(crate) fn suite(self) -> Suite {
+        match self {
+            Self::Debian12 => Suite::Bookworm,
+            Self::Debian13 => Suite::Trixie,
+        }
+    }
+}
+
+fn say_imported(store: &Store, imported: &Imported, output: OutputArgs) -> Outcome {
+    let Tag { name, tag, digest } = &imported.tag;
+    let totals = store.open_tree(*digest)?.totals()?;
+    if output.json {
+        return render::json(&json!({
+            "name": name,
+            "tag": tag,
+            "digest": digest.to_string(),
+            "files": totals.files,
+            "bytes": totals.bytes,
+            "findings": findings_json(&imported.findings),
+            "skipped": imported.skipped.iter().map(skipped_json).collect::<Vec<_>>(),
+        }));
+    }
+    for line in skipped_lines(&imported.skipped) {
+        anstream::eprintln!("{line}");
+    }
+    anstream::eprint!("{}", findings_lines(&imported.findings));
+    anstream::println!(
+        "{} is now {digest} ({} files, {})",
+        format!("{name}:{tag}").bold(),
+        totals.files,
+        render::bytes(totals.bytes)
+    );
+    if tag == image::store::TAG_NEXT {
+        anstream::println!("Nodes boot it after: slate image tag {name}:{tag} {name}");
+    }
+    Ok(())
+}
+
+/// How far an import or a build has come: one live line on a terminal, else a line now and then.
+pub(crate) struct Meter {
+    bar: Option<ProgressBar>,
+    said: Option<(Instant, String)>,
+}
+
+/// How long lines of progress keep apart where there is no terminal.
+const LINES_APART: Duration = Duration::from_secs(10);
+
+impl Meter {
+    pub(crate) fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]");
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self { bar, said: None }
+    }
+
+    /// Shows a step; called as often as there is one.
+    pub(crate) fn show(&mut self, step: &Step) {
+        match step {
+            Step::Building(debian::Progress { stage, percent }) => {
+                self.say(stage, || format!("building: {stage} ({percent} %)"));
+            }
+            Step::Importing(image::Progress { files, bytes }) => self.say("importing", || {
+                format!("importing: {files} files, {}", render::bytes(*bytes))
+            }),
+        }
+    }
+
+    /// The version is complete and goes to the disk.
+    pub(crate) fn storing(&mut self) {
+        self.say("storing", || "checking and storing".to_owned());
+    }
+
+    /// Takes the live line away.
+    pub(crate) fn done(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn say(&mut self, stage: &str, text: impl Fn() -> String) {
+        if let Some(bar) = &self.bar {
+            return bar.set_message(text());
+        }
+        let due = self
+            .said
+            .as_ref()
+            .is_none_or(|(at, said)| said != stage || at.elapsed() >= LINES_APART);
+        if due {
+            anstream::eprintln!("{}", text());
+            self.said = Some((Instant::now(), stage.to_owned()));
+        }
+    }
+}
+
+fn list(store: &Store, output: OutputArgs) -> Outcome {
+    let versions = store.list()?;
+    if output.json {
+        return render::json(&versions.iter().map(version_json).collect::<Vec<_>>());
+    }
+    anstream::println!("{}", list_text(&versions));
+    Ok(())
+}
+
+fn version_json(version: &Version) -> Value {
+    json!({
+        "digest": version.digest.to_string(),
+        "tags": version.tags,
+        "files": version.files,
+        "bytes": version.bytes,
+        "created_ms": unix_ms(version.created),
+    })
+}
+
+fn list_text(versions: &[Version]) -> String {
+    if versions.is_empty() {
+        return "No image yet: slate image build debian13, or slate image import NAME DIR|TAR"
+            .to_owned();
+    }
+    let header = ["IMAGE", "DIGEST", "SIZE", "FILES", "PUBLISHED"];
+    let rows = versions.iter().map(|version| {
+        vec![
+            tags_text(&version.tags),
+            render::short_digest(&version.digest.to_string()).to_owned(),
+            render::bytes(version.bytes),
+            version.files.to_string(),
+            render::ago(unix_ms(version.created)),
+        ]
+    });
+    render::table(&header, rows)
+}
+
+fn tags_text(tags: &[String]) -> String {
+    if tags.is_empty() {
+        "(no tag)".to_owned()
+    } else {
+        tags.join(", ")
+    }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// What `slate image show` tells about a version.
+struct Page {
+    digest: Digest,
+    tags: Vec<String>,
+    files: u64,
+    bytes: u64,
+    /// A kernel with its size in bytes, or why there is none; the same for each loader.
+    kernel: Result<(String, PathBuf, u64), String>,
+    shim: Result<(PathBuf, u64), String>,
+    grub: Result<(PathBuf, u64), String>,
+    findings: Vec<Finding>,
+}
+
+fn show(store: &Store, reference: &str, output: OutputArgs) -> Outcome {
+    let digest = resolve(store, reference)?;
+    let page = page(store, digest)?;
+    if output.json {
+        return render::json(&page.json());
+    }
+    anstream::print!("{}", page.text());
+    Ok(())
+}
+
+fn page(store: &Store, digest: Digest) -> Outcome<Page> {
+    let tree = store.open_tree(digest)?;
+    let totals = tree.totals()?;
+    let tags = store.tags()?.into_iter().filter(|tag| tag.digest == digest);
+    let (kernel, shim, grub) = match BootFiles::of(&tree) {
+        Ok(found) => {
+            let (path, bytes) = sized(&tree, found.kernel.vmlinuz)?;
+            (
+                Ok((found.kernel.version, path, bytes)),
+                loader(&tree, found.shim)?,
+                loader(&tree, found.grub)?,
+            )
+        }
+        Err(boot::Error::Missing(missing)) => {
+            let why = "not looked for without a kernel";
+            (Err(missing.to_string()), Err(why.into()), Err(why.into()))
+        }
+        Err(error @ boot::Error::Read(_)) => return Err(Failure::of(&error)),
+    };
+    Ok(Page {
+        digest,
+        tags: tags
+            .map(|tag| format!("{}:{}", tag.name, tag.tag))
+            .collect(),
+        files: totals.files,
+        bytes: totals.bytes,
+        kernel,
+        shim,
+        grub,
+        findings: judge(&tree)?,
+    })
+}
+
+fn loader(
+    tree: &StoredTree,
+    found: Result<PathBuf, boot::Missing>,
+) -> Outcome<Result<(PathBuf, u64), String>> {
+    match found {
+        Ok(path) => sized(tree, path).map(Ok),
+        Err(missing) => Ok(Err(missing.to_string())),
+    }
+}
+
+/// A boot file as an absolute path, with its size in bytes.
+fn sized(tree: &StoredTree, path: PathBuf) -> Outcome<(PathBuf, u64)> {
+    let info = tree
+        .info(&path)
+        .map_err(|error| path_failure("reading", &path, error))?;
+    Ok((Path::new("/").join(path), info.map_or(0, |info| info.bytes)))
+}
+
+impl Page {
+    fn json(&self) -> Value {
+        let loader = |found: &Result<(PathBuf, u64), String>| match found {
+            Ok((path, bytes)) => json!({ "path": path, "bytes": bytes }),
+            Err(_) => Value::Null,
+        };
+        let kernel = match &self.kernel {
+            Ok((version, path, bytes)) => {
+                json!({ "version": version, "path": path, "bytes": bytes })
+            }
+            Err(_) => Value::Null,
+        };
+        json!({
+            "digest": self.digest.to_string(),
+            "tags": self.tags,
+            "files": self.files,
+            "bytes": self.bytes,
+            "kernel": kernel,
+            "shim": loader(&self.shim),
+            "grub": loader(&self.grub),
+            "findings": findings_json(&self.findings),
+        })
+    }
+
+    fn text(&self) -> String {
+        let size = format!("{} in {} files", render::bytes(self.bytes), self.files);
+        let kernel = match &self.kernel {
+            Ok((version, path, bytes)) => format!("{version}  {}", file_text(path, *bytes)),
+            Err(why) => why.clone(),
+        };
+        let loader = |found: &Result<(PathBuf, u64), String>| match found {
+            Ok((path, bytes)) => file_text(path, *bytes),
+            Err(why) => why.clone(),
+        };
+        let rows = [
+            ("Tags", tags_text(&self.tags)),
+            ("Digest", self.digest.to_string()),
+            ("Size", size),
+            ("Kernel", kernel),
+            ("Shim", loader(&self.shim)),
+            ("GRUB", loader(&self.grub)),
+        ];
+        let rows = rows.map(|(name, value)| format!("{name:<8}{value}\n"));
+        rows.concat() + &findings_lines(&self.findings)
+    }
+}
+
+fn file_text(path: &Path, bytes: u64) -> String {
+    format!("{} ({})", path.display(), render::bytes(bytes))
+}
+
+fn tag(store: &Store, source: &str, target: &str, output: OutputArgs) -> Outcome {
+    let digest = resolve(store, source)?;
+    let (name, tag) = target.split_once(':').unwrap_or((target, TAG_DEFAULT));
+    store.tag(name, tag, digest)?;
+    if output.json {
+        return render::json(&json!({
+            "name": name,
+            "tag": tag,
+            "digest": digest.to_string(),
+        }));
+    }
+    anstream::println!("{} is now {digest}", format!("{name}:{tag}").bold());
+    Ok(())
+}
+
+/// The version that a reference names; a failure names the images that there are.
+fn resolve(store: &Store, reference: &str) -> Outcome<Digest> {
+    store.resolve(reference).map_err(|error| {
+        let known: Vec<String> = store
+            .tags()
+            .unwrap_or_default()
+            .iter()
+            .map(|tag| format!("{}:{}", tag.name, tag.tag))
+            .collect();
+        let failure = Failure::from(error);
+        if known.is_empty() {
+            return failure.hint("there is no image yet: slate image build debian13");
+        }
+        failure.hint(format!("there are: {}", known.join(", ")))
+    })
+}
+
+fn initrd(modules: &Path, output: &Path, profile: &Profile) -> Outcome {
+    let modules = modules
+        .canonicalize()
+        .map_err(|error| path_failure("opening", modules, error))?;
+    let kernel = modules.file_name().unwrap_or_default().to_string_lossy();
+    let files = HostDir::new(&modules);
+    let source = ModuleSource::in_directory(&files, &kernel);
+    let initramfs = initramfs::build(&source, profile, embedded::init())
+        .map_err(|error| Failure::because("building the initramfs", &error))?;
+    fs::write(output, &initramfs.bytes).map_err(|error| path_failure("writing", output, error))?;
+    anstream::println!(
+        "{}: {} with {} modules of kernel {kernel}",
+        output.display(),
+        render::bytes(initramfs.bytes.len() as u64),
+        initramfs.modules.len()
+    );
+    Ok(())
+}
+
+fn finding_text(finding: &Finding) -> String {
+    match &finding.path {
+        Some(path) => format!("{}: {}", path.display(), finding.what),
+        None => finding.what.clone(),
+    }
+}
+
+fn findings_lines(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let label = match finding.severity {
+            Severity::Info => "note:".cyan().bold().to_string(),
+            Severity::Warn => "warning:".yellow().bold().to_string(),
+            Severity::Refuse => "refused:".red().bold().to_string(),
+        };
+        text += &format!("{label} {}\n", finding_text(finding));
+        if let Some(hint) = &finding.hint {
+            text += &format!("  {} {hint}\n", "hint:".cyan().bold());
+        }
+    }
+    text
+}
+
+fn findings_json(findings: &[Finding]) -> Vec<Value> {
+    let severity = |severity| match severity {
+        Severity::Info => "info",
+        Severity::Warn => "warn",
+        Severity::Refuse => "refuse",
+    };
+    findings
+        .iter()
+        .map(|finding| {
+            json!({
+                "severity": severity(finding.severity),
+                "what": finding.what,
+                "path": finding.path,
+                "hint": finding.hint,
+            })
+        })
+        .collect()
+}
+
+/// Most paths named for one reason that entries were left out.
+const SKIPPED_SHOWN: usize = 3;
+
+/// One line per reason: how many, and the first of them.
+fn skipped_lines(skipped: &[Skipped]) -> Vec<String> {
+    let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
+    for entry in skipped {
+        let (why, path) = (why_text(&entry.why), path_text(&entry.path));
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, paths)) => paths.push(path),
+            None => reasons.push((why, vec![path])),
+        }
+    }
+    reasons
+        .into_iter()
+        .map(|(why, paths)| {
+            let mut shown = paths[..paths.len().min(SKIPPED_SHOWN)].join(", ");
+            if paths.len() > SKIPPED_SHOWN {
+                shown += &format!(" and {} more", paths.len() - SKIPPED_SHOWN);
+            }
+            format!("left out: {why}: {shown}")
+        })
+        .collect()
+}
+
+fn why_text(why: &SkipReason) -> String {
+    match why {
+        SkipReason::Socket => "sockets".to_owned(),
+        SkipReason::Submount => "what is mounted from another file system".to_owned(),
+        SkipReason::Attribute(name) => format!("extended attribute {name}"),
+    }
+}
+
+fn path_text(path: &[u8]) -> String {
+    format!("/{}", String::from_utf8_lossy(path))
+}
+
+fn skipped_json(skipped: &Skipped) -> Value {
+    json!({ "path": path_text(&skipped.path), "why": why_text(&skipped.why) })
+}
+
+fn path_failure(doing: &str, path: &Path, error: io::Error) -> Failure {
+    let failure = Failure::because(format!("{doing} {}", path.display()), &error);
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => failure.hint(AS_ROOT).code(Code::NotReady),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => failure.hint(FREE_SPACE),
+        _ => failure,
+    }
+}
+
+const AS_ROOT: &str = "run it as root (sudo)";
+const FREE_SPACE: &str = "free some disk space, or choose another --state-dir";
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let failure = Self::of(&error);
+        match &error {
+            _ if error.is_disk_full() => failure.hint(FREE_SPACE),
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                failure.hint(AS_ROOT).code(Code::NotReady)
+            }
+            Error::NoSuchTag { .. } | Error::NoSuchVersion { .. } => {
+                failure.hint("see what there is: slate image list")
+            }
+            Error::BadName { .. } => failure.code(Code::Usage),
+            Error::Corrupt(_) | Error::DamagedObject { .. } | Error::WrongContent { .. } => {
+                failure.hint("import the image again; the disk may be failing")
+            }
+            _ => failure,
+        }
+    }
 }
