@@ -1,0 +1,18 @@
+//! DHCP messages: what decodes encodes within its budget, and once it has, survives whole.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use wire::dhcp4::{DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(message) = Message::decode(bytes) else {
+        return;
+    };
+    assert!(message.encode(0).len() <= DEFAULT_BUDGET_BYTES);
+    assert!(message.encode(message.budget()).len() <= MAX_BUDGET_BYTES);
+    // The first encoding may leave out what does not fit.
+    let encoded = message.encode(MAX_BUDGET_BYTES);
+    let fitting = Message::decode(&encoded).expect("our own message");
+    let again = Message::decode(&fitting.encode(MAX_BUDGET_BYTES));
+    assert_eq!(again, Ok(fitting));
+});
