@@ -4,11 +4,22 @@
 //! commands) becomes an input, and the outputs are carried out in order: what must be kept is
 //! durable before the reply that promises it leaves. The daemon moves bytes and decides nothing.
 
+mod content;
 pub mod control;
 mod error;
+mod exports;
+mod hub;
+mod identity;
+mod journal;
+mod keys;
+mod net;
 mod notice;
 mod options;
 pub mod preflight;
+mod run;
+mod state;
+mod tree;
+mod views;
 
 pub use error::Error;
 pub use notice::{ContentProgress, Listening, Notice};
@@ -16,9 +27,4 @@ pub use options::{
     DEFAULT_LEASE_SECONDS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DhcpMode, Drivers, Options, Ports,
 };
 
-/// Runs the daemon until it is told to stop, by SIGINT, SIGTERM or the control socket.
-///
-/// Blocks the calling thread and starts its own others. Returns `Ok` after an orderly stop.
-pub fn run(options: Options) -> Result<(), Error> {
-    unimplemented!("{options:?}")
-}
+pub use run::run;

@@ -5,6 +5,7 @@
 //! [`Response::Event`] per event and, unless it follows, a final [`Response::Done`].
 
 mod client;
+pub(crate) mod server;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

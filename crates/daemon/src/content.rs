@@ -1,0 +1,123 @@
+//! The bytes of boot files: taken out of stored images, the initramfs built once and kept.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use engine::{BootFile, Content, Digest};
+use image::boot::{BOOT_FILE_MAX, BootFiles};
+use image::files::Root;
+use image::initramfs::{self, ModuleSource, Profile};
+use image::{Store, StoredTree};
+
+/// Most boot files held in memory.
+const HELD_MAX: usize = 32;
+
+type Slot = Arc<OnceLock<Result<Bytes, String>>>;
+
+/// Finds and builds boot files; shared by every thread that sends them.
+pub struct Contents {
+    store: Store,
+    cache: PathBuf,
+    init: Arc<[u8]>,
+    profile: Profile,
+    held: Mutex<HashMap<(Digest, BootFile), Slot>>,
+}
+
+impl Contents {
+    /// Contents of the images in `store`; initramfs are kept in the folder `cache`.
+    pub fn new(store: Store, cache: PathBuf, init: Arc<[u8]>, profile: Profile) -> Contents {
+        Contents {
+            store,
+            cache,
+            init,
+            profile,
+            held: Mutex::default(),
+        }
+    }
+
+    /// The bytes to send; waits while they are being made.
+    pub fn get(&self, content: &Content) -> Result<Bytes, String> {
+        match content {
+            Content::Bytes(bytes) => Ok(Bytes::copy_from_slice(bytes)),
+            Content::File { digest, file } => self.file(*digest, *file),
+        }
+    }
+
+    /// A boot file of a version.
+    pub fn file(&self, digest: Digest, file: BootFile) -> Result<Bytes, String> {
+        let slot = self.slot(digest, file);
+        let result = slot.get_or_init(|| self.make(digest, file)).clone();
+        if result.is_err() {
+            // What failed may succeed once its cause (a full disk) is gone.
+            self.lock().remove(&(digest, file));
+        }
+        result
+    }
+
+    fn slot(&self, digest: Digest, file: BootFile) -> Slot {
+        let mut held = self.lock();
+        if held.len() >= HELD_MAX && !held.contains_key(&(digest, file)) {
+            held.retain(|(other, _), _| *other == digest);
+        }
+        Arc::clone(held.entry((digest, file)).or_default())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(Digest, BootFile), Slot>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make(&self, digest: Digest, file: BootFile) -> Result<Bytes, String> {
+        let tree = self
+            .store
+            .open_tree(digest)
+            .map_err(|error| error.to_string())?;
+        let boot = BootFiles::of(&tree).map_err(|error| error.to_string())?;
+        match file {
+            BootFile::Kernel => read(&tree, &boot.kernel.vmlinuz),
+            BootFile::Shim => read(&tree, &boot.shim.map_err(|error| error.to_string())?),
+            BootFile::Grub => read(&tree, &boot.grub.map_err(|error| error.to_string())?),
+            BootFile::Initrd => self.initrd(digest, &tree, &boot.kernel.version),
+        }
+    }
+
+    fn initrd(&self, digest: Digest, tree: &StoredTree, kernel: &str) -> Result<Bytes, String> {
+        let key = initramfs::cache_key(&digest, kernel, &self.profile, &self.init);
+        let path = self.cache.join(format!("initrd-{key}"));
+        if let Ok(bytes) = fs::read(&path) {
+            return Ok(bytes.into());
+        }
+        let started = Instant::now();
+        let source = ModuleSource::in_image(tree, kernel);
+        let built = initramfs::build(&source, &self.profile, &self.init)
+            .map_err(|error| error.to_string())?;
+        let seconds = started.elapsed().as_secs_f32();
+        tracing::info!(%digest, bytes = built.bytes.len(), seconds, "initramfs built");
+        if let Err(error) = keep(&path, &built.bytes) {
+            tracing::warn!(%error, path = %path.display(), "the initramfs could not be kept on disk");
+        }
+        Ok(built.bytes.into())
+    }
+}
+
+fn read(tree: &StoredTree, path: &Path) -> Result<Bytes, String> {
+    let bytes = Root::new(tree).read(path, BOOT_FILE_MAX);
+    let bytes =
+        bytes.map_err(|error| format!("reading {} from the image: {error}", path.display()))?;
+    bytes
+        .map(Bytes::from)
+        .ok_or_else(|| format!("the image has no {}", path.display()))
+}
+
+/// Written aside and renamed: a half-written initramfs must never boot a node.
+fn keep(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let aside = path.with_extension("new");
+    let mut file = fs::File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(aside, path)
+}

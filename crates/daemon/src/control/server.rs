@@ -1,0 +1,283 @@
+//! The control socket's server: a thread for each connection, one request a line.
+
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use engine::{Command, CommandReply, Input, NfsActivity, NfsCounters, Setting};
+use serde::Serialize;
+
+use super::{
+    Hello, ImageView, MAX_LINE_BYTES, NodeChange, NodeView, Request, Response, SOCKET_NAME, Status,
+    VERSION,
+};
+use crate::hub::{CommandResult, Message};
+use crate::journal::Journal;
+use crate::keys::Keys;
+use crate::{Error, views};
+
+/// Most connections at once.
+const CONNECTIONS_MAX: usize = 128;
+
+/// What every connection needs.
+pub struct Server {
+    /// Decides.
+    pub hub: Mutex<Sender<Message>>,
+    /// Events.
+    pub journal: Arc<Journal>,
+    /// For nodes' host keys.
+    pub keys: Keys,
+    /// The NFS server's counters.
+    pub nfs: Arc<dyn Fn() -> nfs::Stats + Send + Sync>,
+    /// What does not change while the daemon runs; `nodes`, `live` and `images` are filled in.
+    pub status: Status,
+    /// Asks the daemon to stop.
+    pub stop: Sender<()>,
+}
+
+/// Opens the socket, for root and the group of the run directory only.
+pub fn listen(run_dir: &Path) -> Result<UnixListener, Error> {
+    let path = run_dir.join(SOCKET_NAME);
+    let failed = |error| {
+        Error::io(
+            format!("opening the control socket {}", path.display()),
+            error,
+        )
+    };
+    fs::create_dir_all(run_dir).map_err(failed)?;
+    if UnixStream::connect(&path).is_ok() {
+        return Err(Error::AlreadyRunning { path });
+    }
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves what connects, for ever.
+pub fn serve(listener: &UnixListener, server: &Arc<Server>) {
+    let open = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming().filter_map(Result::ok) {
+        if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+            open.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let (server, open) = (Arc::clone(server), Arc::clone(&open));
+        std::thread::spawn(move || {
+            if let Err(error) = server.converse(stream) {
+                tracing::debug!(%error, "a control connection ended");
+            }
+            open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+impl Server {
+    fn converse(&self, stream: UnixStream) -> io::Result<()> {
+        let mut out = BufWriter::new(stream.try_clone()?);
+        let hello = Hello {
+            slate_control: VERSION,
+            server: env!("CARGO_PKG_VERSION").into(),
+        };
+        write(&mut out, &hello)?;
+        let mut input = BufReader::new(stream);
+        loop {
+            let mut line = String::new();
+            let read = (&mut input)
+                .take(MAX_LINE_BYTES as u64)
+                .read_line(&mut line)?;
+            if read == 0 {
+                return Ok(());
+            }
+            match serde_json::from_str(&line) {
+                Ok(Request::Events { since, follow }) => self.events(&mut out, since, follow)?,
+                Ok(request) => write(&mut out, &self.answer(request))?,
+                Err(error) => write(
+                    &mut out,
+                    &refusal(format!("expected a request: {error}"), ""),
+                )?,
+            }
+        }
+    }
+
+    fn events(&self, out: &mut impl io::Write, since: u64, follow: bool) -> io::Result<()> {
+        let (old, new) = self.journal.read(since, follow);
+        for event in old {
+            write(out, &Response::Event(event))?;
+        }
+        for event in new.into_iter().flatten() {
+            write(out, &Response::Event(event))?;
+        }
+        write(out, &Response::Done)
+    }
+
+    fn answer(&self, request: Request) -> Response {
+        match request {
+            Request::Status => self.status(),
+            Request::Nodes => Response::Nodes {
+                nodes: self.nodes(),
+            },
+            Request::Node { node } => self.node(&node),
+            Request::SetNode { node, change } => match change_of(change) {
+                Ok(change) => self.command(Command::NodeSet { node, change }),
+                Err(refused) => refused,
+            },
+            Request::ForgetNode { node } => self.command(Command::NodeForget { node }),
+            Request::Plan { node } => self.command(Command::Plan { node }),
+            Request::Shutdown => {
+                let _ = self.stop.send(());
+                Response::Done
+            }
+            Request::Events { .. } => Response::Done,
+        }
+    }
+
+    fn send(&self, message: Message) {
+        let hub = self
+            .hub
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = hub.send(message);
+    }
+
+    fn command(&self, command: Command) -> Response {
+        let (sender, receiver) = channel::<CommandResult>();
+        self.send(Message::Command(command, sender));
+        match receiver.recv() {
+            Ok(Ok(CommandReply::Done)) => Response::Done,
+            Ok(Ok(CommandReply::Node(view))) => {
+                Response::Node(Box::new(views::node(*view, &self.keys)))
+            }
+            Ok(Ok(CommandReply::Plan(plan))) => Response::Plan(views::plan(*plan)),
+            Ok(Err(error)) => refusal(error.to_string(), error.hint()),
+            Err(_) => refusal(
+                "the change could not be kept on disk".into(),
+                "Free some disk space and try again.",
+            ),
+        }
+    }
+
+    /// Every node, with fresh NFS counters.
+    fn nodes(&self) -> Vec<NodeView> {
+        for client in (self.nfs)().clients {
+            let std::net::IpAddr::V4(address) = client.address else {
+                continue;
+            };
+            let counters = counters(&client.counters);
+            self.send(Message::Input(Input::Nfs {
+                address,
+                activity: NfsActivity::Counters(counters),
+            }));
+        }
+        let (sender, receiver) = channel();
+        self.send(Message::Ask(Box::new(move |engine| {
+            drop(sender.send(engine.nodes()))
+        })));
+        let nodes = receiver.recv().unwrap_or_default();
+        nodes
+            .into_iter()
+            .map(|view| views::node(view, &self.keys))
+            .collect()
+    }
+
+    fn node(&self, wanted: &str) -> Response {
+        let address: Option<Ipv4Addr> = wanted.parse().ok();
+        let is_meant = |node: &NodeView| {
+            node.name == wanted
+                || node.mac.eq_ignore_ascii_case(&wanted.replace('-', ":"))
+                || (address.is_some() && node.address == address)
+        };
+        match self.nodes().into_iter().find(is_meant) {
+            Some(node) => Response::Node(Box::new(node)),
+            None => {
+                let unknown = engine::CommandError::UnknownNode {
+                    got: wanted.to_owned(),
+                };
+                refusal(unknown.to_string(), unknown.hint())
+            }
+        }
+    }
+
+    fn status(&self) -> Response {
+        let nodes = self.nodes();
+        let live = nodes
+            .iter()
+            .filter(|node| node.mounted)
+            .map(|node| node.name.clone())
+            .collect();
+        Response::Status(Status {
+            nodes: nodes.len(),
+            live,
+            images: Vec::<ImageView>::new(),
+            ..self.status.clone()
+        })
+    }
+
+    /// Names of the nodes whose root is mounted from here.
+    pub fn live(&self) -> Vec<String> {
+        self.nodes()
+            .into_iter()
+            .filter(|node| node.mounted)
+            .map(|node| node.name)
+            .collect()
+    }
+}
+
+fn counters(counters: &nfs::Counters) -> NfsCounters {
+    NfsCounters {
+        rpcs: counters.rpcs,
+        bytes: counters.read_bytes,
+        by_op: counters
+            .operations
+            .iter()
+            .map(|(name, count)| ((*name).to_owned(), *count))
+            .collect(),
+    }
+}
+
+/// An empty text takes a setting away.
+fn change_of(change: NodeChange) -> Result<engine::NodeChange, Response> {
+    let setting = |text: String| {
+        if text.is_empty() {
+            Setting::Default
+        } else {
+            Setting::To(text)
+        }
+    };
+    let address = match change.address.map(setting) {
+        None => None,
+        Some(Setting::Default) => Some(Setting::Default),
+        Some(Setting::To(text)) => match text.parse() {
+            Ok(address) => Some(Setting::To(address)),
+            Err(_) => {
+                let message = format!("expected an IPv4 address, got {text:?}");
+                return Err(refusal(message, "Write it as 192.168.2.5."));
+            }
+        },
+    };
+    Ok(engine::NodeChange {
+        name: change.name,
+        address,
+        image: change.image.map(setting),
+        kernel_args: change.kernel_args,
+    })
+}
+
+fn refusal(message: String, hint: &str) -> Response {
+    Response::Error {
+        message,
+        hint: hint.to_owned(),
+    }
+}
+
+fn write(out: &mut impl io::Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}

@@ -1,0 +1,181 @@
+//! Keeps what is served in step with the store: exports over NFS, and the images that the engine
+//! may plan with.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use engine::{BootFile, Content, Digest, ImageInfo, ImageRef, Input};
+use image::boot::BootFiles;
+use image::{Store, Tag};
+
+use crate::content::Contents;
+use crate::hub::Message;
+use crate::tree::Served;
+use crate::{ContentProgress, Notice};
+
+/// How often the store is looked at for changes made by other processes.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Follows one store.
+pub struct Follower {
+    /// The store.
+    pub store: Store,
+    /// The NFS server's exports.
+    pub exports: nfs::Exports,
+    /// Boot files.
+    pub contents: Arc<Contents>,
+    /// Told of the images.
+    pub hub: Sender<Message>,
+    /// The image whose boot files are made ready ahead of time.
+    pub default_image: Option<ImageRef>,
+    /// Told of that.
+    pub notices: Option<Sender<Notice>>,
+    /// What is exported: path and version.
+    pub exported: HashMap<String, Digest>,
+    /// The store's state when it was last looked at.
+    pub seen: Option<(u64, Vec<Tag>)>,
+}
+
+impl Follower {
+    /// Looks at the store again and again, until the hub is gone.
+    pub fn run(mut self) {
+        loop {
+            std::thread::sleep(POLL);
+            if !self.refresh() {
+                return;
+            }
+        }
+    }
+
+    /// Takes over what has changed. False: the hub is gone.
+    pub fn refresh(&mut self) -> bool {
+        let now = self
+            .store
+            .generation()
+            .and_then(|it| Ok((it, self.store.tags()?)));
+        let now = match now {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::warn!(%error, "looking at the image store");
+                return true;
+            }
+        };
+        if self.seen.as_ref() == Some(&now) {
+            return true;
+        }
+        self.export(&now.1);
+        let images: Vec<ImageInfo> = now.1.iter().map(|tag| self.describe(tag)).collect();
+        let default = self.default_image.as_ref();
+        let ready = images
+            .iter()
+            .find(|it| default.is_some_and(|image| image.name == it.name && image.tag == it.tag));
+        if let Some(image) = ready {
+            self.prepare(image);
+        }
+        self.seen = Some(now);
+        self.hub.send(Message::Input(Input::Images(images))).is_ok()
+    }
+
+    /// Every version by its digest, every tag by its name. A version stays exported as long as the
+    /// store has it, whatever tags do: nodes may run it.
+    fn export(&mut self, tags: &[Tag]) {
+        let versions = self.store.list().unwrap_or_default();
+        let mut wanted: BTreeMap<String, Digest> = versions
+            .iter()
+            .map(|it| (format!("/images/{}", it.digest), it.digest))
+            .collect();
+        for tag in tags {
+            wanted.insert(format!("/images/{}", tag.digest), tag.digest);
+            wanted.insert(format!("/tags/{}/{}", tag.name, tag.tag), tag.digest);
+        }
+        for (path, digest) in &wanted {
+            if self.exported.get(path) != Some(digest) {
+                self.export_one(path, *digest);
+            }
+        }
+        let gone: Vec<String> = self
+            .exported
+            .keys()
+            .filter(|it| !wanted.contains_key(*it))
+            .cloned()
+            .collect();
+        for path in gone {
+            self.exports.remove(&path);
+            self.exported.remove(&path);
+        }
+    }
+
+    fn export_one(&mut self, path: &str, digest: Digest) {
+        let tree = match self.store.open_tree(digest) {
+            Ok(tree) => Arc::new(Served(tree)),
+            Err(error) => {
+                tracing::error!(%error, %digest, "an image version cannot be served");
+                return;
+            }
+        };
+        match self.exports.add(path, digest.image_id(), tree) {
+            Ok(()) => drop(self.exported.insert(path.to_owned(), digest)),
+            Err(error) => tracing::error!(%error, path, "exporting an image version"),
+        }
+    }
+
+    /// Which boot files a version has. The initramfs is built when it is first wanted.
+    fn describe(&self, tag: &Tag) -> ImageInfo {
+        let boot = self
+            .store
+            .open_tree(tag.digest)
+            .map_err(|error| error.to_string());
+        let boot = boot.and_then(|tree| BootFiles::of(&tree).map_err(|error| error.to_string()));
+        let files = match boot {
+            Ok(boot) => [
+                (BootFile::Kernel, Ok(())),
+                (BootFile::Initrd, Ok(())),
+                (
+                    BootFile::Shim,
+                    boot.shim.map(drop).map_err(|error| error.to_string()),
+                ),
+                (
+                    BootFile::Grub,
+                    boot.grub.map(drop).map_err(|error| error.to_string()),
+                ),
+            ],
+            Err(cause) => BootFile::ALL.map(|file| (file, Err(cause.clone()))),
+        };
+        ImageInfo {
+            name: tag.name.clone(),
+            tag: tag.tag.clone(),
+            digest: tag.digest,
+            files: files.into(),
+        }
+    }
+
+    /// Makes the default image's initramfs in the background, so that the first node need not wait.
+    fn prepare(&self, image: &ImageInfo) {
+        let (contents, notices) = (Arc::clone(&self.contents), self.notices.clone());
+        let (name, digest) = (format!("{}:{}", image.name, image.tag), image.digest);
+        let tell = move |what| {
+            if let Some(notices) = &notices {
+                let _ = notices.send(Notice::Content {
+                    image: name.clone(),
+                    what,
+                });
+            }
+        };
+        std::thread::spawn(move || {
+            tell(ContentProgress::Building);
+            let started = std::time::Instant::now();
+            match contents.get(&Content::File {
+                digest,
+                file: BootFile::Initrd,
+            }) {
+                Ok(bytes) => tell(ContentProgress::Ready {
+                    initrd_bytes: bytes.len() as u64,
+                    took_ms: started.elapsed().as_millis() as u64,
+                }),
+                Err(cause) => tell(ContentProgress::Failed { cause }),
+            }
+        });
+    }
+}

@@ -1,0 +1,36 @@
+//! Identity documents: what makes a node itself, sealed to the key that it made for this boot.
+
+use engine::IdentityGrant;
+use wire::identity::{Document, IdentityError, Token, seal};
+
+use crate::hub::now;
+use crate::keys::{Keys, random};
+
+/// Makes and seals documents.
+pub struct Identities {
+    /// What identities are derived from.
+    pub keys: Keys,
+}
+
+impl Identities {
+    /// The sealed document that the engine granted.
+    pub fn seal(&self, grant: &IdentityGrant) -> Result<Vec<u8>, IdentityError> {
+        let token: Token = grant.token;
+        seal(&grant.request, &token, &random(), &self.document(grant))
+    }
+
+    fn document(&self, grant: &IdentityGrant) -> Document {
+        let key = self.keys.host_key(grant.mac, &grant.hostname);
+        Document {
+            hostname: grant.hostname.clone(),
+            machine_id: self.keys.machine_id(grant.mac),
+            authorized_keys: grant.authorized_keys.clone(),
+            ssh_host_key: Some(key.private),
+            ssh_host_pub: Some(key.public),
+            console_login: grant.console_login,
+            unix_time_ms: now().0,
+            random_seed: random(),
+            files: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The events that users see: numbered, kept in a bounded ring, handed to whoever follows.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use engine::{Event, Severity};
+
+use crate::control::EventRecord;
+use crate::state::EVENTS_KEPT;
+
+/// Events that a slow follower may lag behind before it loses the connection.
+const FOLLOWER_BUFFER: usize = 4096;
+
+/// All events kept, oldest first.
+#[derive(Default)]
+pub struct Journal {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    events: VecDeque<EventRecord>,
+    followers: Vec<SyncSender<EventRecord>>,
+}
+
+impl Journal {
+    /// A journal that goes on after the events of earlier runs.
+    pub fn new(events: Vec<EventRecord>) -> Journal {
+        let inner = Inner {
+            events: events.into(),
+            followers: Vec::new(),
+        };
+        Journal {
+            inner: Mutex::new(inner),
+        }
+    }
+
+    /// Numbers an event, keeps it and hands it on.
+    pub fn add(&self, event: &Event) -> EventRecord {
+        let mut inner = self.lock();
+        let id = inner.events.back().map_or(1, |last| last.id + 1);
+        let record = record(id, event);
+        inner.events.push_back(record.clone());
+        if inner.events.len() as u64 > EVENTS_KEPT {
+            inner.events.pop_front();
+        }
+        // A follower that cannot keep up must not hold up anybody.
+        inner
+            .followers
+            .retain(|follower| match follower.try_send(record.clone()) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+            });
+        record
+    }
+
+    /// The events after `since`, and those to come where `follow`.
+    pub fn read(
+        &self,
+        since: u64,
+        follow: bool,
+    ) -> (Vec<EventRecord>, Option<Receiver<EventRecord>>) {
+        let mut inner = self.lock();
+        let old = inner
+            .events
+            .iter()
+            .filter(|event| event.id > since)
+            .cloned()
+            .collect();
+        let new = follow.then(|| {
+            let (sender, receiver) = sync_channel(FOLLOWER_BUFFER);
+            inner.followers.push(sender);
+            receiver
+        });
+        (old, new)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn record(id: u64, event: &Event) -> EventRecord {
+    let detail = serde_json::to_value(event).unwrap_or_default();
+    let level = match event.kind.severity() {
+        Severity::Debug => "trace",
+        Severity::Info => "info",
+        Severity::Warning => "warn",
+    };
+    EventRecord {
+        id,
+        at_ms: event.at.0,
+        mac: event.mac.map(|mac| mac.to_string()),
+        node: event.node.clone(),
+        kind: detail["event"].as_str().unwrap_or_default().to_owned(),
+        level: level.to_owned(),
+        text: event.kind.to_string(),
+        detail,
+    }
+}

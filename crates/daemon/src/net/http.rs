@@ -1,0 +1,162 @@
+//! HTTP/1.1 for boot files and identities. Headers in title case, exact lengths and no chunks:
+//! GRUB's parser takes nothing else.
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::{
+    HttpAnswer, HttpBody, HttpRequest, Input, MAX_HTTP_BODY_BYTES, Service, TransferOutcome,
+};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::content::Contents;
+use crate::hub::Message;
+use crate::identity::Identities;
+
+/// Most connections at once.
+const CONNECTIONS_MAX: usize = 2048;
+/// How long a client may take for its headers.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What every connection needs.
+pub struct Server {
+    /// The files.
+    pub contents: Arc<Contents>,
+    /// Makes identity documents.
+    pub identities: Identities,
+    /// Decides.
+    pub hub: Mutex<Sender<Message>>,
+}
+
+/// Serves what connects, for ever.
+pub async fn serve(listener: TcpListener, server: Arc<Server>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, SocketAddr::V4(peer))) => {
+                let server = Arc::clone(&server);
+                tokio::spawn(async move {
+                    connection(stream, peer, server).await;
+                    drop(place);
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "accepting HTTP");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddrV4, server: Arc<Server>) {
+    let service = service_fn(move |request| {
+        let server = Arc::clone(&server);
+        async move { Ok::<_, std::convert::Infallible>(server.answer(peer, request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .title_case_headers(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, %peer, "an HTTP connection ended");
+    }
+}
+
+impl Server {
+    async fn answer(
+        &self,
+        peer: SocketAddrV4,
+        request: Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
+        let method = request.method().to_string();
+        let target = request
+            .uri()
+            .path_and_query()
+            .map_or("/", |it| it.as_str())
+            .to_owned();
+        let Ok(body) = Limited::new(request.into_body(), MAX_HTTP_BODY_BYTES)
+            .collect()
+            .await
+        else {
+            return plain(413, "the request's body is too long");
+        };
+        let request = HttpRequest {
+            method: method.clone(),
+            target,
+            body: body.to_bytes().into(),
+        };
+        let (sender, receiver) = oneshot::channel();
+        let asked = self.send(Message::Http(Input::Http { peer, request }, sender));
+        match (asked, receiver.await) {
+            (true, Ok(answer)) => self.respond(peer, answer).await,
+            // The decision could not be kept, or the daemon stops: both pass.
+            _ => plain(503, "try again"),
+        }
+    }
+
+    fn send(&self, message: Message) -> bool {
+        let hub = self.hub.lock().unwrap_or_else(PoisonError::into_inner);
+        hub.send(message).is_ok()
+    }
+
+    async fn respond(&self, peer: SocketAddrV4, answer: HttpAnswer) -> Response<Full<Bytes>> {
+        let body = match answer.body {
+            HttpBody::Identity(grant) => match self.identities.seal(&grant) {
+                Ok(sealed) => sealed.into(),
+                Err(error) => return plain(403, &error.to_string()),
+            },
+            HttpBody::Content(content) => {
+                let contents = Arc::clone(&self.contents);
+                let made = tokio::task::spawn_blocking(move || contents.get(&content)).await;
+                match made {
+                    Ok(Ok(bytes)) => bytes,
+                    Ok(Err(cause)) => return plain(500, &cause),
+                    Err(_) => return plain(500, "making the file failed"),
+                }
+            }
+        };
+        if let Some(path) = answer.path {
+            let ended = Input::TransferEnded {
+                peer: *peer.ip(),
+                service: Service::Http,
+                path,
+                bytes: body.len() as u64,
+                outcome: TransferOutcome::Done,
+            };
+            let _ = self.send(Message::Input(ended));
+        }
+        response(answer.status, answer.content_type, body)
+    }
+}
+
+fn plain(status: u16, text: &str) -> Response<Full<Bytes>> {
+    response(
+        status,
+        "text/plain; charset=utf-8",
+        format!("{text}\n").into(),
+    )
+}
+
+fn response(status: u16, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, content_type)
+        .header(header::CONTENT_LENGTH, body.len())
+        .body(Full::new(body))
+        .expect("a status and two plain headers make a response")
+}

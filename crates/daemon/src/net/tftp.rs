@@ -1,0 +1,207 @@
+//! TFTP: one listening socket for each interface, and a thread with a socket of its own for each
+//! transfer under way. The engine decided what is sent; [`engine::tftp::Transfer`] decides when.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use engine::tftp::Transfer;
+use engine::{Content, Input, Service, TftpAnswer, TransferOutcome};
+use wire::tftp::{Packet, error};
+
+use crate::content::Contents;
+use crate::hub::{Message, now};
+
+/// Most transfers at once.
+const TRANSFERS_MAX: usize = 2048;
+/// Most transfers of one address at once: GRUB has one, firmware two.
+const TRANSFERS_OF_ONE_MAX: usize = 8;
+/// Stack of a transfer's thread, in bytes.
+const STACK_BYTES: usize = 128 << 10;
+/// Largest datagram from a receiver.
+const DATAGRAM_BYTES: usize = 2048;
+
+/// Starts transfers.
+pub struct Starter {
+    /// The files.
+    pub contents: Arc<Contents>,
+    /// Is told how they end.
+    pub hub: Sender<Message>,
+    /// The server's addresses with their prefix lengths, to answer from the right one.
+    pub addresses: Vec<(Ipv4Addr, u8)>,
+    /// Transfers under way by receiver.
+    pub running: Arc<Mutex<HashMap<Ipv4Addr, usize>>>,
+}
+
+/// One transfer.
+struct Job {
+    peer: SocketAddrV4,
+    local: Ipv4Addr,
+    transfer: Box<Transfer>,
+    content: Content,
+    path: String,
+}
+
+/// Hands every first datagram to the hub until that is gone.
+pub fn receive(socket: &UdpSocket, hub: &Sender<Message>) {
+    let mut buffer = [0; DATAGRAM_BYTES];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Ok((length, SocketAddr::V4(peer))) => {
+                let packet = buffer[..length].to_vec();
+                if hub
+                    .send(Message::Input(Input::Tftp { peer, packet }))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "receiving TFTP");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+impl Starter {
+    /// Begins a transfer, or sends the error that the engine decided on.
+    pub fn start(&self, peer: SocketAddrV4, answer: TftpAnswer) {
+        let local = self.local_for(*peer.ip());
+        let (transfer, content, path) = match answer {
+            TftpAnswer::Transfer {
+                transfer,
+                content,
+                path,
+            } => (transfer, content, path),
+            TftpAnswer::Error(packet) => return refuse(local, peer, &packet),
+        };
+        if !self.admit(*peer.ip()) {
+            return refuse(
+                local,
+                peer,
+                &Packet::error(error::UNDEFINED, "too many transfers at once"),
+            );
+        }
+        let job = Job {
+            peer,
+            local,
+            transfer,
+            content,
+            path,
+        };
+        let (contents, hub) = (Arc::clone(&self.contents), self.hub.clone());
+        let running = Arc::clone(&self.running);
+        let thread = std::thread::Builder::new()
+            .name("tftp".into())
+            .stack_size(STACK_BYTES);
+        let spawned = thread.spawn(move || {
+            let ended = job.run(&contents);
+            leave(&running, *peer.ip());
+            // The hub may be gone.
+            let _ = hub.send(Message::Input(ended));
+        });
+        if let Err(error) = spawned {
+            leave(&self.running, *peer.ip());
+            tracing::error!(%error, "starting a TFTP transfer");
+        }
+    }
+
+    fn local_for(&self, peer: Ipv4Addr) -> Ipv4Addr {
+        let same = |(address, prefix): &&(Ipv4Addr, u8)| {
+            let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
+            (u32::from(*address) ^ u32::from(peer)) & mask == 0
+        };
+        let found = self.addresses.iter().find(same).or(self.addresses.first());
+        found.map_or(Ipv4Addr::UNSPECIFIED, |(address, _)| *address)
+    }
+
+    fn admit(&self, peer: Ipv4Addr) -> bool {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.values().sum::<usize>() >= TRANSFERS_MAX {
+            return false;
+        }
+        let count = running.entry(peer).or_default();
+        let admitted = *count < TRANSFERS_OF_ONE_MAX;
+        *count += usize::from(admitted);
+        admitted
+    }
+}
+
+fn leave(running: &Mutex<HashMap<Ipv4Addr, usize>>, peer: Ipv4Addr) {
+    let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(count) = running.get_mut(&peer) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            running.remove(&peer);
+        }
+    }
+}
+
+/// A datagram from a port of its own, as every first answer is (RFC 1350, 4).
+fn refuse(local: Ipv4Addr, peer: SocketAddrV4, packet: &[u8]) {
+    let sent = UdpSocket::bind((local, 0)).and_then(|socket| socket.send_to(packet, peer));
+    if let Err(error) = sent {
+        tracing::debug!(%error, %peer, "refusing a TFTP request");
+    }
+}
+
+impl Job {
+    /// Sends the file; what to tell the engine at the end.
+    fn run(mut self, contents: &Contents) -> Input {
+        let failed = |cause: String| TransferOutcome::Failed { cause };
+        let outcome = match contents.get(&self.content) {
+            Err(cause) => {
+                refuse(
+                    self.local,
+                    self.peer,
+                    &Packet::error(error::UNDEFINED, &cause),
+                );
+                failed(cause)
+            }
+            Ok(bytes) => match self.send(&bytes) {
+                Ok(outcome) => outcome,
+                Err(error) => failed(format!("sending: {error}")),
+            },
+        };
+        Input::TransferEnded {
+            peer: *self.peer.ip(),
+            service: Service::Tftp,
+            bytes: self.transfer.bytes_acknowledged(),
+            path: self.path,
+            outcome,
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> std::io::Result<TransferOutcome> {
+        let socket = UdpSocket::bind((self.local, 0))?;
+        socket.connect(self.peer)?;
+        let mut buffer = [0; DATAGRAM_BYTES];
+        let mut out = Vec::new();
+        self.transfer.start(now(), bytes.len() as u64);
+        loop {
+            while self.transfer.poll_transmit(now(), bytes, &mut out) {
+                socket.send(&out)?;
+            }
+            if let Some(outcome) = self.transfer.outcome() {
+                return Ok(outcome.clone());
+            }
+            let deadline = self.transfer.deadline().unwrap_or_default();
+            let wait = Duration::from_millis(deadline.millis_since(now()).max(1));
+            socket.set_read_timeout(Some(wait))?;
+            match socket.recv(&mut buffer) {
+                Ok(length) => self.transfer.handle(now(), &buffer[..length]),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
+                    self.transfer.handle_timeout(now());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

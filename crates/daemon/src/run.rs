@@ -1,0 +1,435 @@
+//! Starting and stopping: opens what is needed in the order in which it can fail, then lets the
+//! threads run.
+
+use std::collections::HashMap;
+use std::net::{SocketAddrV4, TcpListener};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use engine::{Engine, ImageRef, Input, Interface, NfsActivity};
+use image::Store;
+use image::initramfs::Profile;
+use nfs::Activity;
+
+use crate::content::Contents;
+use crate::control::{Status, server as control};
+use crate::exports::Follower;
+use crate::hub::{Hub, Message, now};
+use crate::identity::Identities;
+use crate::journal::Journal;
+use crate::keys::{Keys, random};
+use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp};
+use crate::state::State;
+use crate::{Drivers, Error, Listening, Notice, Options};
+
+/// Ports tried after the one that was asked for.
+const NFS_FALLBACKS: u16 = 16;
+
+/// Runs the daemon until it is told to stop, by SIGINT, SIGTERM or the control socket.
+///
+/// Blocks the calling thread and starts its own others. Returns `Ok` after an orderly stop.
+pub fn run(options: Options) -> Result<(), Error> {
+    let daemon = Daemon::start(options)?;
+    daemon.wait();
+    Ok(())
+}
+
+/// A running daemon.
+struct Daemon {
+    control: Arc<control::Server>,
+    hub: Sender<Message>,
+    hub_thread: thread::JoinHandle<()>,
+    stopped: Receiver<()>,
+    notices: Option<Sender<Notice>>,
+    // Kept for as long as the daemon runs.
+    _nfs: Arc<nfs::Server>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+/// Sockets, all open before anything is promised.
+struct Sockets {
+    dhcp: Vec<(Interface, dhcp::Port)>,
+    tftp: Vec<std::net::UdpSocket>,
+    beacons: Vec<std::net::UdpSocket>,
+    http: Vec<TcpListener>,
+    nfs: Vec<TcpListener>,
+    nfs_port: u16,
+}
+
+impl Sockets {
+    fn open(options: &Options) -> Result<Sockets, Error> {
+        let mut interfaces = Vec::new();
+        for name in &options.interfaces {
+            let mut interface = interface::find(name)?;
+            interface.pool = options.range;
+            interfaces.push((interface, name));
+        }
+        let addresses = || interfaces.iter().map(|(interface, _)| interface.address);
+        let udp = |port, purpose| -> Result<Vec<_>, Error> {
+            addresses()
+                .map(|it| bind_udp(SocketAddrV4::new(it, port), purpose))
+                .collect()
+        };
+        let (nfs, nfs_port) = nfs_listeners(options, addresses)?;
+        Ok(Sockets {
+            tftp: udp(options.ports.tftp, "TFTP")?,
+            beacons: udp(options.ports.http, "boot beacons")?,
+            http: listeners(addresses(), options.ports.http, "HTTP")?,
+            nfs,
+            nfs_port,
+            dhcp: interfaces
+                .iter()
+                .map(|(interface, name)| Ok((interface.clone(), dhcp::Port::open(name)?)))
+                .collect::<Result<_, Error>>()?,
+        })
+    }
+}
+
+fn listeners(
+    addresses: impl Iterator<Item = std::net::Ipv4Addr>,
+    port: u16,
+    purpose: &'static str,
+) -> Result<Vec<TcpListener>, Error> {
+    let bind = |address| {
+        TcpListener::bind((address, port)).map_err(|error| bind_failed(error, port, "tcp", purpose))
+    };
+    addresses.map(bind).collect()
+}
+
+/// NFS takes the next free port where the usual one is taken: every boot plan says which.
+fn nfs_listeners<I: Iterator<Item = std::net::Ipv4Addr>>(
+    options: &Options,
+    addresses: impl Fn() -> I,
+) -> Result<(Vec<TcpListener>, u16), Error> {
+    let first = options.ports.nfs;
+    let mut port = first;
+    loop {
+        match listeners(addresses(), port, "NFS") {
+            Ok(listeners) => return Ok((listeners, port)),
+            Err(Error::PortTaken { .. })
+                if options.ports.nfs_fallback && port < first.saturating_add(NFS_FALLBACKS) =>
+            {
+                port += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl Daemon {
+    fn start(options: Options) -> Result<Daemon, Error> {
+        let state_dir = options.state_dir.clone();
+        let cache = state_dir.join("cache");
+        std::fs::create_dir_all(&cache)
+            .map_err(|error| Error::io(format!("making {}", cache.display()), error))?;
+        let keys = Keys::open(&state_dir)?;
+        let state = State::open(&state_dir)?;
+        let store = open_store(&options)?;
+        let default_image = default_image(&options, &store)?;
+        let control_socket = control::listen(&options.run_dir)?;
+        let sockets = Sockets::open(&options)?;
+
+        let (hub, messages) = channel();
+        let journal = Arc::new(Journal::new(state.events()?));
+        let nfs = Arc::new(start_nfs(&keys, &hub)?);
+        let contents = Arc::new(Contents::new(
+            open_store(&options)?,
+            cache,
+            Arc::clone(&options.init),
+            profile(options.drivers),
+        ));
+        let mut follower = Follower {
+            store,
+            exports: nfs.exports().clone(),
+            contents: Arc::clone(&contents),
+            hub: hub.clone(),
+            default_image: default_image.clone(),
+            notices: options.notices.clone(),
+            exported: HashMap::new(),
+            seen: None,
+        };
+        // Every version is served before anybody can connect: a node that comes back after a
+        // restart must not see a stale handle.
+        follower.refresh();
+        for listener in &sockets.nfs {
+            let listener = listener
+                .try_clone()
+                .map_err(|error| Error::io("serving NFS", error))?;
+            nfs.serve(listener)
+                .map_err(|error| Error::io("serving NFS", error))?;
+        }
+        let engine = Engine::new(
+            config(&options, &sockets, default_image.clone()),
+            random(),
+            state.records()?,
+        );
+        let listening = listening(&options, &sockets);
+        let (stop, stopped) = channel();
+        let control = Arc::new(control::Server {
+            hub: Mutex::new(hub.clone()),
+            journal: Arc::clone(&journal),
+            keys: keys.clone(),
+            nfs: {
+                let nfs = Arc::clone(&nfs);
+                Arc::new(move || nfs.stats())
+            },
+            status: status(&options, &listening, default_image.as_ref()),
+            stop: stop.clone(),
+        });
+        let runtime = start_http(&sockets, &contents, keys, &hub, stop)?;
+        let hub_thread = {
+            let starter = tftp::Starter {
+                contents,
+                hub: hub.clone(),
+                addresses: sockets
+                    .dhcp
+                    .iter()
+                    .map(|(it, _)| (it.address, it.prefix))
+                    .collect(),
+                running: Arc::default(),
+            };
+            let ports = sockets
+                .dhcp
+                .iter()
+                .map(|(it, port)| (it.id, port.clone()))
+                .collect();
+            let hub = Hub {
+                engine,
+                state,
+                journal,
+                notices: options.notices.clone(),
+                dhcp: ports,
+                tftp: starter,
+            };
+            thread::spawn(move || hub.run(&messages))
+        };
+        start_receivers(sockets, &hub);
+        thread::spawn(move || follower.run());
+        {
+            let control = Arc::clone(&control);
+            thread::spawn(move || control::serve(&control_socket, &control));
+        }
+        if let Some(notices) = &options.notices {
+            let _ = notices.send(Notice::Ready(listening));
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        Ok(Daemon {
+            control,
+            hub,
+            hub_thread,
+            stopped,
+            notices: options.notices,
+            _nfs: nfs,
+            _runtime: runtime,
+        })
+    }
+
+    /// Waits for a reason to stop, names the nodes that still run on us, and stops.
+    fn wait(self) {
+        let _ = self.stopped.recv();
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let live = self.control.live();
+        if !live.is_empty() {
+            tracing::warn!(
+                nodes = live.join(", "),
+                "these nodes wait until the daemon is back"
+            );
+        }
+        if let Some(notices) = &self.notices {
+            let _ = notices.send(Notice::Stopping { live });
+        }
+        let _ = self.hub.send(Message::Stop);
+        let _ = self.hub_thread.join();
+    }
+}
+
+fn open_store(options: &Options) -> Result<Store, Error> {
+    let path = options.state_dir.join("store");
+    Store::open(&path).map_err(|error| Error::Store {
+        path,
+        message: error.to_string(),
+    })
+}
+
+/// The image of nodes that have none set, checked to exist.
+fn default_image(options: &Options, store: &Store) -> Result<Option<ImageRef>, Error> {
+    let Some(name) = &options.image else {
+        return Ok(None);
+    };
+    let tags = store.tags().unwrap_or_default();
+    let found = name.parse::<ImageRef>().ok();
+    let found = found.filter(|image| {
+        tags.iter()
+            .any(|tag| tag.name == image.name && tag.tag == image.tag)
+    });
+    let present = || {
+        tags.iter()
+            .map(|tag| format!("{}:{}", tag.name, tag.tag))
+            .collect()
+    };
+    match found {
+        Some(image) => Ok(Some(image)),
+        None => Err(Error::NoSuchImage {
+            name: name.clone(),
+            present: present(),
+        }),
+    }
+}
+
+fn profile(drivers: Drivers) -> Profile {
+    match drivers {
+        Drivers::Virtual => Profile::Virtual,
+        Drivers::AllNetwork => Profile::AllNic,
+    }
+}
+
+fn config(options: &Options, sockets: &Sockets, default_image: Option<ImageRef>) -> engine::Config {
+    let seconds = |seconds: u32| std::time::Duration::from_secs(seconds.into());
+    let interfaces = sockets
+        .dhcp
+        .iter()
+        .map(|(interface, _)| interface.clone())
+        .collect();
+    engine::Config {
+        lease: seconds(options.lease_seconds),
+        fixed_lease: options.fixed_lease_seconds.map(seconds),
+        http_port: options.ports.http,
+        nfs_port: sockets.nfs_port,
+        default_image,
+        kernel_args: options.extra_kernel_args.clone(),
+        console_login: options.console_login,
+        authorized_keys: options.authorized_keys.clone(),
+        ..engine::Config::new(interfaces)
+    }
+}
+
+fn listening(options: &Options, sockets: &Sockets) -> Listening {
+    let addresses = sockets.dhcp.iter().map(|(interface, _)| interface.address);
+    Listening {
+        interfaces: options.interfaces.iter().cloned().zip(addresses).collect(),
+        tftp_port: options.ports.tftp,
+        http_port: options.ports.http,
+        nfs_port: sockets.nfs_port,
+        nfs_port_taken: (sockets.nfs_port != options.ports.nfs).then_some(options.ports.nfs),
+    }
+}
+
+fn status(options: &Options, listening: &Listening, image: Option<&ImageRef>) -> Status {
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        started_ms: now().0,
+        interfaces: listening.interfaces.clone(),
+        tftp_port: options.ports.tftp,
+        http_port: options.ports.http,
+        nfs_port: listening.nfs_port,
+        image: image.map(ToString::to_string),
+        nodes: 0,
+        live: Vec::new(),
+        images: Vec::new(),
+    }
+}
+
+/// Tells the hub what NFS clients do.
+struct Observer {
+    hub: Mutex<Sender<Message>>,
+}
+
+impl nfs::Observer for Observer {
+    fn observe(&self, activity: Activity) {
+        let (address, activity) = match activity {
+            Activity::Mounted { address, .. } => (address, NfsActivity::Mounted),
+            Activity::Gone { address } => (address, NfsActivity::Gone),
+            other => return tracing::debug!(?other, "NFS"),
+        };
+        let std::net::IpAddr::V4(address) = address else {
+            return;
+        };
+        let hub = self
+            .hub
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = hub.send(Message::Input(Input::Nfs { address, activity }));
+    }
+}
+
+fn start_nfs(keys: &Keys, hub: &Sender<Message>) -> Result<nfs::Server, Error> {
+    let observer = Observer {
+        hub: Mutex::new(hub.clone()),
+    };
+    let config = nfs::Config {
+        observer: Some(Arc::new(observer)),
+        ..nfs::Config::new(keys.nfs())
+    };
+    nfs::Server::new(config).map_err(|error| Error::io("starting the NFS server", error))
+}
+
+/// HTTP and signals live on a small async runtime.
+fn start_http(
+    sockets: &Sockets,
+    contents: &Arc<Contents>,
+    keys: Keys,
+    hub: &Sender<Message>,
+    stop: Sender<()>,
+) -> Result<tokio::runtime::Runtime, Error> {
+    let failed = |error| Error::io("starting the HTTP server", error);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    let server = http::Server {
+        contents: Arc::clone(contents),
+        identities: Identities { keys },
+        hub: Mutex::new(hub.clone()),
+    };
+    let server = Arc::new(server);
+    for listener in &sockets.http {
+        let listener = listener.try_clone().map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let _entered = runtime.enter();
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        runtime.spawn(http::serve(listener, Arc::clone(&server)));
+    }
+    runtime.spawn(async move {
+        signal().await;
+        let _ = stop.send(());
+        // A second signal means now.
+        signal().await;
+        std::process::exit(130);
+    });
+    Ok(runtime)
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let streams = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    );
+    let (Ok(mut interrupt), Ok(mut terminate)) = streams else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// A thread for each socket that datagrams come in on.
+fn start_receivers(sockets: Sockets, hub: &Sender<Message>) {
+    for (interface, port) in sockets.dhcp {
+        let hub = hub.clone();
+        thread::spawn(move || port.receive(interface.id, &hub));
+    }
+    for socket in sockets.tftp {
+        let hub = hub.clone();
+        thread::spawn(move || tftp::receive(&socket, &hub));
+    }
+    for socket in sockets.beacons {
+        let hub = hub.clone();
+        thread::spawn(move || beacon::receive(&socket, &hub));
+    }
+}

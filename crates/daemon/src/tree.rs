@@ -1,0 +1,167 @@
+//! A stored image version as the NFS server sees it.
+
+use std::ops::ControlFlow;
+
+use image::{Extent, Kind, Seek, StoredTree};
+use nfs::{Attr, DirEntry, FileKind, Time, Tree, TreeError, Usage, Whence};
+
+/// Serves a stored version over NFS; inode numbers are the store's own.
+pub struct Served(pub StoredTree);
+
+impl Tree for Served {
+    fn root(&self) -> u32 {
+        self.0.root()
+    }
+
+    fn attr(&self, ino: u32) -> Result<Attr, TreeError> {
+        let attr = self.0.attr(ino).map_err(stale)?;
+        let mtime = Time {
+            seconds: attr.mtime.seconds,
+            nanos: attr.mtime.nanoseconds,
+        };
+        Ok(Attr {
+            kind: kind(attr.kind),
+            mode: attr.mode.into(),
+            nlink: attr.nlink,
+            uid: attr.uid,
+            gid: attr.gid,
+            size: attr.size,
+            used: attr.size,
+            rdev: (attr.rdev.major, attr.rdev.minor),
+            mtime,
+            ctime: mtime,
+        })
+    }
+
+    fn lookup(&self, dir: u32, name: &[u8]) -> Result<u32, TreeError> {
+        self.directory(dir)?;
+        self.0
+            .lookup(dir, name)
+            .map_err(failed)?
+            .ok_or(TreeError::NotFound)
+    }
+
+    fn parent(&self, dir: u32) -> Result<u32, TreeError> {
+        self.directory(dir)?;
+        self.0.parent(dir).map_err(failed)
+    }
+
+    fn readdir(
+        &self,
+        dir: u32,
+        cookie: u64,
+        each: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>,
+    ) -> Result<(), TreeError> {
+        self.directory(dir)?;
+        for entry in self.0.readdir(dir, cookie).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let entry = DirEntry {
+                name: entry.name,
+                ino: entry.nid,
+                cookie: entry.cookie,
+            };
+            if each(entry).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn readlink(&self, ino: u32, target: &mut Vec<u8>) -> Result<(), TreeError> {
+        if self.0.attr(ino).map_err(stale)?.kind != Kind::Symlink {
+            return Err(TreeError::WrongKind);
+        }
+        target.extend_from_slice(&self.0.readlink(ino).map_err(failed)?);
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        ino: u32,
+        offset: u64,
+        len: u32,
+        each: &mut dyn FnMut(nfs::Extent<'_>),
+    ) -> Result<(), TreeError> {
+        if self.0.attr(ino).map_err(stale)?.kind != Kind::File {
+            return Err(TreeError::WrongKind);
+        }
+        for extent in self.0.read(ino, offset, len.into()).map_err(failed)? {
+            match &extent {
+                Extent::Bytes(bytes) => each(nfs::Extent::Bytes(bytes)),
+                // No extent is longer than what was asked for, which fits 32 bits.
+                Extent::Zero(len) => each(nfs::Extent::Zero(*len as u32)),
+                Extent::File { file, offset, len } => {
+                    each(nfs::Extent::File {
+                        file,
+                        offset: *offset,
+                        len: *len as u32,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn xattr(&self, ino: u32, name: &[u8], value: &mut Vec<u8>) -> Result<(), TreeError> {
+        let xattrs = self.0.xattrs(ino).map_err(stale)?;
+        let (_, found) = xattrs
+            .iter()
+            .find(|(other, _)| other == name)
+            .ok_or(TreeError::NotFound)?;
+        value.extend_from_slice(found);
+        Ok(())
+    }
+
+    fn xattr_names(&self, ino: u32, each: &mut dyn FnMut(&[u8])) -> Result<(), TreeError> {
+        let xattrs = self.0.xattrs(ino).map_err(stale)?;
+        xattrs.iter().for_each(|(name, _)| each(name));
+        Ok(())
+    }
+
+    fn seek(&self, ino: u32, offset: u64, whence: Whence) -> Result<Option<u64>, TreeError> {
+        let what = match whence {
+            Whence::Data => Seek::Data,
+            Whence::Hole => Seek::Hole,
+        };
+        self.0.seek(ino, offset, what).map_err(failed)
+    }
+
+    fn usage(&self) -> Usage {
+        let totals = self.0.totals().unwrap_or_default();
+        Usage {
+            bytes: totals.bytes,
+            inodes: totals.files,
+        }
+    }
+}
+
+impl Served {
+    fn directory(&self, dir: u32) -> Result<(), TreeError> {
+        match self.0.attr(dir).map_err(stale)?.kind {
+            Kind::Directory => Ok(()),
+            _ => Err(TreeError::NotDirectory),
+        }
+    }
+}
+
+/// An inode number from a client that the image cannot follow.
+fn stale(_: image::Error) -> TreeError {
+    TreeError::Stale
+}
+
+fn failed(error: image::Error) -> TreeError {
+    tracing::error!(%error, "reading an image failed");
+    TreeError::Io
+}
+
+fn kind(kind: Kind) -> FileKind {
+    match kind {
+        Kind::File => FileKind::Regular,
+        Kind::Directory => FileKind::Directory,
+        Kind::Symlink => FileKind::Symlink,
+        Kind::Character => FileKind::CharDevice,
+        Kind::Block => FileKind::BlockDevice,
+        Kind::Fifo => FileKind::Fifo,
+        Kind::Socket => FileKind::Socket,
+    }
+}
