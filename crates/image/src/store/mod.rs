@@ -312,7 +312,8 @@ impl Store {
         if !self.has_version(digest) {
             return Err(Error::NoSuchVersion { digest });
         }
-        self.open_image(digest, &object_path(&self.dir, digest))
+        let objects = Arc::clone(&self.objects);
+        open_image(digest, &object_path(&self.dir, digest), objects)
     }
 
     /// A value that changes whenever a tag is moved, made or removed, by whichever process.
@@ -431,20 +432,13 @@ impl Store {
         let image = erofs::write(tree)?;
         let digest = crate::verity::digest_of(&image);
         session.add_object(digest, &image)?;
-        let tree = self.open_image(digest, &session.path_of(digest))?;
+        let objects = Arc::new(session.objects());
+        let tree = open_image(digest, &session.path_of(digest), objects)?;
         Ok(Staged {
             tree,
             skipped,
             session,
         })
-    }
-
-    fn open_image(&self, digest: Digest, path: &Path) -> Result<StoredTree> {
-        let file = File::open(path).map_err(Error::io("opening", path))?;
-        rustix::fs::flock(&file, FlockOperation::LockShared)
-            .map_err(|error| Error::io("locking", path)(error.into()))?;
-        let image = map::map(&file).map_err(Error::io("mapping", path))?;
-        StoredTree::new(digest, image, Arc::clone(&self.objects), file)
     }
 
     /// Whether somebody holds a version's shared lock.
@@ -634,6 +628,15 @@ impl Store {
     fn refs(&self) -> PathBuf {
         self.dir.join("images/refs")
     }
+}
+
+/// Opens an image, under a shared lock that keeps it from [`Store::gc`].
+fn open_image(digest: Digest, path: &Path, objects: Arc<Objects>) -> Result<StoredTree> {
+    let file = File::open(path).map_err(Error::io("opening", path))?;
+    rustix::fs::flock(&file, FlockOperation::LockShared)
+        .map_err(|error| Error::io("locking", path)(error.into()))?;
+    let image = map::map(&file).map_err(Error::io("mapping", path))?;
+    StoredTree::new(digest, image, objects, file)
 }
 
 /// What [`Store::gc`] removed.

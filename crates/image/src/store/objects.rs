@@ -25,6 +25,8 @@ pub fn object_path(store: &Path, digest: Digest) -> PathBuf {
 /// The objects of a store, for reading.
 pub struct Objects {
     store: PathBuf,
+    /// Where an import under way keeps those that the store lacks.
+    staged: Option<PathBuf>,
     shards: [Mutex<Shard>; SHARDS],
 }
 
@@ -40,7 +42,16 @@ impl Objects {
     pub fn new(store: &Path) -> Objects {
         Objects {
             store: store.to_owned(),
+            staged: None,
             shards: Default::default(),
+        }
+    }
+
+    /// Those and the objects of an import under way, which lie in `directory` under their names.
+    pub fn with_staged(store: &Path, directory: &Path) -> Objects {
+        Objects {
+            staged: Some(directory.to_owned()),
+            ..Objects::new(store)
         }
     }
 
@@ -63,8 +74,16 @@ impl Objects {
         }
     }
 
+    fn path_of(&self, digest: Digest) -> PathBuf {
+        let staged = self.staged.as_ref();
+        staged
+            .map(|directory| directory.join(digest.to_string()))
+            .filter(|path| path.symlink_metadata().is_ok())
+            .unwrap_or_else(|| object_path(&self.store, digest))
+    }
+
     fn open_checked(&self, digest: Digest, expected: u64) -> Result<File> {
-        let path = object_path(&self.store, digest);
+        let path = self.path_of(digest);
         let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
         let opened = File::options()
             .read(true)

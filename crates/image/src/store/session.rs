@@ -12,7 +12,7 @@ use rustix::fs::SeekFrom;
 use wire::digest::Digest;
 
 use super::disk::Disk;
-use super::objects::object_path;
+use super::objects::{Objects, object_path};
 use crate::error::{Error, Result};
 use crate::manifest::{Content, INLINE_MAX};
 use crate::verity::{self, Hasher};
@@ -208,6 +208,11 @@ impl Session {
         } else {
             object_path(&self.store, digest)
         }
+    }
+
+    /// The store's objects and those that were added, for reading.
+    pub fn objects(&self) -> Objects {
+        Objects::with_staged(&self.store, &self.directory)
     }
 
     /// Makes the objects durable, then gives them their names, durably.

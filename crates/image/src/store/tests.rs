@@ -657,6 +657,7 @@ fn what_the_judge_refuses_is_not_published() -> Result<()> {
     let digest = staged.digest();
     let refused = store.publish(staged, Publish::Import { name: "x" }, |tree| {
         assert_eq!(tree.read_file("text")?, b"key");
+        assert_eq!(tree.read_file("same")?, pattern(9000));
         Err(Error::Refused {
             reasons: vec!["a private key".into()],
         })
