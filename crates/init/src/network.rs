@@ -37,8 +37,8 @@ pub struct Configured {
 
 /// Configures one interface; tries for ever.
 pub fn bring_up(args: &BootArgs, report: &Reporter, random: u64) -> Result<Configured, Failure> {
-    let socket = Socket::open(true).map_err(no_netlink)?;
-    socket.request_links().map_err(no_netlink)?;
+    let socket = Socket::open(true).map_err(|error| no_netlink(&error))?;
+    socket.request_links().map_err(|error| no_netlink(&error))?;
     let mut race = Race {
         args,
         report,
@@ -48,7 +48,7 @@ pub fn bring_up(args: &BootArgs, report: &Reporter, random: u64) -> Result<Confi
         links: BTreeMap::new(),
         runners: BTreeMap::new(),
     };
-    let configured = race.run(&socket).map_err(no_netlink)?;
+    let configured = race.run(&socket).map_err(|error| no_netlink(&error))?;
     apply(&configured, args).map_err(|error| {
         let cause = format!("configuring {}: {error}", configured.link.name);
         Failure::passing(
@@ -65,7 +65,7 @@ pub fn bring_up(args: &BootArgs, report: &Reporter, random: u64) -> Result<Confi
     Ok(configured)
 }
 
-fn no_netlink(error: std::io::Error) -> Failure {
+fn no_netlink(error: &std::io::Error) -> Failure {
     let hint = "the kernel must have networking (CONFIG_INET)";
     Failure::passing(Stage::Network, format!("netlink: {error}"), hint)
 }
