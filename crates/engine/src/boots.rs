@@ -264,14 +264,13 @@ impl Engine {
     fn follow(&mut self, turn: &mut Turn, beacon: &Beacon) {
         let Some(boot) = self
             .boots
-            .get_mut(beacon.boot)
+            .get(beacon.boot)
             .filter(|boot| boot.mac == beacon.mac)
         else {
             return;
         };
         let seen = boot.last_seq;
-        boot.last_seq = beacon.events.iter().map(|it| it.seq).fold(seen, u32::max);
-        if boot.last_seq == seen {
+        if beacon.events.iter().all(|event| event.seq <= seen) {
             return;
         }
         // A late copy of a DHCP message, or a plan that nobody booted, makes a boot of its own.
@@ -282,8 +281,13 @@ impl Engine {
             let key = format!("boot/{id}");
             turn.persist(Record::Removed { key });
         }
-        let new = beacon.events.iter().filter(|it| it.seq > seen);
-        new.for_each(|event| self.apply(turn, beacon.mac, event));
+        for event in beacon.events.iter().filter(|event| event.seq > seen) {
+            // Counted one by one: what is stored with one event must not hide the next.
+            if let Some(boot) = self.boots.get_mut(beacon.boot) {
+                boot.last_seq = boot.last_seq.max(event.seq);
+            }
+            self.apply(turn, beacon.mac, event);
+        }
     }
 
     fn apply(&mut self, turn: &mut Turn, mac: Mac, event: &BeaconEvent) {

@@ -222,7 +222,9 @@ fn check_kernel_args(args: &str) -> Result<(), CommandError> {
         got: cut(args),
     };
     let (parsed, errors) = BootArgs::parse(args);
-    if args.len() > MAX_KERNEL_ARGS_BYTES || !errors.is_empty() || parsed.render().is_err() {
+    let printable = args.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    let fits = printable && args.len() <= MAX_KERNEL_ARGS_BYTES;
+    if !fits || !errors.is_empty() || parsed.render().is_err() {
         return Err(bad());
     }
     Ok(())

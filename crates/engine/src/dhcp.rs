@@ -20,6 +20,8 @@ use crate::{Engine, Turn};
 const OFFER_SECONDS: u64 = 60;
 /// How long an address that somebody else answers on is left alone.
 const DECLINE_SECONDS: u64 = 600;
+/// How long a node's address is kept from strangers after its lease has ended.
+const NODE_KEEPS_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// RFC 1542, 4.1.1.
 const MAX_HOPS: u8 = 16;
 /// Option 43 that makes firmware boot from `file` without asking a boot server on port 4011:
@@ -190,12 +192,13 @@ impl Engine {
     fn choose(&self, turn: &Turn, request: &Request, wanted: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
         let mac = request.message.mac;
         let interface = &request.interface;
-        if let Some(fixed) = self.nodes.get(&mac).and_then(|node| node.address) {
-            if interface.contains(fixed) && !self.leases.is_taken(fixed, mac, turn.now) {
+        if let Some(fixed) = self.nodes.get(&mac).and_then(|node| node.address)
+            && interface.contains(fixed) && !self.leases.is_taken(fixed, mac, turn.now) {
                 return Some(fixed);
             }
-        }
-        let reserved = |address: Ipv4Addr| self.is_reserved(address, mac);
+        let reserved = |address: Ipv4Addr| {
+            self.is_reserved(address, mac) || self.is_kept_from_strangers(turn, address, mac)
+        };
         let free = |address: &Ipv4Addr| {
             interface.is_assignable(*address)
                 && !reserved(*address)
@@ -221,14 +224,23 @@ impl Engine {
         fixed || (alive && self.leases.owner(address) != Some(mac))
     }
 
+    /// Whoever floods the network with addresses must not get those of nodes that are switched off.
+    fn is_kept_from_strangers(&self, turn: &Turn, address: Ipv4Addr, mac: Mac) -> bool {
+        let kept = |lease: &Lease| {
+            let of_node = lease.mac.is_some_and(|mac| self.nodes.contains_key(&mac));
+            let until = lease.expires.map(|it| it + NODE_KEEPS_FOR);
+            of_node && lease.mac != Some(mac) && until.is_none_or(|until| turn.now < until)
+        };
+        !self.nodes.contains_key(&mac) && self.leases.get(address).is_some_and(kept)
+    }
+
     fn promise(&mut self, turn: &mut Turn, lease: Lease) {
-        if let Some(former) = lease.mac.and_then(|mac| self.leases.address_of(mac)) {
-            if former != lease.address {
+        if let Some(former) = lease.mac.and_then(|mac| self.leases.address_of(mac))
+            && former != lease.address {
                 turn.persist(Record::Removed {
                     key: format!("lease/{former}"),
                 });
             }
-        }
         turn.persist(Record::Lease(lease.clone()));
         self.leases.put(lease);
     }

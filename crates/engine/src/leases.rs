@@ -24,11 +24,10 @@ impl Leases {
     /// Stores a lease; the address's former owner and the machine's former address lose theirs.
     pub(crate) fn put(&mut self, lease: Lease) {
         self.remove(lease.address);
-        if let Some(mac) = lease.mac {
-            if let Some(former) = self.by_mac.insert(mac, lease.address) {
+        if let Some(mac) = lease.mac
+            && let Some(former) = self.by_mac.insert(mac, lease.address) {
                 self.by_address.remove(&former);
             }
-        }
         self.by_address.insert(lease.address, lease);
     }
 
@@ -56,11 +55,6 @@ impl Leases {
         self.get(self.address_of(mac)?)
     }
 
-    #[cfg(test)]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
-        self.by_address.values()
-    }
-
     /// Whether the address is promised to somebody else than `mac`.
     pub(crate) fn is_taken(&self, address: Ipv4Addr, mac: Mac, now: Timestamp) -> bool {
         let held = |lease: &Lease| lease.mac != Some(mac) && is_live(lease, now);
@@ -82,11 +76,12 @@ impl Leases {
         let candidates = || {
             (0..size.min(SEARCH_MAX))
                 .map(move |step| Ipv4Addr::from(first + (start + step) % size))
-                .filter(|address| interface.is_assignable(*address) && !reserved(*address))
+                .filter(|address| interface.is_assignable(*address))
         };
+        // Whether it is reserved takes longest to find out, so comes last.
         candidates()
-            .find(|address| self.get(*address).is_none())
-            .or_else(|| candidates().find(|address| !self.is_taken(*address, mac, now)))
+            .find(|it| self.get(*it).is_none() && !reserved(*it))
+            .or_else(|| candidates().find(|it| !self.is_taken(*it, mac, now) && !reserved(*it)))
     }
 }
 

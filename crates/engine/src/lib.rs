@@ -18,6 +18,8 @@ mod limit;
 mod plan;
 mod record;
 mod render;
+#[cfg(test)]
+mod sim;
 pub mod text;
 pub mod tftp;
 mod time;
@@ -257,6 +259,9 @@ impl Engine {
     fn nfs(&mut self, turn: &mut Turn, address: Ipv4Addr, activity: NfsActivity) {
         // Only those with an address of ours are counted: the table stays as small as the network.
         let Some(mac) = self.node_at(address).map(|node| node.mac) else {
+            if activity == NfsActivity::Gone {
+                self.nfs.remove(&address);
+            }
             return;
         };
         let client = self.nfs.entry(address).or_default();

@@ -79,13 +79,12 @@ impl Engine {
             initrd,
             command_line,
         };
-        if let Some(boot) = self.boots.get_mut(id) {
-            if boot.image != Some(digest) {
+        if let Some(boot) = self.boots.get_mut(id)
+            && boot.image != Some(digest) {
                 boot.image = Some(digest);
                 turn.out
                     .push(crate::Output::Persist(Record::Boot(boot.clone())));
             }
-        }
         Ok(plan)
     }
 

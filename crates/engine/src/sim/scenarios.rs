@@ -1,0 +1,421 @@
+//! What happens on real networks, played through.
+
+use std::collections::BTreeSet;
+
+use wire::dhcp4::{MAX_BUDGET_BYTES, Op, option};
+use wire::identity::Request as IdentityRequest;
+use wire::stage::Stage;
+
+use super::*;
+use crate::command::{CommandError, NodeChange, Setting};
+use crate::config::Interface;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn world(seed: u8, network: Network) -> World {
+    World::new(seed, network, config())
+}
+
+#[test]
+fn one_node_boots_to_multi_user() {
+    let mut world = world(1, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    let view = world.engine.node(&mac(0)).expect("a node");
+    let boot = view.boot.expect("a boot");
+    let stages: Vec<_> = boot.timeline.iter().map(|it| it.stage).collect();
+    assert_eq!(stages, Stage::ALL);
+    assert!(boot.timeline.is_sorted_by_key(|it| it.at));
+    assert_eq!(
+        (boot.started, boot.image),
+        (boot.timeline[0].at, Some(DIGEST))
+    );
+    assert_eq!(boot.initrd_bytes, 30_001);
+    assert!(boot.loader_bytes > 3000 + 1468 * 4 + 20_000);
+    assert_eq!(world.machines[0].hostname.as_deref(), Some("node1"));
+    assert!(view.nfs_alive && boot.failure.is_none());
+    assert_eq!(view.address, world.machines[0].address(world.now));
+    assert_eq!(world.count(|it| matches!(it, EventKind::Up { .. })), 1);
+    assert_eq!(
+        world.count(|it| it.severity() == crate::Severity::Warning),
+        0
+    );
+}
+
+#[test]
+fn thirty_nodes_at_once_on_a_bad_network() {
+    for seed in 0..6 {
+        let mut world = world(seed, BAD);
+        world.power_on(30);
+        world.boot_all(30 * MINUTE);
+        let names: BTreeSet<_> = world
+            .machines
+            .iter()
+            .map(|it| it.hostname.clone())
+            .collect();
+        assert_eq!(names.len(), 30);
+        for machine in &world.machines {
+            let boot = world.engine.node(&machine.mac).and_then(|it| it.boot);
+            let stage = boot.and_then(|it| it.stage);
+            assert_eq!(stage, Some(Stage::MultiUser), "{}", world.story());
+        }
+    }
+}
+
+/// The outputs of an undisturbed boot of two nodes.
+fn undisturbed(seed: u8, network: Network) -> World {
+    let mut world = world(seed, network);
+    world.power_on(2);
+    world.boot_all(20 * MINUTE);
+    world
+}
+
+#[test]
+fn the_daemon_may_die_between_any_two_outputs() {
+    for (seed, network) in [(1, GOOD), (2, BAD)] {
+        for killed_before in 0..undisturbed(seed, network).outputs {
+            let mut world = world(seed, network);
+            world.killed_before = Some(killed_before);
+            world.power_on(2);
+            world.boot_all(20 * MINUTE);
+            for machine in &world.machines {
+                let view = world.engine.node(&machine.mac).expect("a node");
+                assert_eq!(view.boot.and_then(|it| it.stage), Some(Stage::MultiUser));
+            }
+        }
+    }
+}
+
+#[test]
+fn restart_between_offer_and_request() {
+    let mut world = world(1, GOOD);
+    world.power_on(1);
+    let offered = |world: &World| world.count(|it| matches!(it, EventKind::Offer { .. })) == 1;
+    assert!(world.run_until(MINUTE, offered));
+    world.restart();
+    world.boot_all(2 * MINUTE);
+    assert_eq!(world.count(|it| matches!(it, EventKind::Nak { .. })), 0);
+}
+
+#[test]
+fn power_cycles_in_the_middle() {
+    let mut world = world(9, BAD);
+    world.power_on(8);
+    for _ in 0..20 {
+        world.run_until(Duration::from_secs(7), |_| false);
+        let index = world.rng.next_u32() as usize % 8;
+        let now = world.now;
+        world.machines[index].power_cycle(now);
+    }
+    world.boot_all(20 * MINUTE);
+}
+
+#[test]
+fn finite_leases_are_renewed() {
+    let mut config = config();
+    config.lease = Duration::from_secs(600);
+    let mut world = World::new(3, BAD, config);
+    world.power_on(5);
+    world.boot_all(20 * MINUTE);
+    let addresses = |world: &World| -> Vec<_> {
+        world
+            .machines
+            .iter()
+            .map(|it| it.address(world.now))
+            .collect()
+    };
+    let before = addresses(&world);
+    world.run_until(100 * MINUTE, |_| false);
+    assert_eq!(addresses(&world), before);
+}
+
+#[test]
+fn the_pool_runs_out_and_recovers() {
+    let mut config = config();
+    let first = Ipv4Addr::new(10, 77, 0, 100);
+    config.interfaces = vec![Interface {
+        pool: Some((first, Ipv4Addr::new(10, 77, 0, 103))),
+        ..Interface::new(INTERFACE, SERVER, 24)
+    }];
+    let mut world = World::new(4, GOOD, config);
+    world.power_on(6);
+    let up = |world: &World| {
+        world
+            .machines
+            .iter()
+            .filter(|it| it.step == Step::Up)
+            .count()
+    };
+    assert!(!world.run_until(10 * MINUTE, |world| up(world) == 5));
+    assert_eq!(up(&world), 4);
+    let full = |it: &EventKind| matches!(it, EventKind::PoolExhausted { size: 4, .. });
+    assert!(world.count(full) > 0);
+    // Two of those that have an address go for good.
+    for _ in 0..2 {
+        let machine = world.machines.iter().position(|it| it.step == Step::Up);
+        let machine = machine.expect("one that is up");
+        let gone = world.machines.remove(machine);
+        let node = gone.mac.to_string();
+        let address = gone.held.expect("an address").address;
+        world.input(Input::Nfs {
+            address,
+            activity: NfsActivity::Gone,
+        });
+        world
+            .command(Command::NodeForget { node })
+            .expect("forgotten");
+        world
+            .machines
+            .iter_mut()
+            .enumerate()
+            .for_each(|(at, it)| it.index = at);
+    }
+    world.boot_all(10 * MINUTE);
+}
+
+/// A DISCOVER of a machine that nobody knows.
+fn stranger(number: u32) -> Vec<u8> {
+    let [a, b, c, d] = number.to_be_bytes();
+    let mut message = Message {
+        op: Op::Request,
+        hops: 0,
+        xid: number,
+        secs: 0,
+        broadcast: true,
+        ciaddr: Ipv4Addr::UNSPECIFIED,
+        yiaddr: Ipv4Addr::UNSPECIFIED,
+        siaddr: Ipv4Addr::UNSPECIFIED,
+        giaddr: Ipv4Addr::UNSPECIFIED,
+        mac: Mac([0x02, 0xff, a, b, c, d]),
+        sname: Vec::new(),
+        file: Vec::new(),
+        options: Vec::new(),
+    };
+    message.push(option::MESSAGE_TYPE, [MessageType::Discover.code()]);
+    message.push(option::CLASS, *b"PXEClient:Arch:00007:UNDI:003001");
+    message.push(option::ARCHITECTURE, [0, 7]);
+    message.encode(MAX_BUDGET_BYTES)
+}
+
+#[test]
+fn a_known_node_boots_through_a_flood() {
+    let mut config = config();
+    config.lease = Duration::from_secs(300);
+    config.unknown_per_second = 500;
+    let mut world = World::new(5, GOOD, config);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    // Off for so long that its lease has ended.
+    let back = world.now + Duration::from_secs(3600);
+    let address = world.machines[0].held.expect("an address").address;
+    world.machines[0].power_cycle(back);
+    world.input(Input::Nfs {
+        address,
+        activity: NfsActivity::Gone,
+    });
+    world.run_until(Duration::from_secs(3590), |_| false);
+    world.events.clear();
+    let mut numbers = 0..100_000;
+    while numbers.start < numbers.end {
+        for number in numbers.by_ref().take(500) {
+            world.input(dhcp(stranger(number)));
+        }
+        world
+            .queue
+            .retain(|_, it| !matches!(it, Packet::DhcpReply(reply) if is_stranger(reply)));
+        world.run_until(Duration::from_millis(200), |_| false);
+        world.events.retain(|it| {
+            it.mac == Some(mac(0)) || matches!(it.kind, EventKind::RateLimited { .. })
+        });
+    }
+    assert!(world.all_up(), "{}", world.story());
+    assert_eq!(world.machines[0].address(world.now), Some(address));
+    assert!(world.count(|it| matches!(it, EventKind::RateLimited { .. })) > 0);
+    assert!(world.engine.nodes().len() == 1, "strangers became nodes");
+    assert!(world.records.len() < 400, "{}", world.records.len());
+}
+
+fn is_stranger(reply: &[u8]) -> bool {
+    Message::decode(reply).is_ok_and(|reply| reply.mac.0[0] == 0x02)
+}
+
+#[test]
+fn an_identity_goes_to_one_key_also_after_a_restart() {
+    let mut world = undisturbed(1, GOOD);
+    let boot = world.machines[0].boot.expect("a boot");
+    let thief = IdentityRequest::new(boot.boot, mac(0), &[99; 32]);
+    let peer = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 9), 1);
+    for _ in 0..2 {
+        let body = thief.encode(&boot.token);
+        let request = HttpRequest {
+            method: "POST".into(),
+            target: "/identity".into(),
+            body,
+        };
+        let answer = world.ask(Input::Http { peer, request }).expect("an answer");
+        assert_eq!(answer.status, 403);
+        world.restart();
+    }
+    assert_eq!(
+        world.count(|it| matches!(it, EventKind::IdentityRefused { .. })),
+        2
+    );
+    assert_eq!(world.count(|it| matches!(it, EventKind::IdentityGiven)), 2);
+}
+
+#[test]
+fn a_boot_that_hangs_is_reported_once_also_after_a_restart() {
+    for restarts in [false, true] {
+        let mut world = world(6, GOOD);
+        world.power_on(1);
+        world.machines[0].hangs_before = Some("grubx64.efi");
+        world.run_until(MINUTE, |_| false);
+        if restarts {
+            world.restart();
+        }
+        world.run_until(60 * MINUTE, |_| false);
+        let stuck: Vec<_> = world
+            .events
+            .iter()
+            .filter_map(|event| match &event.kind {
+                EventKind::Stuck {
+                    stage,
+                    for_ms,
+                    cause,
+                } => Some((*stage, *for_ms, cause.contains("shim"))),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(stuck, [(Stage::Loader, 180_000, true)]);
+    }
+}
+
+#[test]
+fn a_missing_loader_is_an_event_with_its_cause() {
+    let mut world = world(7, GOOD);
+    let cause = "the image has no /usr/lib/grub: install grub-efi-amd64-signed";
+    world.images[0]
+        .files
+        .insert(BootFile::Grub, Err(cause.into()));
+    world.input(Input::Images(world.images.clone()));
+    world.power_on(1);
+    assert!(!world.run_until(MINUTE, World::all_up));
+    let told = world
+        .events
+        .iter()
+        .find(|it| matches!(it.kind, EventKind::NotFound { .. }));
+    let told = told.expect("an event");
+    assert_eq!(told.node.as_deref(), Some("node1"));
+    assert_eq!(
+        told.kind.to_string(),
+        format!("asked for grubx64.efi over TFTP: not found: {cause}")
+    );
+    // Repaired, it boots without a hand on the machine.
+    world.images = vec![image()];
+    world.input(Input::Images(world.images.clone()));
+    world.boot_all(5 * MINUTE);
+}
+
+/// A change of one setting.
+fn set(world: &mut World, node: &str, change: NodeChange) -> Result<CommandReply, CommandError> {
+    let node = node.to_owned();
+    world.command(Command::NodeSet { node, change })
+}
+
+fn name(name: &str) -> NodeChange {
+    NodeChange {
+        name: Some(name.into()),
+        ..NodeChange::default()
+    }
+}
+
+fn address(address: [u8; 4]) -> NodeChange {
+    NodeChange {
+        address: Some(Setting::To(address.into())),
+        ..NodeChange::default()
+    }
+}
+
+#[test]
+fn node_settings_are_checked_before_anything_changes() {
+    let mut world = undisturbed(1, GOOD);
+    let before = world.records.clone();
+    let other = world.machines[1].held.expect("an address").address.octets();
+    let image = |image: &str| NodeChange {
+        image: Some(Setting::To(image.into())),
+        ..NodeChange::default()
+    };
+    let args = |args: &str| NodeChange {
+        kernel_args: Some(args.into()),
+        ..NodeChange::default()
+    };
+    for change in [
+        name(""),
+        name("-a"),
+        name("a.b"),
+        name("a b"),
+        name(&"a".repeat(64)),
+        name("NODE2"),
+        address([10, 78, 0, 5]),
+        address([10, 77, 0, 0]),
+        address([10, 77, 0, 255]),
+        address(SERVER.octets()),
+        address(other),
+        image("no such"),
+        image("fedora"),
+        args("a\nb"),
+        args("ümlaut"),
+        args(&"a ".repeat(600)),
+    ] {
+        let refused = set(&mut world, "node1", change.clone());
+        let error = refused.expect_err(&format!("{change:?}"));
+        assert!(!error.hint().is_empty());
+    }
+    let multicast = set(&mut world, "01:00:5e:00:00:01", name("multi"));
+    assert!(matches!(multicast, Err(CommandError::BadMac { .. })));
+    let unknown = set(&mut world, "nobody", name("somebody"));
+    assert!(matches!(unknown, Err(CommandError::UnknownNode { .. })));
+    assert_eq!(world.records, before);
+    assert!(set(&mut world, "02:00:00:00:00:07", name("ready")).is_ok());
+    assert_ne!(world.records, before);
+}
+
+#[test]
+fn a_fixed_address_counts_from_the_next_boot() {
+    let mut world = undisturbed(1, GOOD);
+    let running = world.machines[0].held.expect("an address").address;
+    assert!(set(&mut world, "node1", address([10, 77, 0, 200])).is_ok());
+    // Renewals of the running system go on as before; a refusal would panic in the machine.
+    world.run_until(24 * 60 * MINUTE, |_| false);
+    assert_eq!(world.machines[0].address(world.now), Some(running));
+    let now = world.now;
+    world.machines[0].power_cycle(now);
+    world.boot_all(5 * MINUTE);
+    let fixed = world.machines[0].held.expect("an address");
+    assert_eq!(
+        (fixed.address.octets(), fixed.until),
+        ([10, 77, 0, 200], None)
+    );
+}
+
+#[test]
+fn a_plan_that_nobody_boots_does_not_hide_the_running_boot() {
+    let mut world = world(8, GOOD);
+    world.power_on(1);
+    let reporting = |world: &World| world.machines[0].step == Step::Report;
+    assert!(world.run_until(2 * MINUTE, reporting));
+    let node = "node1".to_owned();
+    assert!(world.command(Command::Plan { node }).is_ok());
+    world.boot_all(2 * MINUTE);
+    let boot = world
+        .engine
+        .node(&mac(0))
+        .and_then(|it| it.boot)
+        .expect("a boot");
+    assert_eq!(boot.stage, Some(Stage::MultiUser));
+    world.restart();
+    assert_eq!(
+        world.engine.node(&mac(0)).and_then(|it| it.boot),
+        Some(boot)
+    );
+}
