@@ -20,6 +20,8 @@ use crate::{Engine, Turn};
 const OFFER_SECONDS: u64 = 60;
 /// How long an address that somebody else answers on is left alone.
 const DECLINE_SECONDS: u64 = 600;
+/// How long a pool without a free address is not searched again.
+const FULL_FOR: Duration = Duration::from_secs(1);
 /// How long a node's address is kept from strangers after its lease has ended.
 const NODE_KEEPS_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// RFC 1542, 4.1.1.
@@ -164,11 +166,8 @@ impl Engine {
             }
         }
         let wanted = request.message.address_option(option::REQUESTED_ADDRESS);
-        let Some(address) = self.choose(turn, request, wanted) else {
-            let (first, last) = crate::leases::pool(&request.interface);
-            let network = request.interface.network();
-            let size = last.saturating_sub(first) + 1;
-            self.tell(turn, Some(mac), EventKind::PoolExhausted { network, size });
+        let address = self.choose(turn, request, wanted);
+        let Some(address) = address.or_else(|| self.search(turn, request)) else {
             return;
         };
         let held = self.leases.lease_of(mac);
@@ -187,21 +186,41 @@ impl Engine {
         self.reply(turn, request, MessageType::Offer, Some(address));
     }
 
-    /// The address for a machine: fixed, else the one it has, else the one it wants, else a free
-    /// one.
+    /// An address of the pool that nobody has. A full pool is searched once a second only: else
+    /// a flood of strangers would cost a search for each.
+    fn search(&mut self, turn: &mut Turn, request: &Request) -> Option<Ipv4Addr> {
+        let (mac, id) = (request.message.mac, request.interface.id);
+        let is_full = self.full_until.get(&id).is_some_and(|it| turn.now < *it);
+        if is_full && !self.nodes.contains_key(&mac) {
+            return None;
+        }
+        let reserved = |address| self.is_kept_from(turn, address, mac);
+        let found = self
+            .leases
+            .find_free(&request.interface, mac, turn.now, reserved);
+        if found.is_none() {
+            let (first, last) = crate::leases::pool(&request.interface);
+            let network = request.interface.network();
+            let size = last.saturating_sub(first) + 1;
+            self.full_until.insert(id, turn.now + FULL_FOR);
+            self.tell(turn, Some(mac), EventKind::PoolExhausted { network, size });
+        }
+        found
+    }
+
+    /// The address that belongs to a machine: fixed, else the one it has, else the one it wants.
     fn choose(&self, turn: &Turn, request: &Request, wanted: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
         let mac = request.message.mac;
         let interface = &request.interface;
         if let Some(fixed) = self.nodes.get(&mac).and_then(|node| node.address)
-            && interface.contains(fixed) && !self.leases.is_taken(fixed, mac, turn.now) {
-                return Some(fixed);
-            }
-        let reserved = |address: Ipv4Addr| {
-            self.is_reserved(address, mac) || self.is_kept_from_strangers(turn, address, mac)
-        };
+            && interface.contains(fixed)
+            && !self.leases.is_taken(fixed, mac, turn.now)
+        {
+            return Some(fixed);
+        }
         let free = |address: &Ipv4Addr| {
             interface.is_assignable(*address)
-                && !reserved(*address)
+                && !self.is_kept_from(turn, *address, mac)
                 && !self.leases.is_taken(*address, mac, turn.now)
         };
         let own = self.leases.address_of(mac);
@@ -211,7 +230,10 @@ impl Engine {
         };
         own.filter(|address| free(address))
             .or_else(|| wanted.filter(|address| in_pool(address) && free(address)))
-            .or_else(|| self.leases.find_free(interface, mac, turn.now, reserved))
+    }
+
+    fn is_kept_from(&self, turn: &Turn, address: Ipv4Addr, mac: Mac) -> bool {
+        self.is_reserved(address, mac) || self.is_kept_from_strangers(turn, address, mac)
     }
 
     /// Fixed for another machine, or alive on NFS under another one: never given away.
@@ -236,11 +258,12 @@ impl Engine {
 
     fn promise(&mut self, turn: &mut Turn, lease: Lease) {
         if let Some(former) = lease.mac.and_then(|mac| self.leases.address_of(mac))
-            && former != lease.address {
-                turn.persist(Record::Removed {
-                    key: format!("lease/{former}"),
-                });
-            }
+            && former != lease.address
+        {
+            turn.persist(Record::Removed {
+                key: format!("lease/{former}"),
+            });
+        }
         turn.persist(Record::Lease(lease.clone()));
         self.leases.put(lease);
     }
@@ -269,7 +292,7 @@ impl Engine {
         match self.choose(turn, request, Some(wanted)) {
             Some(address) if address == wanted => self.confirm(turn, request, address),
             Some(other) => self.refuse(turn, request, wanted, format!("its address is {other}")),
-            None => self.refuse(turn, request, wanted, "no address is left".into()),
+            None => self.refuse(turn, request, wanted, "it is not free".into()),
         }
     }
 

@@ -25,9 +25,10 @@ impl Leases {
     pub(crate) fn put(&mut self, lease: Lease) {
         self.remove(lease.address);
         if let Some(mac) = lease.mac
-            && let Some(former) = self.by_mac.insert(mac, lease.address) {
-                self.by_address.remove(&former);
-            }
+            && let Some(former) = self.by_mac.insert(mac, lease.address)
+        {
+            self.by_address.remove(&former);
+        }
         self.by_address.insert(lease.address, lease);
     }
 

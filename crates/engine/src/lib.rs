@@ -68,6 +68,8 @@ pub struct Engine {
     firmware: BTreeMap<Mac, String>,
     nfs: BTreeMap<Ipv4Addr, NfsClient>,
     strangers: TokenBucket,
+    /// Pools without a free address, and until when that is taken for granted.
+    full_until: BTreeMap<InterfaceId, Timestamp>,
 }
 
 /// A node's use of NFS since the daemon started.
@@ -104,6 +106,7 @@ impl Engine {
             firmware: BTreeMap::new(),
             nfs: BTreeMap::new(),
             strangers,
+            full_until: BTreeMap::new(),
         };
         restored
             .into_iter()

@@ -80,11 +80,12 @@ impl Engine {
             command_line,
         };
         if let Some(boot) = self.boots.get_mut(id)
-            && boot.image != Some(digest) {
-                boot.image = Some(digest);
-                turn.out
-                    .push(crate::Output::Persist(Record::Boot(boot.clone())));
-            }
+            && boot.image != Some(digest)
+        {
+            boot.image = Some(digest);
+            turn.out
+                .push(crate::Output::Persist(Record::Boot(boot.clone())));
+        }
         Ok(plan)
     }
 
