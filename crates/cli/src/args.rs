@@ -117,6 +117,9 @@ pub struct UpArgs {
     /// Log root in on the nodes' consoles
     #[arg(long)]
     pub console_login: bool,
+    /// Which network drivers the nodes' initramfs carries
+    #[arg(long, value_name = "SET", value_enum, default_value = "all")]
+    pub drivers: Drivers,
     /// The TCP port that kernels and initrds are fetched from
     #[arg(long, value_name = "PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     pub http_port: u16,
@@ -129,6 +132,15 @@ pub struct UpArgs {
     /// Print events as JSON, one object per line
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which network drivers an initramfs carries.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drivers {
+    /// Every Ethernet driver of the image's kernel
+    All,
+    /// Virtual machines' cards only: a smaller, faster initramfs
+    Virtual,
 }
 
 /// How the daemon answers DHCP.

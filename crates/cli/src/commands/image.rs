@@ -332,7 +332,7 @@ impl Meter {
 
     /// The version is complete and goes to the disk.
     pub(crate) fn storing(&mut self) {
-        self.say("storing", || "checking and storing".to_owned());
+        self.say("checking and storing", || "checking and storing".to_owned());
     }
 
     /// Takes the live line away.
@@ -342,18 +342,18 @@ impl Meter {
         }
     }
 
+    /// A new stage by its name, later lines with how far it has come.
     fn say(&mut self, stage: &str, text: impl Fn() -> String) {
         if let Some(bar) = &self.bar {
             return bar.set_message(text());
         }
-        let due = self
-            .said
-            .as_ref()
-            .is_none_or(|(at, said)| said != stage || at.elapsed() >= LINES_APART);
-        if due {
-            anstream::eprintln!("{}", text());
-            self.said = Some((Instant::now(), stage.to_owned()));
+        let last = self.said.as_ref().filter(|(_, said)| said == stage);
+        match last {
+            None => anstream::eprintln!("{stage}"),
+            Some((at, _)) if at.elapsed() >= LINES_APART => anstream::eprintln!("{}", text()),
+            Some(_) => return,
         }
+        self.said = Some((Instant::now(), stage.to_owned()));
     }
 }
 

@@ -1,9 +1,276 @@
-//! `slate up`.
+//! `slate up`: checks this machine, then serves nodes until it is told to stop.
 
-use crate::args::{DirArgs, UpArgs};
-use crate::failure::{Failure, Outcome};
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+use daemon::control::EventRecord;
+use daemon::preflight::{self, Finding, Severity};
+use daemon::{ContentProgress, Listening, Notice, Options, Ports};
+use image::Store;
+use owo_colors::OwoColorize as _;
+
+use crate::args::{DirArgs, Drivers, UpArgs};
+use crate::embedded;
+use crate::failure::{Code, Failure, Outcome};
+use crate::render;
 
 /// Runs it.
-pub fn run(_dirs: &DirArgs, _args: &UpArgs) -> Outcome {
-    Err(Failure::new("not built yet"))
+pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
+    if args.dhcp.is_none() {
+        return Err(which_dhcp());
+    }
+    log_to_stderr();
+    let ports = ports(args);
+    check_machine(args, &ports)?;
+    let (notices, received) = channel();
+    let options = Options {
+        state_dir: dirs.state_dir.clone(),
+        run_dir: dirs.run_dir.clone(),
+        image: default_image(dirs, args)?,
+        ports,
+        lease_seconds: args.lease.unwrap_or(daemon::DEFAULT_LEASE_SECONDS),
+        range: args.range.map(|range| (range.first, range.last)),
+        authorized_keys: authorized_keys(&args.ssh_keys)?,
+        extra_kernel_args: args.kernel_args.clone().unwrap_or_default(),
+        console_login: args.console_login,
+        drivers: match args.drivers {
+            Drivers::All => daemon::Drivers::AllNetwork,
+            Drivers::Virtual => daemon::Drivers::Virtual,
+        },
+        notices: Some(notices),
+        ..Options::new(&args.interface, Arc::<[u8]>::from(embedded::init()))
+    };
+    let json = args.json;
+    let shown = std::thread::spawn(move || show(&received, json));
+    let result = daemon::run(options);
+    // Every notice is printed before the last word.
+    let _ = shown.join();
+    Ok(result?)
+}
+
+fn which_dhcp() -> Failure {
+    Failure::new("how to answer DHCP on this network must be said")
+        .hint(
+            "Is this the network's only DHCP server? Then add: --dhcp authoritative\n\
+             A second DHCP server would give machines wrong addresses, so it is not guessed.\n\
+             Where another one runs, switch it off first, or use a network of its own for the nodes.",
+        )
+        .code(Code::Usage)
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SLATE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    // A second call, in tests, changes nothing.
+    let _ = logs.try_init();
+}
+
+fn ports(args: &UpArgs) -> Ports {
+    Ports {
+        http: args.http_port,
+        nfs: args.nfs_port.unwrap_or(Ports::default().nfs),
+        nfs_fallback: args.nfs_port.is_none(),
+        ..Ports::default()
+    }
+}
+
+/// What is in the way is an error, what may be is said.
+fn check_machine(args: &UpArgs, ports: &Ports) -> Outcome {
+    let mut errors = Vec::new();
+    for finding in preflight::check(&args.interface, ports) {
+        if let (Finding::Firewall(firewall), true) = (&finding, args.open_firewall) {
+            let done = preflight::open_firewall(firewall).map_err(|error| Failure::of(&error))?;
+            done.iter().for_each(|command| anstream::eprintln!("opened the firewall: {command}"));
+            continue;
+        }
+        match finding.severity() {
+            Severity::Error => errors.push(finding),
+            Severity::Warning => warn("warning:", &finding),
+            Severity::Note => warn("note:", &finding),
+        }
+    }
+    let Some(first) = errors.first() else {
+        return Ok(());
+    };
+    let what: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let mut hints: Vec<String> = errors.iter().map(Finding::hint).collect();
+    hints.dedup();
+    let what = if errors.len() == 1 { first.to_string() } else { what.join("; ") };
+    Err(Failure::new(what).hint(hints.join("\n")).code(Code::NotReady))
+}
+
+fn warn(label: &str, finding: &Finding) {
+    anstream::eprintln!("{} {finding}", label.yellow().bold());
+    for line in finding.hint().lines() {
+        anstream::eprintln!("  {line}");
+    }
+}
+
+/// The image asked for, or the only one that there is.
+fn default_image(dirs: &DirArgs, args: &UpArgs) -> Outcome<Option<String>> {
+    if args.image.is_some() {
+        return Ok(args.image.clone());
+    }
+    let store = Store::open(dirs.state_dir.join("store")).map_err(|error| Failure::of(&error))?;
+    let tags = store.tags().map_err(|error| Failure::of(&error))?;
+    let mut names: Vec<String> = tags.into_iter().filter(|it| it.tag == "latest").map(|it| it.name).collect();
+    match names.len() {
+        1 => Ok(names.pop()),
+        0 => Err(Failure::new("there is no image to boot")
+            .hint("Build one: slate image build debian13, or bring one: slate image import NAME DIR|TAR")
+            .code(Code::NotReady)),
+        _ => Err(Failure::new(format!("there are several images: {}", names.join(", ")))
+            .hint("Say which one nodes boot unless told otherwise: --image NAME")
+            .code(Code::NotReady)),
+    }
+}
+
+/// Lines for nodes' authorized_keys: the files named, else those of whoever called sudo.
+fn authorized_keys(files: &[PathBuf]) -> Outcome<Vec<String>> {
+    if files.is_empty() {
+        return Ok(own_keys());
+    }
+    let mut keys = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Failure::because(format!("reading the SSH key {}", file.display()), &error))?;
+        if text.contains("PRIVATE KEY") {
+            return Err(Failure::new(format!("{} is a private key", file.display()))
+                .hint("Give the public one, which ends in .pub.")
+                .code(Code::Usage));
+        }
+        keys.extend(lines(&text));
+    }
+    Ok(keys)
+}
+
+fn lines(text: &str) -> Vec<String> {
+    let lines = text.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+fn own_keys() -> Vec<String> {
+    let Some(home) = invoking_home() else {
+        return Vec::new();
+    };
+    let entries = std::fs::read_dir(home.join(".ssh")).into_iter().flatten();
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|file| is_public_key_file(file));
+    files.sort();
+    files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).flat_map(|text| lines(&text)).collect()
+}
+
+fn is_public_key_file(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with("id_") && name.ends_with(".pub")
+}
+
+/// The home of whoever called sudo, else our own.
+fn invoking_home() -> Option<PathBuf> {
+    let own = || std::env::var_os("HOME").map(PathBuf::from);
+    let Ok(user) = std::env::var("SUDO_USER") else {
+        return own();
+    };
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(user.as_str()))?;
+    line.split(':').nth(5).map(PathBuf::from)
+}
+
+fn show(notices: &Receiver<Notice>, json: bool) {
+    for notice in notices {
+        match notice {
+            Notice::Event(event) if json => print_json(&event),
+            Notice::Event(event) => show_event(&event),
+            Notice::Ready(_) | Notice::Content { .. } if json => {}
+            Notice::Ready(listening) => show_ready(&listening),
+            Notice::Content { image, what } => show_content(&image, &what),
+            Notice::Stopping { live } => show_stopping(&live),
+        }
+    }
+}
+
+fn print_json(event: &EventRecord) {
+    if let Ok(line) = serde_json::to_string(event) {
+        anstream::println!("{line}");
+    }
+}
+
+fn show_ready(listening: &Listening) {
+    for (name, address) in &listening.interfaces {
+        anstream::println!(
+            "{} on {name} ({address}): DHCP, TFTP {}, HTTP {}, NFS {}",
+            "serving".green().bold(),
+            listening.tftp_port,
+            listening.http_port,
+            listening.nfs_port
+        );
+    }
+    if let Some(taken) = listening.nfs_port_taken {
+        anstream::println!("port {taken} was taken; nodes are told to use {}", listening.nfs_port);
+    }
+    anstream::println!("Power the machines on. Ctrl-C stops.");
+}
+
+fn show_content(image: &str, what: &ContentProgress) {
+    match what {
+        ContentProgress::Building => anstream::println!("{image}: making the initramfs"),
+        ContentProgress::Ready { initrd_bytes, took_ms } => {
+            let (size, time) = (render::bytes(*initrd_bytes), render::seconds(*took_ms));
+            anstream::println!("{image}: ready, initramfs {size} in {time}");
+        }
+        ContentProgress::Failed { cause } => {
+            anstream::eprintln!("{} {image} cannot boot: {cause}", "error:".red().bold());
+        }
+    }
+}
+
+/// One line for what users notice; packets are in `slate events`.
+fn show_event(event: &EventRecord) {
+    if event.level == "trace" {
+        return;
+    }
+    let who = event.node.as_deref().or(event.mac.as_deref()).unwrap_or("-");
+    let text = match event.level.as_str() {
+        "warn" => event.text.yellow().to_string(),
+        _ => event.text.clone(),
+    };
+    anstream::println!("{}  {who:<10} {text}", render::clock(event.at_ms));
+    if event.kind == "up" {
+        if let Some(address) = event.detail["address"].as_str() {
+            anstream::println!("{}  {who:<10} {}", render::clock(event.at_ms), format!("ssh root@{address}").green().bold());
+        }
+    }
+}
+
+fn show_stopping(live: &[String]) {
+    if live.is_empty() {
+        return;
+    }
+    let names = live.join(", ");
+    anstream::eprintln!("{} these nodes run on this server and wait until it is back: {names}", "stopping:".yellow().bold());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_lines_without_comments() {
+        assert_eq!(lines("# mine\nssh-ed25519 AAAA me\n\n"), ["ssh-ed25519 AAAA me"]);
+    }
+
+    #[test]
+    fn a_private_key_is_refused_with_advice() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "-----BEGIN OPENSSH PRIVATE KEY-----").unwrap();
+        let failure = authorized_keys(&[file.path().to_owned()]).unwrap_err();
+        assert!(failure.hint.unwrap().contains(".pub"));
+    }
 }
