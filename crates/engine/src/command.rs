@@ -138,7 +138,9 @@ pub enum CommandError {
         known: String,
     },
     /// A kernel argument that cannot be written into every boot configuration.
-    #[error("expected printable ASCII kernel arguments of at most {max} bytes, got {got:?}")]
+    #[error(
+        "expected kernel arguments of at most {max} bytes in printable ASCII, without backslashes and without quotes within a word, got {got:?}"
+    )]
     BadKernelArgs {
         /// The longest text accepted.
         max: usize,
@@ -192,7 +194,8 @@ impl CommandError {
                 "List the images with `slate image list`."
             }
             CommandError::BadKernelArgs { .. } => {
-                "Leave out control characters and everything beyond ASCII."
+                "Quote only whole values, such as name=\"two words\", and leave out control \
+                 characters, backslashes and everything beyond ASCII."
             }
             CommandError::BadKey { .. } => "Give the content of a .pub file.",
             CommandError::NoPlan { .. } => {

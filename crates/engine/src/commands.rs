@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use wire::cmdline::BootArgs;
+use wire::cmdline::{BootArgs, split};
 use wire::mac::Mac;
 
 use crate::command::{Command, CommandError, CommandReply, NodeChange, Setting};
@@ -223,7 +223,12 @@ fn check_kernel_args(args: &str) -> Result<(), CommandError> {
     };
     let (parsed, errors) = BootArgs::parse(args);
     let printable = args.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    let fits = printable && args.len() <= MAX_KERNEL_ARGS_BYTES;
+    // GRUB puts a backslash before each of these (grub_create_loader_cmdline).
+    let kept = |text: &str| !text.contains(['\\', '\'', '"']);
+    let plain = split(args)
+        .iter()
+        .all(|word| kept(&word.name) && word.value.as_deref().is_none_or(kept));
+    let fits = printable && plain && args.len() <= MAX_KERNEL_ARGS_BYTES;
     if !fits || !errors.is_empty() || parsed.render().is_err() {
         return Err(bad());
     }

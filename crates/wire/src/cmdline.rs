@@ -292,6 +292,13 @@ fn quoted(name: &str, value: &str) -> String {
     }
 }
 
+/// Whether a line can hold the word: printable, and without a quote left open, which would take in
+/// the words behind it.
+fn can_stand(word: &str) -> bool {
+    let printable = word.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    printable && word.matches('"').count() % 2 == 0
+}
+
 /// What the kernel's `isspace` takes for ASCII.
 fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t'..='\r')
@@ -689,8 +696,7 @@ impl Renderer {
     /// A word, if the kernel reads the same word back.
     fn word(&mut self, param: &Param) -> Result<(), CmdlineError> {
         let word = param.to_string();
-        let printable = word.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-        if !printable || param.name == "--" || split(&word) != [param.clone()] {
+        if !can_stand(&word) || param.name == "--" || split(&word) != [param.clone()] {
             return Err(CmdlineError::Inexpressible {
                 name: shortened(&param.name),
                 got: shortened(param.value.as_deref().unwrap_or("")),
@@ -710,9 +716,11 @@ impl Renderer {
                 true => format!("\"{arg}\""),
                 false => arg.clone(),
             };
-            let printable = word.bytes().all(|byte| matches!(byte, b' '..=b'~'));
             let mut read_back = split(&word).into_iter().map(Param::into_text);
-            if !printable || read_back.next().as_ref() != Some(arg) || read_back.next().is_some() {
+            if !can_stand(&word)
+                || read_back.next().as_ref() != Some(arg)
+                || read_back.next().is_some()
+            {
                 return Err(CmdlineError::Inexpressible {
                     name: "--".to_owned(),
                     got: shortened(arg),
@@ -885,6 +893,8 @@ mod tests {
         }
         assert!(render(Param::flag("--")).is_err());
         assert!(render(Param::flag("a b")).is_err());
+        assert!(render(Param::flag("a\"b")).is_err());
+        assert_eq!(render(Param::flag("a\"b c\"")).unwrap(), "a\"b c\"");
         assert!(render(Param::new("a", &"x".repeat(3000))).is_err());
         let root = NfsRoot {
             only_v4: false,

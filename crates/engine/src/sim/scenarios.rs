@@ -365,6 +365,8 @@ fn node_settings_are_checked_before_anything_changes() {
         image("fedora"),
         args("a\nb"),
         args("ümlaut"),
+        args("inner\"quote\""),
+        args("back\\slash"),
         args(&"a ".repeat(600)),
     ] {
         let refused = set(&mut world, "node1", change.clone());
@@ -376,6 +378,7 @@ fn node_settings_are_checked_before_anything_changes() {
     let unknown = set(&mut world, "nobody", name("somebody"));
     assert!(matches!(unknown, Err(CommandError::UnknownNode { .. })));
     assert_eq!(world.records, before);
+    assert!(set(&mut world, "node1", args("quiet a=\"b c\"")).is_ok());
     assert!(set(&mut world, "02:00:00:00:00:07", name("ready")).is_ok());
     assert_ne!(world.records, before);
 }
