@@ -36,7 +36,12 @@ pub fn main() -> ! {
     for unit in failed {
         report.failure(Stage::MultiUser, &unit);
     }
-    let (files, bytes) = lock_all(&needed());
+    let mut needed = opened_at_shutdown();
+    let opened = needed.clone();
+    needed.extend(mapped_files());
+    // In this order, since the processes that run have the server's files mapped.
+    let (files, bytes) = lock_all(&needed);
+    copy_up(&opened);
     report.info(
         Stage::MultiUser,
         &format!("{files} files, {} KiB kept for shutdown", bytes / 1024),
@@ -51,42 +56,88 @@ pub fn main() -> ! {
 }
 
 fn failed_units() -> Vec<String> {
-    let output = Command::new("systemctl")
-        .args([
-            "list-units",
-            "--failed",
-            "--plain",
-            "--no-legend",
-            "--no-pager",
-        ])
-        .output();
-    let text = output.map_or(String::new(), |it| {
-        String::from_utf8_lossy(&it.stdout).into_owned()
-    });
+    let text = systemctl(&["list-units", "--failed", "--plain"]);
     let names = text
         .lines()
         .filter_map(|line| line.split_whitespace().next());
     names.map(str::to_owned).collect()
 }
 
-/// Everything that runs now or at shutdown, with its libraries.
-fn needed() -> BTreeSet<PathBuf> {
-    const PROGRAMS: [&str; 8] = [
+/// What a shutdown opens anew: its units, the programs that it starts, and what these read.
+fn opened_at_shutdown() -> BTreeSet<PathBuf> {
+    const PROGRAMS: [&str; 4] = [
         "/usr/bin/systemctl",
-        "/sbin/poweroff",
-        "/sbin/reboot",
-        "/sbin/shutdown",
         "/usr/lib/systemd/systemd-shutdown",
+        "/usr/lib/systemd/systemd-executor",
         "/usr/lib/systemd/systemd-update-utmp",
-        "/usr/lib/systemd/systemd-random-seed",
-        "/usr/lib/systemd/systemd",
     ];
-    let mut files: BTreeSet<PathBuf> = PROGRAMS
-        .iter()
-        .flat_map(|it| closure(Path::new(it)))
-        .collect();
-    files.extend(mapped_files());
-    files
+    const FILES: [&str; 12] = [
+        "/etc/environment",
+        "/etc/group",
+        "/etc/gshadow",
+        "/etc/ld.so.cache",
+        "/etc/localtime",
+        "/etc/login.defs",
+        "/etc/nsswitch.conf",
+        "/etc/passwd",
+        "/etc/shadow",
+        // Of the managers of logged-in users.
+        "/usr/lib/systemd/user/exit.target",
+        "/usr/lib/systemd/user/shutdown.target",
+        "/usr/lib/systemd/user/systemd-exit.service",
+    ];
+    const DIRECTORIES: [&str; 2] = ["/etc/pam.d", "/etc/security"];
+    let stops = systemctl(&["show", "--property=ExecStop,ExecStopPost", "*"]);
+    let programs = PROGRAMS.into_iter().chain(programs(&stops));
+    let libraries = programs.flat_map(|it| closure(Path::new(it)));
+    let files = FILES.into_iter().map(PathBuf::from);
+    let entries = DIRECTORIES
+        .into_iter()
+        .filter_map(|it| fs::read_dir(it).ok());
+    let entries = entries.flatten().flatten().map(|it| it.path());
+    let found = libraries
+        .chain(files)
+        .chain(entries)
+        .chain(shutdown_units());
+    found.filter(|it| it.is_file()).collect()
+}
+
+/// The programs in `systemctl show --property=ExecStop`.
+fn programs(text: &str) -> impl Iterator<Item = &str> {
+    text.split_whitespace()
+        .filter_map(|word| word.strip_prefix("path="))
+}
+
+/// The files of all units that a shutdown starts. Process 1 reads them no sooner than it has to.
+fn shutdown_units() -> Vec<PathBuf> {
+    let mut list = vec!["list-dependencies", "--plain"];
+    let targets = ["poweroff.target", "reboot.target", "halt.target"];
+    list.extend(targets);
+    let units = systemctl(&list);
+    let mut show = vec!["show", "--value", "--property=FragmentPath,DropInPaths"];
+    show.extend(units.split_whitespace());
+    let paths = systemctl(&show);
+    paths.split_whitespace().map(PathBuf::from).collect()
+}
+
+fn systemctl(arguments: &[&str]) -> String {
+    let output = Command::new("systemctl")
+        .args(arguments)
+        .args(["--no-legend", "--no-pager"])
+        .output();
+    output.map_or(String::new(), |it| {
+        String::from_utf8_lossy(&it.stdout).into_owned()
+    })
+}
+
+/// Copies files from the server into the overlay's upper layer, where opening them asks nobody. Any
+/// change of attributes does that, even of a program that runs.
+fn copy_up(files: &BTreeSet<PathBuf>) {
+    for path in files {
+        if let Ok(metadata) = fs::metadata(path) {
+            let _ = fs::set_permissions(path, metadata.permissions());
+        }
+    }
 }
 
 /// A program and its libraries, as its own dynamic loader finds them.
@@ -152,6 +203,13 @@ mod tests {
             "\tlinux-vdso.so.1 (0x7)\n\tlibc.so.6 => /lib/libc.so.6 (0x7)\n\t/lib64/ld.so (0x7)\n";
         let paths: Vec<&str> = libraries(text).collect();
         assert_eq!(paths, ["/lib/libc.so.6", "/lib64/ld.so"]);
+    }
+
+    #[test]
+    fn programs_of_units() {
+        let text =
+            "ExecStop={ path=/bin/a ; argv[]=/bin/a x ; }\n\nExecStopPost={ path=/bin/b ; }\n";
+        assert_eq!(programs(text).collect::<Vec<_>>(), ["/bin/a", "/bin/b"]);
     }
 
     #[test]
