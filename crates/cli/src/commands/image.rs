@@ -120,7 +120,7 @@ fn debian_archive(
 
 /// Keeps a second build of the same archive waiting; held until the file is dropped.
 fn lock_cache(cache_dir: &Path) -> Outcome<File> {
-    let path = cache_dir.join("lock");
+    let path = cache_dir.join("build.lock");
     let file = File::create(&path).map_err(|error| path_failure("creating", &path, error))?;
     file.lock()
         .map_err(|error| path_failure("locking", &path, error))?;
@@ -666,7 +666,7 @@ fn skipped_json(skipped: &Skipped) -> Value {
     json!({ "path": path_text(&skipped.path), "why": why_text(&skipped.why) })
 }
 
-fn path_failure(doing: &str, path: &Path, error: io::Error) -> Failure {
+pub(super) fn path_failure(doing: &str, path: &Path, error: io::Error) -> Failure {
     let failure = Failure::because(format!("{doing} {}", path.display()), &error);
     match error.kind() {
         io::ErrorKind::PermissionDenied => failure.hint(AS_ROOT).code(Code::NotReady),

@@ -50,7 +50,7 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
     Ok(result?)
 }
 
-fn which_dhcp() -> Failure {
+pub(super) fn which_dhcp() -> Failure {
     Failure::new("how to answer DHCP on this network must be said")
         .hint(
             "Is this the network's only DHCP server? Then add: --dhcp authoritative\n\
@@ -114,7 +114,7 @@ fn warn(label: &str, finding: &Finding) {
 }
 
 /// The image asked for, or the only one that there is.
-fn default_image(dirs: &DirArgs, args: &UpArgs) -> Outcome<Option<String>> {
+pub(super) fn default_image(dirs: &DirArgs, args: &UpArgs) -> Outcome<Option<String>> {
     if args.image.is_some() {
         return Ok(args.image.clone());
     }
@@ -133,7 +133,7 @@ fn default_image(dirs: &DirArgs, args: &UpArgs) -> Outcome<Option<String>> {
 }
 
 /// Lines for nodes' authorized_keys: the files named, else those of whoever called sudo.
-fn authorized_keys(files: &[PathBuf]) -> Outcome<Vec<String>> {
+pub(super) fn authorized_keys(files: &[PathBuf]) -> Outcome<Vec<String>> {
     if files.is_empty() {
         return Ok(own_keys());
     }
