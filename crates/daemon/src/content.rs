@@ -51,7 +51,7 @@ impl Contents {
     /// A boot file of a version.
     pub fn file(&self, digest: Digest, file: BootFile) -> Result<Bytes, String> {
         let slot = self.slot(digest, file);
-        let result = slot.get_or_init(|| self.make(digest, file)).clone();
+        let result = slot.get_or_init(|| self.make_aside(digest, file)).clone();
         if result.is_err() {
             // What failed may succeed once its cause (a full disk) is gone.
             self.lock().remove(&(digest, file));
@@ -69,6 +69,18 @@ impl Contents {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(Digest, BootFile), Slot>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// On a thread of its own: those that send files have no stack to compress with.
+    fn make_aside(&self, digest: Digest, file: BootFile) -> Result<Bytes, String> {
+        std::thread::scope(|scope| {
+            let made = std::thread::Builder::new()
+                .name("content".into())
+                .spawn_scoped(scope, || self.make(digest, file))
+                .map_err(|error| format!("starting a thread: {error}"))?;
+            made.join()
+                .unwrap_or_else(|_| Err("making the file failed".into()))
+        })
     }
 
     fn make(&self, digest: Digest, file: BootFile) -> Result<Bytes, String> {

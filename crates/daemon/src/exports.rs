@@ -11,12 +11,15 @@ use image::boot::BootFiles;
 use image::{Store, Tag};
 
 use crate::content::Contents;
-use crate::hub::Message;
+use crate::hub::{Inbox, Message};
 use crate::tree::Served;
 use crate::{ContentProgress, Notice};
 
 /// How often the store is looked at for changes made by other processes.
 const POLL: Duration = Duration::from_secs(1);
+
+/// What the store had: its generation, versions and tags.
+type Seen = (u64, Vec<Digest>, Vec<Tag>);
 
 /// Follows one store.
 pub struct Follower {
@@ -27,7 +30,7 @@ pub struct Follower {
     /// Boot files.
     pub contents: Arc<Contents>,
     /// Told of the images.
-    pub hub: Sender<Message>,
+    pub hub: Inbox,
     /// The image whose boot files are made ready ahead of time.
     pub default_image: Option<ImageRef>,
     /// Told of that.
@@ -35,7 +38,7 @@ pub struct Follower {
     /// What is exported: path and version.
     pub exported: HashMap<String, Digest>,
     /// The store's state when it was last looked at.
-    pub seen: Option<(u64, Vec<Tag>)>,
+    pub seen: Option<Seen>,
 }
 
 impl Follower {
@@ -51,12 +54,9 @@ impl Follower {
 
     /// Takes over what has changed. False: the hub is gone.
     pub fn refresh(&mut self) -> bool {
-        let now = self
-            .store
-            .generation()
-            .and_then(|it| Ok((it, self.store.tags()?)));
-        let now = match now {
+        let now = match self.look() {
             Ok(now) => now,
+            // What is exported stays: nodes run from it.
             Err(error) => {
                 tracing::warn!(%error, "looking at the image store");
                 return true;
@@ -65,8 +65,8 @@ impl Follower {
         if self.seen.as_ref() == Some(&now) {
             return true;
         }
-        self.export(&now.1);
-        let images: Vec<ImageInfo> = now.1.iter().map(|tag| self.describe(tag)).collect();
+        self.export(&now.1, &now.2);
+        let images: Vec<ImageInfo> = now.2.iter().map(|tag| self.describe(tag)).collect();
         let default = self.default_image.as_ref();
         let ready = images
             .iter()
@@ -78,13 +78,20 @@ impl Follower {
         self.hub.send(Message::Input(Input::Images(images))).is_ok()
     }
 
+    fn look(&self) -> image::Result<Seen> {
+        Ok((
+            self.store.generation()?,
+            self.store.versions()?,
+            self.store.tags()?,
+        ))
+    }
+
     /// Every version by its digest, every tag by its name. A version stays exported as long as the
     /// store has it, whatever tags do: nodes may run it.
-    fn export(&mut self, tags: &[Tag]) {
-        let versions = self.store.list().unwrap_or_default();
+    fn export(&mut self, versions: &[Digest], tags: &[Tag]) {
         let mut wanted: BTreeMap<String, Digest> = versions
             .iter()
-            .map(|it| (format!("/images/{}", it.digest), it.digest))
+            .map(|digest| (format!("/images/{digest}"), *digest))
             .collect();
         for tag in tags {
             wanted.insert(format!("/images/{}", tag.digest), tag.digest);

@@ -3,23 +3,29 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::{
-    CommandError, CommandReply, Engine, HttpAnswer, Input, InterfaceId, Output, Record, Timestamp,
+    CommandError, CommandReply, Engine, HttpAnswer, Input, InterfaceId, Output, Timestamp,
 };
 
 use crate::Notice;
-use crate::control::EventRecord;
 use crate::journal::Journal;
 use crate::net::{dhcp, tftp};
-use crate::state::State;
+use crate::unwritten::Unwritten;
 
 /// Most messages decided before their outputs are carried out.
 const BATCH_MAX: usize = 256;
+/// Most messages that wait for their turn.
+pub const QUEUE_MAX: usize = 4096;
 /// How long to sleep where the engine waits for nothing.
 const IDLE: Duration = Duration::from_secs(3600);
+/// How long after a failed write the next one is tried, at the latest.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The way to the loop; bounded by [`QUEUE_MAX`].
+pub type Inbox = SyncSender<Message>;
 
 /// What a command answers.
 pub type CommandResult = Result<CommandReply, CommandError>;
@@ -50,7 +56,7 @@ pub struct Hub {
     /// Every decision.
     pub engine: Engine,
     /// Where they are kept.
-    pub state: State,
+    pub unwritten: Unwritten,
     /// Where events go.
     pub journal: Arc<Journal>,
     /// Told of every event.
@@ -67,6 +73,19 @@ pub fn now() -> Timestamp {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Timestamp(since.as_millis() as u64)
+}
+
+/// Hands on a datagram, or drops it where too much waits already, as a full socket would.
+/// False: the loop is gone.
+pub fn offer(inbox: &Inbox, input: Input) -> bool {
+    match inbox.try_send(Message::Input(input)) {
+        Ok(()) => true,
+        Err(TrySendError::Full(_)) => {
+            tracing::debug!("a datagram was dropped: {QUEUE_MAX} messages wait");
+            true
+        }
+        Err(TrySendError::Disconnected(_)) => false,
+    }
 }
 
 impl Hub {
@@ -87,9 +106,14 @@ impl Hub {
     }
 
     fn patience(&self) -> Duration {
-        match self.engine.next_deadline() {
+        let engine = match self.engine.next_deadline() {
             Some(deadline) => Duration::from_millis(deadline.millis_since(now())),
             None => IDLE,
+        };
+        if self.unwritten.is_empty() {
+            engine
+        } else {
+            engine.min(RETRY)
         }
     }
 
@@ -119,44 +143,42 @@ impl Hub {
         go_on
     }
 
+    /// Nothing leaves before every record so far is durable, those of earlier batches included:
+    /// the engine counts on them already. What is held back is dropped; whoever waits asks again.
     fn carry_out(&mut self, decided: Vec<(Vec<Output>, Asker)>) {
-        let events = self.tell(&decided);
-        let outputs = || decided.iter().flat_map(|(outputs, _)| outputs);
-        let records: Vec<&Record> = outputs()
-            .filter_map(|output| match output {
-                Output::Persist(record) => Some(record),
-                _ => None,
-            })
-            .collect();
-        let kept = self.state.write(&records, &events);
-        if let Err(error) = &kept {
-            tracing::error!(%error, hint = error.hint(), "what was decided could not be kept, so it is not promised");
-        }
-        for (outputs, mut asker) in decided {
-            for output in outputs {
-                // What stands behind a record that is not durable must not leave.
-                if matches!(output, Output::Persist(_)) && kept.is_err() {
-                    break;
-                }
-                self.send(output, &mut asker);
+        for output in decided.iter().flat_map(|(outputs, _)| outputs) {
+            match output {
+                Output::Persist(record) => self.unwritten.record(record.clone()),
+                Output::Event(event) => self.unwritten.event(self.journal.number(event)),
+                _ => {}
             }
+        }
+        let promises = self.unwritten.has_records();
+        if promises {
+            self.keep();
+        }
+        if !self.unwritten.has_records() {
+            for (outputs, mut asker) in decided {
+                for output in outputs {
+                    self.send(output, &mut asker);
+                }
+            }
+        }
+        // No answer waits for events alone.
+        if !promises {
+            self.keep();
         }
     }
 
-    fn tell(&self, decided: &[(Vec<Output>, Asker)]) -> Vec<EventRecord> {
-        let mut records = Vec::new();
-        for output in decided.iter().flat_map(|(outputs, _)| outputs) {
-            let Output::Event(event) = output else {
-                continue;
-            };
-            let record = self.journal.add(event);
+    /// Writes what is not written yet, and tells followers of the events among it.
+    fn keep(&mut self) {
+        for event in self.unwritten.write() {
+            self.journal.publish(&event);
             if let Some(notices) = &self.notices {
                 // The receiver may be gone.
-                let _ = notices.send(Notice::Event(record.clone()));
+                let _ = notices.send(Notice::Event(event));
             }
-            records.push(record);
         }
-        records
     }
 
     fn send(&mut self, output: Output, asker: &mut Asker) {
@@ -183,5 +205,111 @@ impl Hub {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV4;
+    use std::path::Path;
+    use std::sync::mpsc::{RecvError, channel, sync_channel};
+
+    use engine::{Config, HttpRequest, Interface, NodeChange, Record};
+
+    use super::*;
+    use crate::content::Contents;
+    use crate::state::State;
+
+    fn hub(dir: &Path) -> Hub {
+        let store = image::Store::open(dir.join("store")).unwrap();
+        let contents = Contents::new(
+            store,
+            dir.to_owned(),
+            Vec::new().into(),
+            image::initramfs::Profile::Virtual,
+        );
+        let state = State::open(dir).unwrap();
+        let interface = Interface::new(InterfaceId(1), [10, 77, 0, 1].into(), 24);
+        let config = Config::new(vec![interface]);
+        Hub {
+            engine: Engine::new(config, [7; 32], state.records().unwrap()),
+            journal: Arc::new(Journal::new(state.events().unwrap())),
+            unwritten: Unwritten::new(state),
+            notices: None,
+            dhcp: HashMap::new(),
+            tftp: tftp::Starter {
+                contents: Arc::new(contents),
+                hub: sync_channel(1).0,
+                addresses: Vec::new(),
+                running: Arc::default(),
+            },
+        }
+    }
+
+    /// What a command is answered, or that it is not.
+    fn name(hub: &mut Hub, mac: &str, name: &str) -> Result<CommandResult, RecvError> {
+        let (sender, receiver) = channel();
+        let change = NodeChange {
+            name: Some(name.into()),
+            ..NodeChange::default()
+        };
+        let node = mac.to_owned();
+        let command = engine::Command::NodeSet { node, change };
+        hub.batch(vec![Message::Command(command, sender)]);
+        receiver.recv()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let records = State::open(dir).unwrap().records().unwrap();
+        let names = records.into_iter().filter_map(|record| match record {
+            Record::Node(node) => Some(node.name),
+            _ => None,
+        });
+        names.collect()
+    }
+
+    #[test]
+    fn nothing_is_promised_until_every_earlier_record_is_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut hub = hub(dir.path());
+        let (first, second) = ("52:54:00:00:00:01", "52:54:00:00:00:02");
+        assert!(name(&mut hub, first, "one").unwrap().is_ok());
+        assert_eq!(names(dir.path()), ["one"]);
+
+        hub.unwritten.state.refuse_writes(true);
+        assert!(name(&mut hub, second, "two").is_err());
+        // This request needs no record of its own, but it comes after one.
+        let (sender, mut receiver) = tokio::sync::oneshot::channel();
+        let peer = SocketAddrV4::new([10, 77, 0, 9].into(), 1000);
+        let request = HttpRequest {
+            method: "GET".into(),
+            target: "/none".into(),
+            body: Vec::new(),
+        };
+        hub.batch(vec![Message::Http(Input::Http { peer, request }, sender)]);
+        assert!(receiver.try_recv().is_err());
+        assert!(hub.patience() <= RETRY);
+
+        hub.unwritten.state.refuse_writes(false);
+        hub.batch(vec![Message::Input(Input::Tick)]);
+        assert!(hub.unwritten.is_empty());
+        assert_eq!(names(dir.path()), ["one", "two"]);
+        assert!(name(&mut hub, second, "three").unwrap().is_ok());
+        assert_eq!(names(dir.path()), ["one", "three"]);
+    }
+
+    #[test]
+    fn a_failing_disk_keeps_one_record_of_a_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut hub = hub(dir.path());
+        hub.unwritten.state.refuse_writes(true);
+        for count in 0..50 {
+            let named = name(&mut hub, "52:54:00:00:00:01", &format!("node{count}"));
+            assert!(named.is_err());
+        }
+        assert!(hub.unwritten.waiting_records() < 5);
+        hub.unwritten.state.refuse_writes(false);
+        hub.batch(vec![Message::Input(Input::Tick)]);
+        assert_eq!(names(dir.path()), ["node49"]);
     }
 }

@@ -20,6 +20,7 @@ pub struct Journal {
 
 #[derive(Default)]
 struct Inner {
+    last: u64,
     events: VecDeque<EventRecord>,
     followers: Vec<SyncSender<EventRecord>>,
 }
@@ -28,6 +29,7 @@ impl Journal {
     /// A journal that goes on after the events of earlier runs.
     pub fn new(events: Vec<EventRecord>) -> Journal {
         let inner = Inner {
+            last: events.last().map_or(0, |event| event.id),
             events: events.into(),
             followers: Vec::new(),
         };
@@ -36,11 +38,17 @@ impl Journal {
         }
     }
 
-    /// Numbers an event, keeps it and hands it on.
-    pub fn add(&self, event: &Event) -> EventRecord {
+    /// Numbers an event. The number is only known to others once [`Journal::publish`] has it,
+    /// which is after it was written: no number is ever given twice.
+    pub fn number(&self, event: &Event) -> EventRecord {
         let mut inner = self.lock();
-        let id = inner.events.back().map_or(1, |last| last.id + 1);
-        let record = record(id, event);
+        inner.last += 1;
+        record(inner.last, event)
+    }
+
+    /// Keeps an event that is durable, and hands it on.
+    pub fn publish(&self, record: &EventRecord) {
+        let mut inner = self.lock();
         inner.events.push_back(record.clone());
         if inner.events.len() as u64 > EVENTS_KEPT {
             inner.events.pop_front();
@@ -52,7 +60,6 @@ impl Journal {
                 Ok(()) => true,
                 Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
             });
-        record
     }
 
     /// The events after `since`, and those to come where `follow`.

@@ -19,6 +19,7 @@ pub mod preflight;
 mod run;
 mod state;
 mod tree;
+mod unwritten;
 mod views;
 
 pub use error::Error;

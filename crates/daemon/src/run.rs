@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddrV4, TcpListener};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
 
 use engine::{Engine, ImageRef, Input, Interface, NfsActivity};
@@ -15,12 +15,13 @@ use nfs::Activity;
 use crate::content::Contents;
 use crate::control::{Status, server as control};
 use crate::exports::Follower;
-use crate::hub::{Hub, Message, now};
+use crate::hub::{Hub, Inbox, Message, QUEUE_MAX, now};
 use crate::identity::Identities;
 use crate::journal::Journal;
 use crate::keys::{Keys, random};
 use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp};
 use crate::state::State;
+use crate::unwritten::Unwritten;
 use crate::{Drivers, Error, Listening, Notice, Options};
 
 /// Ports tried after the one that was asked for.
@@ -38,7 +39,7 @@ pub fn run(options: Options) -> Result<(), Error> {
 /// A running daemon.
 struct Daemon {
     control: Arc<control::Server>,
-    hub: Sender<Message>,
+    hub: Inbox,
     hub_thread: thread::JoinHandle<()>,
     stopped: Receiver<()>,
     notices: Option<Sender<Notice>>,
@@ -130,7 +131,7 @@ impl Daemon {
         let control_socket = control::listen(&options.run_dir)?;
         let sockets = Sockets::open(&options)?;
 
-        let (hub, messages) = channel();
+        let (hub, messages) = sync_channel(QUEUE_MAX);
         let journal = Arc::new(Journal::new(state.events()?));
         let nfs = Arc::new(start_nfs(&keys, &hub)?);
         let contents = Arc::new(Contents::new(
@@ -167,7 +168,7 @@ impl Daemon {
         let listening = listening(&options, &sockets);
         let (stop, stopped) = channel();
         let control = Arc::new(control::Server {
-            hub: Mutex::new(hub.clone()),
+            hub: hub.clone(),
             journal: Arc::clone(&journal),
             keys: keys.clone(),
             nfs: {
@@ -196,7 +197,7 @@ impl Daemon {
                 .collect();
             let hub = Hub {
                 engine,
-                state,
+                unwritten: Unwritten::new(state),
                 journal,
                 notices: options.notices.clone(),
                 dhcp: ports,
@@ -333,7 +334,7 @@ fn status(options: &Options, listening: &Listening, image: Option<&ImageRef>) ->
 
 /// Tells the hub what NFS clients do.
 struct Observer {
-    hub: Mutex<Sender<Message>>,
+    hub: Inbox,
 }
 
 impl nfs::Observer for Observer {
@@ -346,18 +347,14 @@ impl nfs::Observer for Observer {
         let std::net::IpAddr::V4(address) = address else {
             return;
         };
-        let hub = self
+        let _ = self
             .hub
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let _ = hub.send(Message::Input(Input::Nfs { address, activity }));
+            .send(Message::Input(Input::Nfs { address, activity }));
     }
 }
 
-fn start_nfs(keys: &Keys, hub: &Sender<Message>) -> Result<nfs::Server, Error> {
-    let observer = Observer {
-        hub: Mutex::new(hub.clone()),
-    };
+fn start_nfs(keys: &Keys, hub: &Inbox) -> Result<nfs::Server, Error> {
+    let observer = Observer { hub: hub.clone() };
     let config = nfs::Config {
         observer: Some(Arc::new(observer)),
         ..nfs::Config::new(keys.nfs())
@@ -370,7 +367,7 @@ fn start_http(
     sockets: &Sockets,
     contents: &Arc<Contents>,
     keys: Keys,
-    hub: &Sender<Message>,
+    hub: &Inbox,
     stop: Sender<()>,
 ) -> Result<tokio::runtime::Runtime, Error> {
     let failed = |error| Error::io("starting the HTTP server", error);
@@ -382,7 +379,7 @@ fn start_http(
     let server = http::Server {
         contents: Arc::clone(contents),
         identities: Identities { keys },
-        hub: Mutex::new(hub.clone()),
+        hub: hub.clone(),
     };
     let server = Arc::new(server);
     for listener in &sockets.http {
@@ -419,7 +416,7 @@ async fn signal() {
 }
 
 /// A thread for each socket that datagrams come in on.
-fn start_receivers(sockets: Sockets, hub: &Sender<Message>) {
+fn start_receivers(sockets: Sockets, hub: &Inbox) {
     for (interface, port) in sockets.dhcp {
         let hub = hub.clone();
         thread::spawn(move || port.receive(interface.id, &hub));

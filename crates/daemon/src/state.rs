@@ -120,6 +120,17 @@ impl State {
     }
 }
 
+#[cfg(test)]
+impl State {
+    /// As if the disk were full, or not any more.
+    pub fn refuse_writes(&self, refuse: bool) {
+        let value = i32::from(refuse);
+        self.database
+            .execute_batch(&format!("PRAGMA query_only = {value}"))
+            .unwrap();
+    }
+}
+
 fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_str(text)
         .inspect_err(

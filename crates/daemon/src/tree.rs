@@ -149,6 +149,7 @@ fn stale(_: image::Error) -> TreeError {
     TreeError::Stale
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]
 fn failed(error: image::Error) -> TreeError {
     tracing::error!(%error, "reading an image failed");
     TreeError::Io

@@ -6,9 +6,9 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 
 use engine::{Command, CommandReply, Input, NfsActivity, NfsCounters, Setting};
 use serde::Serialize;
@@ -17,7 +17,7 @@ use super::{
     Hello, ImageView, MAX_LINE_BYTES, NodeChange, NodeView, Request, Response, SOCKET_NAME, Status,
     VERSION,
 };
-use crate::hub::{CommandResult, Message};
+use crate::hub::{CommandResult, Inbox, Message};
 use crate::journal::Journal;
 use crate::keys::Keys;
 use crate::{Error, views};
@@ -28,7 +28,7 @@ const CONNECTIONS_MAX: usize = 128;
 /// What every connection needs.
 pub struct Server {
     /// Decides.
-    pub hub: Mutex<Sender<Message>>,
+    pub hub: Inbox,
     /// Events.
     pub journal: Arc<Journal>,
     /// For nodes' host keys.
@@ -126,7 +126,7 @@ impl Server {
             Request::Node { node } => self.node(&node),
             Request::SetNode { node, change } => match change_of(change) {
                 Ok(change) => self.command(Command::NodeSet { node, change }),
-                Err(refused) => refused,
+                Err(refused) => *refused,
             },
             Request::ForgetNode { node } => self.command(Command::NodeForget { node }),
             Request::Plan { node } => self.command(Command::Plan { node }),
@@ -139,11 +139,7 @@ impl Server {
     }
 
     fn send(&self, message: Message) {
-        let hub = self
-            .hub
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let _ = hub.send(message);
+        let _ = self.hub.send(message);
     }
 
     fn command(&self, command: Command) -> Response {
@@ -157,8 +153,8 @@ impl Server {
             Ok(Ok(CommandReply::Plan(plan))) => Response::Plan(views::plan(*plan)),
             Ok(Err(error)) => refusal(error.to_string(), error.hint()),
             Err(_) => refusal(
-                "the change could not be kept on disk".into(),
-                "Free some disk space and try again.",
+                "the change could not be written to disk yet".into(),
+                "Free some disk space and try again; the daemon's log says what is wrong.",
             ),
         }
     }
@@ -177,7 +173,7 @@ impl Server {
         }
         let (sender, receiver) = channel();
         self.send(Message::Ask(Box::new(move |engine| {
-            drop(sender.send(engine.nodes()))
+            drop(sender.send(engine.nodes()));
         })));
         let nodes = receiver.recv().unwrap_or_default();
         nodes
@@ -242,7 +238,7 @@ fn counters(counters: &nfs::Counters) -> NfsCounters {
 }
 
 /// An empty text takes a setting away.
-fn change_of(change: NodeChange) -> Result<engine::NodeChange, Response> {
+fn change_of(change: NodeChange) -> Result<engine::NodeChange, Box<Response>> {
     let setting = |text: String| {
         if text.is_empty() {
             Setting::Default
@@ -257,7 +253,7 @@ fn change_of(change: NodeChange) -> Result<engine::NodeChange, Response> {
             Ok(address) => Some(Setting::To(address)),
             Err(_) => {
                 let message = format!("expected an IPv4 address, got {text:?}");
-                return Err(refusal(message, "Write it as 192.168.2.5."));
+                return Err(Box::new(refusal(message, "Write it as 192.168.2.5.")));
             }
         },
     };

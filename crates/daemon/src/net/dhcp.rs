@@ -4,14 +4,13 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use engine::{DhcpDestination, Input, InterfaceId};
 use socket2::{Domain, Protocol, Socket, Type};
 use wire::dhcp4::{CLIENT_PORT, SERVER_PORT};
 
 use crate::Error;
-use crate::hub::Message;
+use crate::hub::{Inbox, offer};
 use crate::net::bind_failed;
 
 /// Largest datagram taken in; clients' messages are far smaller.
@@ -34,7 +33,7 @@ impl Port {
     }
 
     /// Hands every datagram to the hub until that is gone.
-    pub fn receive(&self, interface: InterfaceId, hub: &Sender<Message>) {
+    pub fn receive(&self, interface: InterfaceId, hub: &Inbox) {
         let mut buffer = [0; DATAGRAM_BYTES];
         loop {
             let (length, source) = match self.socket.recv_from(&mut buffer) {
@@ -48,14 +47,14 @@ impl Port {
                 }
             };
             let packet = buffer[..length].to_vec();
-            if hub
-                .send(Message::Input(Input::Dhcp {
+            if !offer(
+                hub,
+                Input::Dhcp {
                     interface,
                     source,
                     packet,
-                }))
-                .is_err()
-            {
+                },
+            ) {
                 return;
             }
         }

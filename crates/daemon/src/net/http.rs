@@ -2,8 +2,7 @@
 //! GRUB's parser takes nothing else.
 
 use std::net::{SocketAddr, SocketAddrV4};
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::content::Contents;
-use crate::hub::Message;
+use crate::hub::{Inbox, Message};
 use crate::identity::Identities;
 
 /// Most connections at once.
@@ -34,7 +33,7 @@ pub struct Server {
     /// Makes identity documents.
     pub identities: Identities,
     /// Decides.
-    pub hub: Mutex<Sender<Message>>,
+    pub hub: Inbox,
 }
 
 /// Serves what connects, for ever.
@@ -109,9 +108,9 @@ impl Server {
         }
     }
 
+    /// False: too much waits, or the daemon stops. A runtime's thread must not block.
     fn send(&self, message: Message) -> bool {
-        let hub = self.hub.lock().unwrap_or_else(PoisonError::into_inner);
-        hub.send(message).is_ok()
+        self.hub.try_send(message).is_ok()
     }
 
     async fn respond(&self, peer: SocketAddrV4, answer: HttpAnswer) -> Response<Full<Bytes>> {

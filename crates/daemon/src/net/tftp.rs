@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use engine::{Content, Input, Service, TftpAnswer, TransferOutcome};
 use wire::tftp::{Packet, error};
 
 use crate::content::Contents;
-use crate::hub::{Message, now};
+use crate::hub::{Inbox, Message, now, offer};
 
 /// Most transfers at once.
 const TRANSFERS_MAX: usize = 2048;
@@ -29,7 +28,7 @@ pub struct Starter {
     /// The files.
     pub contents: Arc<Contents>,
     /// Is told how they end.
-    pub hub: Sender<Message>,
+    pub hub: Inbox,
     /// The server's addresses with their prefix lengths, to answer from the right one.
     pub addresses: Vec<(Ipv4Addr, u8)>,
     /// Transfers under way by receiver.
@@ -46,16 +45,13 @@ struct Job {
 }
 
 /// Hands every first datagram to the hub until that is gone.
-pub fn receive(socket: &UdpSocket, hub: &Sender<Message>) {
+pub fn receive(socket: &UdpSocket, hub: &Inbox) {
     let mut buffer = [0; DATAGRAM_BYTES];
     loop {
         match socket.recv_from(&mut buffer) {
             Ok((length, SocketAddr::V4(peer))) => {
                 let packet = buffer[..length].to_vec();
-                if hub
-                    .send(Message::Input(Input::Tftp { peer, packet }))
-                    .is_err()
-                {
+                if !offer(hub, Input::Tftp { peer, packet }) {
                     return;
                 }
             }

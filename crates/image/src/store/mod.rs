@@ -540,7 +540,8 @@ impl Store {
         self.images().join(digest.to_string()).exists()
     }
 
-    fn versions(&self) -> Result<Vec<Digest>> {
+    /// The names of all versions, sorted; none is opened.
+    pub fn versions(&self) -> Result<Vec<Digest>> {
         let mut versions: Vec<Digest> = names_in(&self.images())?
             .iter()
             .filter_map(|name| name.parse().ok())
