@@ -65,14 +65,17 @@ fn failed_units() -> Vec<String> {
 
 /// What a shutdown opens anew: its units, the programs that it starts, and what these read.
 fn opened_at_shutdown() -> BTreeSet<PathBuf> {
-    const PROGRAMS: [&str; 4] = [
+    const PROGRAMS: [&str; 6] = [
         "/usr/bin/systemctl",
+        "/usr/bin/umount",
+        "/usr/sbin/swapoff",
         "/usr/lib/systemd/systemd-shutdown",
         "/usr/lib/systemd/systemd-executor",
         "/usr/lib/systemd/systemd-update-utmp",
     ];
-    const FILES: [&str; 12] = [
+    const FILES: [&str; 13] = [
         "/etc/environment",
+        "/etc/fstab",
         "/etc/group",
         "/etc/gshadow",
         "/etc/ld.so.cache",
