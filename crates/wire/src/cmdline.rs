@@ -296,7 +296,7 @@ fn quoted(name: &str, value: &str) -> String {
 /// the words behind it.
 fn can_stand(word: &str) -> bool {
     let printable = word.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    printable && word.matches('"').count() % 2 == 0
+    printable && word.matches('"').count().is_multiple_of(2)
 }
 
 /// What the kernel's `isspace` takes for ASCII.
