@@ -317,6 +317,17 @@ pub enum NodeCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Plan a start without firmware: the kernel command line that a machine needs
+    ///
+    /// The plan is good for one start: it carries the secret by which that start is known.
+    #[command(hide = true)]
+    Plan {
+        /// The node; one that was not seen yet is named by its MAC
+        #[arg(value_name = "MAC|NAME")]
+        node: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Name a node, fix its address, choose its image
     Set {
         /// The node; one that was not seen yet is named by its MAC

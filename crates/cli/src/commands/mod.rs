@@ -1,9 +1,11 @@
 //! One module per command: each asks the layer below and renders what comes back.
 
+pub mod console;
 pub mod events;
 pub mod image;
 pub mod lab;
 pub mod manual;
 pub mod node;
+pub mod report;
 pub mod service;
 pub mod up;

@@ -1,6 +1,6 @@
 //! `slate node`: what the daemon knows of its nodes, and changes to it.
 
-use daemon::control::{Client, FailureView, NodeChange, NodeView, Request, Response};
+use daemon::control::{Client, FailureView, NodeChange, NodeView, PlanView, Request, Response};
 use owo_colors::OwoColorize as _;
 
 use crate::args::{self, DirArgs, NodeCommand};
@@ -21,6 +21,13 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
         NodeCommand::Show { node, output } => {
             let node = one(&mut client, &Request::Node { node })?;
             show(&node, output.json)?;
+        }
+        NodeCommand::Plan { node, output } => {
+            let plan = plan(&mut client, node)?;
+            if output.json {
+                return render::json(&plan);
+            }
+            anstream::println!("{}", plan.cmdline);
         }
         NodeCommand::Set {
             node,
@@ -53,6 +60,13 @@ fn list(client: &mut Client) -> Outcome<Vec<NodeView>> {
 fn one(client: &mut Client, request: &Request) -> Outcome<NodeView> {
     match client.request(request)? {
         Response::Node(node) => Ok(*node),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn plan(client: &mut Client, node: String) -> Outcome<PlanView> {
+    match client.request(&Request::Plan { node })? {
+        Response::Plan(plan) => Ok(plan),
         other => Err(unexpected(&other)),
     }
 }

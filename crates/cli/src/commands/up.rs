@@ -87,7 +87,8 @@ fn check_machine(args: &UpArgs, ports: &Ports) -> Outcome {
     for finding in preflight::check(&args.interface, ports) {
         if let (Finding::Firewall(firewall), true) = (&finding, args.open_firewall) {
             let done = preflight::open_firewall(firewall).map_err(|error| Failure::of(&error))?;
-            done.iter().for_each(|command| anstream::eprintln!("opened the firewall: {command}"));
+            done.iter()
+                .for_each(|command| anstream::eprintln!("opened the firewall: {command}"));
             continue;
         }
         match finding.severity() {
@@ -102,8 +103,14 @@ fn check_machine(args: &UpArgs, ports: &Ports) -> Outcome {
     let what: Vec<String> = errors.iter().map(ToString::to_string).collect();
     let mut hints: Vec<String> = errors.iter().map(Finding::hint).collect();
     hints.dedup();
-    let what = if errors.len() == 1 { first.to_string() } else { what.join("; ") };
-    Err(Failure::new(what).hint(hints.join("\n")).code(Code::NotReady))
+    let what = if errors.len() == 1 {
+        first.to_string()
+    } else {
+        what.join("; ")
+    };
+    Err(Failure::new(what)
+        .hint(hints.join("\n"))
+        .code(Code::NotReady))
 }
 
 fn warn(label: &str, finding: &Finding) {
@@ -120,7 +127,11 @@ pub(super) fn default_image(dirs: &DirArgs, args: &UpArgs) -> Outcome<Option<Str
     }
     let store = Store::open(dirs.state_dir.join("store")).map_err(|error| Failure::of(&error))?;
     let tags = store.tags().map_err(|error| Failure::of(&error))?;
-    let mut names: Vec<String> = tags.into_iter().filter(|it| it.tag == "latest").map(|it| it.name).collect();
+    let mut names: Vec<String> = tags
+        .into_iter()
+        .filter(|it| it.tag == "latest")
+        .map(|it| it.name)
+        .collect();
     match names.len() {
         1 => Ok(names.pop()),
         0 => Err(Failure::new("there is no image to boot")
@@ -139,8 +150,9 @@ pub(super) fn authorized_keys(files: &[PathBuf]) -> Outcome<Vec<String>> {
     }
     let mut keys = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| Failure::because(format!("reading the SSH key {}", file.display()), &error))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Failure::because(format!("reading the SSH key {}", file.display()), &error)
+        })?;
         if text.contains("PRIVATE KEY") {
             return Err(Failure::new(format!("{} is a private key", file.display()))
                 .hint("Give the public one, which ends in .pub.")
@@ -153,7 +165,10 @@ pub(super) fn authorized_keys(files: &[PathBuf]) -> Outcome<Vec<String>> {
 
 fn lines(text: &str) -> Vec<String> {
     let lines = text.lines().map(str::trim);
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn own_keys() -> Vec<String> {
@@ -161,14 +176,23 @@ fn own_keys() -> Vec<String> {
         return Vec::new();
     };
     let entries = std::fs::read_dir(home.join(".ssh")).into_iter().flatten();
-    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
     files.retain(|file| is_public_key_file(file));
     files.sort();
-    files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).flat_map(|text| lines(&text)).collect()
+    files
+        .iter()
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .flat_map(|text| lines(&text))
+        .collect()
 }
 
 fn is_public_key_file(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     name.starts_with("id_") && name.ends_with(".pub")
 }
 
@@ -179,7 +203,9 @@ fn invoking_home() -> Option<PathBuf> {
         return own();
     };
     let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
-    let line = passwd.lines().find(|line| line.split(':').next() == Some(user.as_str()))?;
+    let line = passwd
+        .lines()
+        .find(|line| line.split(':').next() == Some(user.as_str()))?;
     line.split(':').nth(5).map(PathBuf::from)
 }
 
@@ -213,7 +239,10 @@ fn show_ready(listening: &Listening) {
         );
     }
     if let Some(taken) = listening.nfs_port_taken {
-        anstream::println!("port {taken} was taken; nodes are told to use {}", listening.nfs_port);
+        anstream::println!(
+            "port {taken} was taken; nodes are told to use {}",
+            listening.nfs_port
+        );
     }
     anstream::println!("Power the machines on. Ctrl-C stops.");
 }
@@ -221,7 +250,10 @@ fn show_ready(listening: &Listening) {
 fn show_content(image: &str, what: &ContentProgress) {
     match what {
         ContentProgress::Building => anstream::println!("{image}: making the initramfs"),
-        ContentProgress::Ready { initrd_bytes, took_ms } => {
+        ContentProgress::Ready {
+            initrd_bytes,
+            took_ms,
+        } => {
             let (size, time) = (render::bytes(*initrd_bytes), render::seconds(*took_ms));
             anstream::println!("{image}: ready, initramfs {size} in {time}");
         }
@@ -232,11 +264,15 @@ fn show_content(image: &str, what: &ContentProgress) {
 }
 
 /// One line for what users notice; packets are in `slate events`.
-fn show_event(event: &EventRecord) {
+pub(crate) fn show_event(event: &EventRecord) {
     if event.level == "trace" {
         return;
     }
-    let who = event.node.as_deref().or(event.mac.as_deref()).unwrap_or("-");
+    let who = event
+        .node
+        .as_deref()
+        .or(event.mac.as_deref())
+        .unwrap_or("-");
     let text = match event.level.as_str() {
         "warn" => event.text.yellow().to_string(),
         _ => event.text.clone(),
@@ -244,7 +280,11 @@ fn show_event(event: &EventRecord) {
     anstream::println!("{}  {who:<10} {text}", render::clock(event.at_ms));
     if event.kind == "up" {
         if let Some(address) = event.detail["address"].as_str() {
-            anstream::println!("{}  {who:<10} {}", render::clock(event.at_ms), format!("ssh root@{address}").green().bold());
+            anstream::println!(
+                "{}  {who:<10} {}",
+                render::clock(event.at_ms),
+                format!("ssh root@{address}").green().bold()
+            );
         }
     }
 }
@@ -254,7 +294,10 @@ fn show_stopping(live: &[String]) {
         return;
     }
     let names = live.join(", ");
-    anstream::eprintln!("{} these nodes run on this server and wait until it is back: {names}", "stopping:".yellow().bold());
+    anstream::eprintln!(
+        "{} these nodes run on this server and wait until it is back: {names}",
+        "stopping:".yellow().bold()
+    );
 }
 
 #[cfg(test)]
@@ -263,7 +306,10 @@ mod tests {
 
     #[test]
     fn keys_are_lines_without_comments() {
-        assert_eq!(lines("# mine\nssh-ed25519 AAAA me\n\n"), ["ssh-ed25519 AAAA me"]);
+        assert_eq!(
+            lines("# mine\nssh-ed25519 AAAA me\n\n"),
+            ["ssh-ed25519 AAAA me"]
+        );
     }
 
     #[test]

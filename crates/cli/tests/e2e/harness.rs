@@ -1,0 +1,287 @@
+//! What the tests share: images that are built once, a network with a daemon on it, its command.
+
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use lab::{Console, MacAddress, Network, Process, Tool};
+use serde_json::Value;
+
+/// How long anything may take that a machine does by itself.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Says why a test cannot run here, in the words that the test runner counts.
+pub fn impossible(tools: &[Tool]) -> bool {
+    let missing: Vec<_> = tools.iter().filter(|tool| !tool.is_installed()).collect();
+    let reason = if !is_root() {
+        "only root can make a network".to_owned()
+    } else if let Some(tool) = missing.first() {
+        format!("{} is not installed", tool.name())
+    } else {
+        return false;
+    };
+    println!("skipped: {reason}");
+    true
+}
+
+fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    ids.and_then(|ids| ids.split_whitespace().nth(1)) == Some("0")
+}
+
+/// A private network with `slate up` on it, serving one image. All of it goes when it is dropped.
+pub struct Site {
+    pub network: Network,
+    /// The digest of the image that is served.
+    pub digest: String,
+    store: PathBuf,
+    options: Vec<String>,
+    daemon: Process,
+    output: Receiver<String>,
+    directory: tempfile::TempDir,
+}
+
+impl Site {
+    /// Serves `image` (`debian12` or `debian13`), which is built if that was not done yet.
+    /// `options` are added to `slate up`.
+    pub fn new(image: &str, options: &[&str]) -> Self {
+        let store = built(image).join("store");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let state = directory.path().join("state");
+        std::fs::create_dir(&state).expect("a state directory");
+        std::os::unix::fs::symlink(&store, state.join("store")).expect("a link to the images");
+        let network = Network::new().expect("a network namespace");
+        let options: Vec<String> = ["--image", image]
+            .iter()
+            .chain(options)
+            .map(|&option| option.to_owned())
+            .collect();
+        let (daemon, output) = up(&network, directory.path(), &options);
+        let mut site = Self {
+            network,
+            digest: String::new(),
+            store,
+            options,
+            daemon,
+            output,
+            directory,
+        };
+        let shown = site.slate_json(&["image", "show", image, "--json"]);
+        site.digest = text(&shown, "digest");
+        site
+    }
+
+    /// Ends the daemon without notice.
+    pub fn kill_daemon(&mut self) {
+        self.daemon.kill().expect("the daemon can be killed");
+    }
+
+    /// Starts the daemon again after [`Site::kill_daemon`]; returns when it serves.
+    pub fn start_daemon(&mut self) {
+        (self.daemon, self.output) = up(&self.network, self.directory.path(), &self.options);
+    }
+
+    /// Runs `slate` beside the daemon; its standard output.
+    pub fn slate(&self, arguments: &[&str]) -> String {
+        let output = slate(self.directory.path())
+            .args(arguments)
+            .output()
+            .expect("slate starts");
+        let (out, errors) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(output.status.success(), "slate {arguments:?}: {errors}");
+        out.into_owned()
+    }
+
+    /// The one JSON document that a command prints.
+    pub fn slate_json(&self, arguments: &[&str]) -> Value {
+        let printed = self.slate(arguments);
+        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
+    }
+
+    /// The events of one kind about a machine, oldest first.
+    pub fn events(&self, mac: MacAddress, kind: &str) -> Vec<Value> {
+        let printed = self.slate(&["events", "--json"]);
+        let events = printed
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).expect("a JSON object on each line"));
+        events
+            .filter(|event| event["mac"] == mac.to_string().as_str() && event["kind"] == kind)
+            .collect()
+    }
+
+    /// Waits until a machine's boot is `up` for the `count`th time; the event that says so.
+    pub fn wait_up(&self, mac: MacAddress, count: usize) -> Value {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(event) = self.events(mac, "up").into_iter().nth(count - 1) {
+                return event;
+            }
+            assert!(
+                Instant::now() < end,
+                "{mac} did not come up; the daemon said:\n{}",
+                self.said()
+            );
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// What the daemon printed since it was last asked.
+    pub fn said(&self) -> String {
+        self.output.try_iter().collect::<Vec<_>>().join("\n")
+    }
+
+    /// The SHA-256 of every file that the served version consists of, by the host's own program.
+    pub fn stored_sums(&self) -> String {
+        let script = "find images objects -type f | sort | xargs sha256sum | sha256sum";
+        let output = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(&self.store)
+            .output()
+            .expect("sh starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// A scratch file's path.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// The state directory with an image, made by `slate image build` if there is none. It outlives
+/// the tests.
+fn built(image: &str) -> PathBuf {
+    let cache = std::env::var_os("SLATE_CACHE_DIR").map_or_else(default_cache, PathBuf::from);
+    let state = cache.join("e2e").join(image);
+    std::fs::create_dir_all(&state).expect("a folder for images");
+    if !state.join("built").exists() {
+        println!("building {image}, this takes minutes once");
+        let begun = Instant::now();
+        let status = slate_at(&state, &state)
+            .env("SLATE_CACHE_DIR", &cache)
+            .args(["image", "build", image, "--name"])
+            .arg(format!("{image}:latest"))
+            .status()
+            .expect("slate starts");
+        assert!(status.success(), "slate image build {image}: {status}");
+        std::fs::write(state.join("built"), "").expect("a mark");
+        println!("built {image} in {:.0?}", begun.elapsed());
+    }
+    state
+}
+
+/// In the target directory, beside the binary under test.
+fn default_cache() -> PathBuf {
+    let target = Path::new(env!("CARGO_BIN_EXE_slate")).ancestors().nth(2);
+    target.expect("a target directory").join("e2e-cache")
+}
+
+fn slate(directory: &Path) -> Command {
+    slate_at(&directory.join("state"), &directory.join("run"))
+}
+
+fn slate_at(state: &Path, run: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slate"));
+    command
+        .env("SLATE_STATE_DIR", state)
+        .env("SLATE_RUN_DIR", run)
+        .stdin(Stdio::null());
+    command
+}
+
+/// Starts the daemon and waits until it serves.
+fn up(network: &Network, directory: &Path, options: &[String]) -> (Process, Receiver<String>) {
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(directory.join("up.log"))
+        .expect("a log");
+    let mut command = slate(directory);
+    command
+        .args(["up", "--interface", network.interface()])
+        .args([
+            "--dhcp",
+            "authoritative",
+            "--drivers",
+            "virtual",
+            "--console-login",
+        ])
+        .args(options)
+        .stdout(Stdio::piped())
+        .stderr(log);
+    let mut daemon = network.spawn(command).expect("slate starts");
+    let printed = daemon.take_stdout().expect("its output is a pipe");
+    let (sender, output) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(printed).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    let end = Instant::now() + PATIENCE;
+    while let Ok(line) = output.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        if line.contains("Power the machines on") {
+            return (daemon, output);
+        }
+    }
+    let errors = std::fs::read_to_string(directory.join("up.log")).unwrap_or_default();
+    panic!("slate up does not serve: {errors}");
+}
+
+/// Runs a command that must succeed in the guest; what it printed, trimmed.
+pub fn guest(console: &Console, command: &str) -> String {
+    let output = console
+        .run(command, PATIENCE)
+        .unwrap_or_else(|error| panic!("{command}: {error}"));
+    assert_eq!(output.status, 0, "{command}: {}", output.text);
+    output.text.trim().to_owned()
+}
+
+/// Asserts that the root is what it should be, as the guest's kernel lists it.
+pub fn assert_root(console: &Console, site: &Site) {
+    let root = guest(console, "awk '$2 == \"/\" { print $3 }' /proc/mounts");
+    assert_eq!(root, "overlay");
+    let layers = guest(console, "cat /run/slate/layers");
+    let layer = |place: &str| {
+        let line = layers
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some(place));
+        line.unwrap_or_else(|| panic!("no {place} in {layers}"))
+            .to_owned()
+    };
+    let (lower, upper) = (layer("/lower"), layer("/upper"));
+    let source = format!(" - nfs4 {}:/images/{} ro,", lab::GATEWAY, site.digest);
+    assert!(lower.contains(&source), "{source} not in {lower}");
+    assert!(lower.contains("vers=4.2"), "{lower}");
+    assert!(upper.contains(" - tmpfs "), "{upper}");
+    let write_to_lower = guest(
+        console,
+        "grep -c 'lowerdir=/lower,upperdir=/upper/data' /proc/mounts",
+    );
+    assert_eq!(write_to_lower, "1");
+}
+
+/// Asserts that every unit started.
+pub fn assert_running(console: &Console) {
+    let command = "systemctl is-system-running --wait; systemctl --failed --no-legend";
+    assert_eq!(guest(console, command), "running");
+}
+
+/// A text field of a JSON object.
+pub fn text(object: &Value, field: &str) -> String {
+    let value = object[field].as_str();
+    value
+        .unwrap_or_else(|| panic!("no text {field} in {object}"))
+        .to_owned()
+}
+
+/// The address that the daemon gave a node.
+pub fn address(site: &Site, mac: MacAddress) -> Ipv4Addr {
+    let node = site.slate_json(&["node", "show", &mac.to_string(), "--json"]);
+    text(&node, "address").parse().expect("an address")
+}

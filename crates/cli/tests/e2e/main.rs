@@ -1,0 +1,8 @@
+//! Machines boot from the real command, over a private network, and are asked what they see.
+//!
+//! These need root and, the first time, the distribution's packages: `cargo xtask test` runs them.
+//! A test that cannot run here prints why, as `skipped: reason`, and passes.
+
+mod firmware;
+mod harness;
+mod native;

@@ -1,0 +1,271 @@
+//! User-Mode Linux nodes: the kernel's real NFS client at native speed, several at once, without
+//! firmware. Their initramfs and command lines come from the command, as a firmware's would.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lab::{Console, Hardware, MacAddress, Machine, Tool, Uml};
+
+use crate::harness::{
+    PATIENCE, Site, address, assert_root, assert_running, guest, impossible, text,
+};
+
+const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
+const MEMORY_MIB: u32 = 320;
+/// Asked of the daemon, in seconds: a node renews after half of it.
+const LEASE_S: u64 = 60;
+
+#[test]
+#[ignore = "boots machines: cargo xtask test"]
+fn four_nodes_of_one_image_are_four_and_renew_their_leases() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let lease = LEASE_S.to_string();
+    let site = Site::new("debian12", &["--lease", &lease]);
+    let initrd = initrd(&site);
+    let begun = Instant::now();
+    let machines: Vec<Machine> = (1..=4)
+        .map(|index| power_on(&site, &initrd, index))
+        .collect();
+    let ups: Vec<_> = machines
+        .iter()
+        .map(|it| site.wait_up(it.mac(), 1))
+        .collect();
+    println!("four nodes are up {:.1?} after power-on", begun.elapsed());
+    for machine in &machines {
+        let console = machine.console();
+        console.login(PATIENCE).expect("a shell");
+        assert_running(console);
+        assert_root(console, &site);
+    }
+    for what in IDENTITIES {
+        let answers: HashSet<String> = machines
+            .iter()
+            .map(|it| guest(it.console(), what))
+            .collect();
+        assert_eq!(answers.len(), machines.len(), "{what}: {answers:?}");
+    }
+    for (machine, up) in machines.iter().zip(&ups) {
+        renews(&site, machine, up["at_ms"].as_u64().expect("a time"));
+    }
+}
+
+/// What no two nodes may share.
+const IDENTITIES: [&str; 5] = [
+    "hostname",
+    "ip -4 -o address show scope global | awk '{ print $4 }' | grep .",
+    "cat /etc/machine-id",
+    "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub",
+    "cat /sys/module/nfs/parameters/nfs4_unique_id",
+];
+
+/// The node's own network manager asks for its lease again before that ends, and keeps the address.
+fn renews(site: &Site, machine: &Machine, up_ms: u64) {
+    let end = Instant::now() + Duration::from_secs(LEASE_S + 15);
+    // The manager's first lease begins around `up`; the renewal comes half a lease later.
+    let earliest = up_ms + LEASE_S * 1000 / 4;
+    loop {
+        let acks = site.events(machine.mac(), "ack");
+        let renewal = acks
+            .iter()
+            .filter_map(|ack| ack["at_ms"].as_u64())
+            .find(|&at| at > earliest);
+        if let Some(at) = renewal {
+            println!(
+                "{} renewed {:.1} s after it was up",
+                machine.name(),
+                (at - up_ms) as f64 / 1000.0
+            );
+            break;
+        }
+        assert!(
+            Instant::now() < end,
+            "{} does not renew: {acks:?}",
+            machine.name()
+        );
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let own = guest(machine.console(), "ip -4 -o address show scope global");
+    let expected = format!(" {}/", address(site, machine.mac()));
+    assert!(
+        own.contains(&expected) && !own.contains("valid_lft forever"),
+        "{own}"
+    );
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test"]
+fn reads_go_on_when_the_daemon_is_killed_and_started_again() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let mut site = Site::new("debian12", &[]);
+    let machine = power_on(&site, &initrd(&site), 1);
+    site.wait_up(machine.mac(), 1);
+    let console = machine.console();
+    console.login(PATIENCE).expect("a shell");
+    let mounts = guest(console, "cat /proc/self/mountinfo");
+    guest(console, READER);
+    std::thread::sleep(Duration::from_secs(6));
+    for _ in 0..2 {
+        site.kill_daemon();
+        let killed = Instant::now();
+        site.start_daemon();
+        println!("the daemon serves {:.2?} after its kill", killed.elapsed());
+        std::thread::sleep(Duration::from_secs(8));
+    }
+    guest(
+        console,
+        "touch /run/enough; while ! test -e /run/ended; do sleep 0.2; done",
+    );
+    assert_reads(&guest(console, "cat /run/reads"));
+    let log = guest(
+        console,
+        "dmesg | grep -iE 'stale|nfs.*error' || :; cat /run/reader-errors",
+    );
+    assert_eq!(log, "", "the kernel complains");
+    assert_eq!(
+        guest(console, "cat /proc/self/mountinfo"),
+        mounts,
+        "something was mounted anew"
+    );
+}
+
+/// Reads the image's kernel over the network again and again, until it is told to stop; writes a
+/// line for each time: seconds since the boot, SHA-256.
+const READER: &str = "cat > /run/reader <<'end'\n\
+    until test -e /run/enough; do\n\
+    echo 3 > /proc/sys/vm/drop_caches\n\
+    sum=$(sha256sum /boot/vmlinuz-*)\n\
+    read up idle < /proc/uptime\n\
+    echo $up ${sum%% *} >> /run/reads\n\
+    done\n\
+    touch /run/ended\n\
+    end\n\
+    (cd /; md5sum $(ls boot/vmlinuz-*) | sed 's/$/$/' > /run/sum; \
+    grep -q \"$(cut -d' ' -f1 /run/sum)\" var/lib/dpkg/info/linux-image-*.md5sums); \
+    setsid sh /run/reader 2> /run/reader-errors > /dev/null &";
+
+/// Every read gave the same content, and none took long.
+fn assert_reads(reads: &str) {
+    let reads: Vec<(f64, &str)> = reads
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(at, sum)| (at.parse().expect("seconds"), sum))
+        .collect();
+    let sums: HashSet<&str> = reads.iter().map(|(_, sum)| *sum).collect();
+    assert_eq!(sums.len(), 1, "different content: {sums:?}");
+    assert!(sums.iter().all(|sum| sum.len() == 64), "{sums:?}");
+    let mut gaps: Vec<f64> = reads.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    gaps.sort_by(f64::total_cmp);
+    let (usual, longest) = (gaps[gaps.len() / 2], gaps[gaps.len() - 1]);
+    println!(
+        "{} reads, each {usual:.2} s, the longest {longest:.2} s",
+        reads.len()
+    );
+    assert!(
+        longest - usual < 5.0,
+        "a read stalled for {:.2} s",
+        longest - usual
+    );
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test"]
+fn nodes_power_off_with_their_server_alive_and_dead() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let mut site = Site::new("debian12", &[]);
+    let initrd = initrd(&site);
+    let mut machines = [1, 2].map(|index| power_on(&site, &initrd, index));
+    for machine in &machines {
+        site.wait_up(machine.mac(), 1);
+        machine.console().login(PATIENCE).expect("a shell");
+        assert_running(machine.console());
+    }
+    // The agent takes a moment to keep what a shutdown needs; it says so when it has.
+    for machine in &machines {
+        wait_kept(&site, machine.mac());
+    }
+    let [alive, dead] = &mut machines;
+    powers_off(alive, "alive");
+    site.kill_daemon();
+    powers_off(dead, "dead");
+}
+
+fn wait_kept(site: &Site, mac: MacAddress) {
+    let end = Instant::now() + Duration::from_secs(60);
+    let kept = || {
+        let infos = site.events(mac, "info");
+        infos
+            .iter()
+            .any(|event| text(event, "text").contains("kept for shutdown"))
+    };
+    while !kept() {
+        assert!(
+            Instant::now() < end,
+            "{mac}: its agent does not say what it keeps"
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn powers_off(machine: &mut Machine, server: &str) {
+    let begun = Instant::now();
+    machine
+        .console()
+        .send_line("systemctl poweroff")
+        .expect("typing");
+    let off = machine.wait_off(Duration::from_secs(60)).expect("waiting");
+    let console: &Console = machine.console();
+    assert!(
+        off.is_some(),
+        "server {server}: no power-off: {}",
+        console.last_lines(30)
+    );
+    let lines = console.lines();
+    let stuck = lines.iter().find(|line| line.text.contains("stop job"));
+    assert!(stuck.is_none(), "server {server}: {stuck:?}");
+    println!(
+        "off {:.1?} after the command, server {server}",
+        begun.elapsed()
+    );
+}
+
+fn initrd(site: &Site) -> PathBuf {
+    let modules = Uml::modules().expect("its modules are installed");
+    let initrd = site.path("initrd");
+    let place = |path: &PathBuf| path.to_str().expect("a path in UTF-8").to_owned();
+    site.slate(&[
+        "image",
+        "initrd",
+        "--modules",
+        &place(&modules),
+        "--output",
+        &place(&initrd),
+    ]);
+    initrd
+}
+
+/// Plans a start and makes it.
+fn power_on(site: &Site, initrd: &PathBuf, index: u16) -> Machine {
+    let mac = MacAddress::nth(index);
+    let plan = site.slate_json(&["node", "plan", &mac.to_string(), "--json"]);
+    let hardware = Uml {
+        initrd: Some(initrd.clone()),
+        command_line: text(&plan, "cmdline"),
+        memory_mib: MEMORY_MIB,
+    };
+    let capture = site.path(&format!("console{index}.log"));
+    Machine::power_on(
+        &site.network,
+        &format!("node{index}"),
+        mac,
+        Hardware::Uml(hardware),
+        Some(capture),
+    )
+    .expect("a User-Mode Linux machine")
+}
