@@ -172,6 +172,8 @@ fn arguments(suite: Suite, extra_packages: &[String], out_tar: &Path) -> Vec<OsS
         // The kernel's package would make an initramfs that nobody uses: 30 s and 30 MB.
         "--essential-hook=mkdir -p \"$1\"/etc/initramfs-tools && echo update_initramfs=no > \"$1\"/etc/initramfs-tools/update-initramfs.conf".into(),
     ];
+    // That file is a conffile of initramfs-tools, which would ask whether to keep it.
+    words.push("--dpkgopt=force-confold".into());
     words.extend(
         EXCLUDED
             .iter()

@@ -105,7 +105,7 @@ fn debian_archive(
     cache_dir: &Path,
     progress: &mut dyn FnMut(debian::Progress),
 ) -> Outcome<PathBuf> {
-    fs::create_dir_all(cache_dir).map_err(|error| path_failure("creating", cache_dir, error))?;
+    fs::create_dir_all(cache_dir).map_err(|error| path_failure("creating", cache_dir, &error))?;
     let _lock = lock_cache(cache_dir)?;
     let key = debian::cache_key(suite, &[]);
     let archive = cache_dir.join(format!("{key}.tar"));
@@ -113,17 +113,17 @@ fn debian_archive(
         return Ok(archive);
     }
     let partial = cache_dir.join(format!("{key}.partial.tar"));
-    debian::build(suite, &[], &partial, progress).map_err(build_failure)?;
-    fs::rename(&partial, &archive).map_err(|error| path_failure("renaming", &partial, error))?;
+    debian::build(suite, &[], &partial, progress).map_err(|error| build_failure(&error))?;
+    fs::rename(&partial, &archive).map_err(|error| path_failure("renaming", &partial, &error))?;
     Ok(archive)
 }
 
 /// Keeps a second build of the same archive waiting; held until the file is dropped.
 fn lock_cache(cache_dir: &Path) -> Outcome<File> {
     let path = cache_dir.join("build.lock");
-    let file = File::create(&path).map_err(|error| path_failure("creating", &path, error))?;
+    let file = File::create(&path).map_err(|error| path_failure("creating", &path, &error))?;
     file.lock()
-        .map_err(|error| path_failure("locking", &path, error))?;
+        .map_err(|error| path_failure("locking", &path, &error))?;
     Ok(file)
 }
 
@@ -132,12 +132,12 @@ fn is_fresh(archive: &Path) -> bool {
     modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < CACHE_AGE_MAX))
 }
 
-fn build_failure(error: debian::Error) -> Failure {
+fn build_failure(error: &debian::Error) -> Failure {
     let code = match error {
         debian::Error::NoMmdebstrap => Code::NotReady,
         _ => Code::Failed,
     };
-    Failure::because("building the image", &error).code(code)
+    Failure::because("building the image", error).code(code)
 }
 
 fn import_archive(
@@ -146,7 +146,7 @@ fn import_archive(
     archive: &Path,
     progress: &mut dyn FnMut(Step),
 ) -> Outcome<Imported> {
-    let file = File::open(archive).map_err(|error| path_failure("opening", archive, error))?;
+    let file = File::open(archive).map_err(|error| path_failure("opening", archive, &error))?;
     let staged = store.stage_tar(file, &mut |step| progress(Step::Importing(step)))?;
     publish(store, staged, target)
 }
@@ -225,7 +225,7 @@ fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outco
     } else if is_dir(source)? {
         store.stage_dir(source, &mut follow)?
     } else {
-        let file = File::open(source).map_err(|error| path_failure("opening", source, error))?;
+        let file = File::open(source).map_err(|error| path_failure("opening", source, &error))?;
         store.stage_tar(file, &mut follow)?
     };
     meter.storing();
@@ -236,7 +236,7 @@ fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outco
 
 fn is_dir(source: &Path) -> Outcome<bool> {
     let meta = fs::metadata(source).map_err(|error| {
-        path_failure("opening", source, error)
+        path_failure("opening", source, &error)
             .hint("give a directory with a root file system, or a tar archive of one")
     })?;
     Ok(meta.is_dir())
@@ -477,7 +477,7 @@ fn loader(
 fn sized(tree: &StoredTree, path: PathBuf) -> Outcome<(PathBuf, u64)> {
     let info = tree
         .info(&path)
-        .map_err(|error| path_failure("reading", &path, error))?;
+        .map_err(|error| path_failure("reading", &path, &error))?;
     Ok((Path::new("/").join(path), info.map_or(0, |info| info.bytes)))
 }
 
@@ -567,13 +567,13 @@ fn resolve(store: &Store, reference: &str) -> Outcome<Digest> {
 fn initrd(modules: &Path, output: &Path, profile: &Profile) -> Outcome {
     let modules = modules
         .canonicalize()
-        .map_err(|error| path_failure("opening", modules, error))?;
+        .map_err(|error| path_failure("opening", modules, &error))?;
     let kernel = modules.file_name().unwrap_or_default().to_string_lossy();
     let files = HostDir::new(&modules);
     let source = ModuleSource::in_directory(&files, &kernel);
     let initramfs = initramfs::build(&source, profile, embedded::init())
         .map_err(|error| Failure::because("building the initramfs", &error))?;
-    fs::write(output, &initramfs.bytes).map_err(|error| path_failure("writing", output, error))?;
+    fs::write(output, &initramfs.bytes).map_err(|error| path_failure("writing", output, &error))?;
     anstream::println!(
         "{}: {} with {} modules of kernel {kernel}",
         output.display(),
@@ -666,8 +666,8 @@ fn skipped_json(skipped: &Skipped) -> Value {
     json!({ "path": path_text(&skipped.path), "why": why_text(&skipped.why) })
 }
 
-pub(super) fn path_failure(doing: &str, path: &Path, error: io::Error) -> Failure {
-    let failure = Failure::because(format!("{doing} {}", path.display()), &error);
+pub(super) fn path_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
+    let failure = Failure::because(format!("{doing} {}", path.display()), error);
     match error.kind() {
         io::ErrorKind::PermissionDenied => failure.hint(AS_ROOT).code(Code::NotReady),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => failure.hint(FREE_SPACE),

@@ -68,7 +68,7 @@ fn systemctl(words: &[&str]) -> Outcome {
 
 fn absolute(dirs: &DirArgs) -> Outcome<DirArgs> {
     let absolute = |path: &Path| {
-        std::path::absolute(path).map_err(|error| path_failure("finding", path, error))
+        std::path::absolute(path).map_err(|error| path_failure("finding", path, &error))
     };
     Ok(DirArgs {
         state_dir: absolute(&dirs.state_dir)?,
@@ -164,7 +164,7 @@ impl Host<'_> {
             let path = state_dir.join(folder);
             if self.path(&path).is_dir() {
                 fs::remove_dir_all(self.path(&path))
-                    .map_err(|error| path_failure("removing", &path, error))?;
+                    .map_err(|error| path_failure("removing", &path, &error))?;
                 say("removed", path.display());
             }
         }
@@ -185,7 +185,7 @@ impl Host<'_> {
                 )),
             ),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(path_failure("reading", Path::new(UNIT), error)),
+            Err(error) => Err(path_failure("reading", Path::new(UNIT), &error)),
         }
     }
 
@@ -196,7 +196,7 @@ impl Host<'_> {
             say("up to date:", BINARY);
             return Ok(false);
         }
-        let mut source = File::open(exe).map_err(|error| path_failure("opening", exe, error))?;
+        let mut source = File::open(exe).map_err(|error| path_failure("opening", exe, &error))?;
         self.replace(Path::new(BINARY), 0o755, &mut source)?;
         Ok(true)
     }
@@ -220,13 +220,13 @@ impl Host<'_> {
         let draft = target.with_added_extension("new");
         write_draft(&draft, mode, content)
             .and_then(|()| fs::rename(&draft, &target))
-            .map_err(|error| path_failure("writing", path, error))?;
+            .map_err(|error| path_failure("writing", path, &error))?;
         say("wrote", path.display());
         Ok(())
     }
 
     fn make_dir(&self, path: &Path) -> Outcome {
-        fs::create_dir_all(self.path(path)).map_err(|error| path_failure("making", path, error))
+        fs::create_dir_all(self.path(path)).map_err(|error| path_failure("making", path, &error))
     }
 
     /// Whether there was something to remove.
@@ -235,7 +235,7 @@ impl Host<'_> {
         match fs::remove_file(self.path(path)) {
             Ok(()) => say("removed", path.display()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(path_failure("removing", path, error)),
+            Err(error) => return Err(path_failure("removing", path, &error)),
         }
         Ok(true)
     }
