@@ -697,3 +697,65 @@ impl From<Error> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_counted_by_reason() {
+        let entry = |path: &str, why| Skipped {
+            path: path.as_bytes().to_vec(),
+            why,
+        };
+        let skipped = [
+            entry("run/a", SkipReason::Socket),
+            entry("proc", SkipReason::Submount),
+            entry("run/b", SkipReason::Socket),
+            entry("run/c", SkipReason::Socket),
+            entry("run/d", SkipReason::Socket),
+        ];
+        assert_eq!(
+            skipped_lines(&skipped),
+            [
+                "left out: sockets: /run/a, /run/b, /run/c and 1 more",
+                "left out: what is mounted from another file system: /proc"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_private_key_is_refused_with_advice_and_nothing_is_named() {
+        let (source, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let folder = source.path().join("root/.ssh");
+        fs::create_dir_all(&folder).unwrap();
+        // Longer than what an image keeps beside a file's name.
+        let key = "-----BEGIN OPENSSH PRIVATE KEY-----\n".to_owned() + &"x".repeat(9000);
+        fs::write(folder.join("id_rsa"), key).unwrap();
+        let store = Store::open(state.path()).unwrap();
+        let staged = store.stage_dir(source.path(), &mut |_| ()).unwrap();
+        let failure = publish(&store, staged, Publish::Import { name: "x" }).unwrap_err();
+        assert!(
+            failure
+                .causes
+                .iter()
+                .any(|cause| cause.starts_with("/root/.ssh/id_rsa: "))
+        );
+        assert!(failure.hint.unwrap().contains("remove it from the image"));
+        assert!(store.tags().unwrap().is_empty());
+    }
+
+    #[test]
+    fn names_are_judged_before_the_work() {
+        assert!(matches!(target("a"), Ok(Publish::Import { name: "a" })));
+        assert!(matches!(
+            target("a:b"),
+            Ok(Publish::Tag {
+                name: "a",
+                tag: "b"
+            })
+        ));
+        assert_eq!(target("a/b").unwrap_err().code, Code::Usage);
+        assert!(target("a:b:c").is_err());
+    }
+}
