@@ -59,6 +59,15 @@ impl Contents {
         result
     }
 
+    /// How far a version's initramfs is: `ready`, `building` or `idle`.
+    pub fn progress(&self, digest: Digest) -> &'static str {
+        match self.lock().get(&(digest, BootFile::Initrd)) {
+            None => "idle",
+            Some(slot) if slot.get().is_none() => "building",
+            Some(_) => "ready",
+        }
+    }
+
     fn slot(&self, digest: Digest, file: BootFile) -> Slot {
         let mut held = self.lock();
         if held.len() >= HELD_MAX && !held.contains_key(&(digest, file)) {

@@ -2,8 +2,8 @@
 //! may plan with.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use engine::{BootFile, Content, Digest, ImageInfo, ImageRef, Input};
@@ -35,6 +35,8 @@ pub struct Follower {
     pub default_image: Option<ImageRef>,
     /// Told of that.
     pub notices: Option<Sender<Notice>>,
+    /// What the engine was told last.
+    pub images: Arc<Mutex<Vec<ImageInfo>>>,
     /// What is exported: path and version.
     pub exported: HashMap<String, Digest>,
     /// The store's state when it was last looked at.
@@ -75,6 +77,10 @@ impl Follower {
             self.prepare(image);
         }
         self.seen = Some(now);
+        self.images
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&images);
         self.hub.send(Message::Input(Input::Images(images))).is_ok()
     }
 

@@ -12,6 +12,7 @@ mod hub;
 mod identity;
 mod journal;
 mod keys;
+mod listeners;
 mod net;
 mod notice;
 mod options;

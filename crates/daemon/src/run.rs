@@ -22,7 +22,7 @@ use crate::keys::{Keys, random};
 use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp};
 use crate::state::State;
 use crate::unwritten::Unwritten;
-use crate::{Drivers, Error, Listening, Notice, Options};
+use crate::{Drivers, Error, Listening, Notice, Options, listeners};
 
 /// Ports tried after the one that was asked for.
 const NFS_FALLBACKS: u16 = 16;
@@ -76,7 +76,7 @@ impl Sockets {
         Ok(Sockets {
             tftp: udp(options.ports.tftp, "TFTP")?,
             beacons: udp(options.ports.http, "boot beacons")?,
-            http: listeners(addresses(), options.ports.http, "HTTP")?,
+            http: bind_tcp(addresses(), options.ports.http, "HTTP")?,
             nfs,
             nfs_port,
             dhcp: interfaces
@@ -87,7 +87,7 @@ impl Sockets {
     }
 }
 
-fn listeners(
+fn bind_tcp(
     addresses: impl Iterator<Item = std::net::Ipv4Addr>,
     port: u16,
     purpose: &'static str,
@@ -98,15 +98,24 @@ fn listeners(
     addresses.map(bind).collect()
 }
 
-/// NFS takes the next free port where the usual one is taken: every boot plan says which.
+/// Sockets that the service manager keeps open come first. Else NFS takes the next free port where
+/// the usual one is taken: every boot plan says which.
 fn nfs_listeners<I: Iterator<Item = std::net::Ipv4Addr>>(
     options: &Options,
     addresses: impl Fn() -> I,
 ) -> Result<(Vec<TcpListener>, u16), Error> {
+    let handed =
+        listeners::nfs().map_err(|error| Error::io("taking over the NFS socket", error))?;
+    if let Some(first) = handed.first() {
+        let address = first
+            .local_addr()
+            .map_err(|error| Error::io("taking over the NFS socket", error))?;
+        return Ok((handed, address.port()));
+    }
     let first = options.ports.nfs;
     let mut port = first;
     loop {
-        match listeners(addresses(), port, "NFS") {
+        match bind_tcp(addresses(), port, "NFS") {
             Ok(listeners) => return Ok((listeners, port)),
             Err(Error::PortTaken { .. })
                 if options.ports.nfs_fallback && port < first.saturating_add(NFS_FALLBACKS) =>
@@ -140,6 +149,7 @@ impl Daemon {
             Arc::clone(&options.init),
             profile(options.drivers),
         ));
+        let images = Arc::default();
         let mut follower = Follower {
             store,
             exports: nfs.exports().clone(),
@@ -147,6 +157,7 @@ impl Daemon {
             hub: hub.clone(),
             default_image: default_image.clone(),
             notices: options.notices.clone(),
+            images: Arc::clone(&images),
             exported: HashMap::new(),
             seen: None,
         };
@@ -176,6 +187,8 @@ impl Daemon {
                 Arc::new(move || nfs.stats())
             },
             status: status(&options, &listening, default_image.as_ref()),
+            images,
+            contents: Arc::clone(&contents),
             stop: stop.clone(),
         });
         let runtime = start_http(&sockets, &contents, keys, &hub, stop)?;

@@ -51,11 +51,14 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
     }
 }
 
-/// A plan. It holds the boot's token: for root on this machine only.
-pub fn plan(plan: engine::BootPlan) -> PlanView {
+/// A plan. It holds the boot's token: for those who may use the control socket.
+pub fn plan(plan: engine::BootPlan, http_port: u16) -> PlanView {
+    let url = |path| format!("http://{}:{http_port}/{path}", plan.server);
     PlanView {
+        kernel: url(plan.kernel),
+        initrd: url(plan.initrd),
         mac: plan.mac.to_string(),
-        image: plan.node,
+        node: plan.node,
         digest: plan.digest.to_string(),
         cmdline: plan.command_line,
     }

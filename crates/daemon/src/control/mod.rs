@@ -5,6 +5,7 @@
 //! [`Response::Event`] per event and, unless it follows, a final [`Response::Done`].
 
 mod client;
+mod peer;
 pub(crate) mod server;
 
 use std::collections::BTreeMap;
@@ -226,18 +227,23 @@ pub struct NfsView {
 pub struct PlanView {
     /// MAC.
     pub mac: String,
-    /// `NAME:TAG`.
-    pub image: String,
-    /// Digest, 64 hex digits.
+    /// Host name.
+    pub node: String,
+    /// The image version's digest, 64 hex digits.
     pub digest: String,
-    /// Kernel command line; one-time values appear as `…`.
+    /// URL of the kernel.
+    pub kernel: String,
+    /// URL of the initramfs.
+    pub initrd: String,
+    /// Kernel command line. It holds the secret token of the boot that this plan starts, so that
+    /// a machine without network firmware can be started with it.
     pub cmdline: String,
 }
 
 /// One event with its place in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// Rises by one per event, never reused.
+    /// Rises by one per event, never given to another event.
     pub id: u64,
     /// Unix milliseconds.
     pub at_ms: u64,

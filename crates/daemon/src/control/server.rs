@@ -3,20 +3,23 @@
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::{Command, CommandReply, Input, NfsActivity, NfsCounters, Setting};
+use engine::{
+    BootFile, Command, CommandReply, ImageInfo, Input, NfsActivity, NfsCounters, Setting,
+};
 use serde::Serialize;
 
 use super::{
     Hello, ImageView, MAX_LINE_BYTES, NodeChange, NodeView, Request, Response, SOCKET_NAME, Status,
-    VERSION,
+    VERSION, peer,
 };
+use crate::content::Contents;
 use crate::hub::{CommandResult, Inbox, Message};
 use crate::journal::Journal;
 use crate::keys::Keys;
@@ -37,11 +40,15 @@ pub struct Server {
     pub nfs: Arc<dyn Fn() -> nfs::Stats + Send + Sync>,
     /// What does not change while the daemon runs; `nodes`, `live` and `images` are filled in.
     pub status: Status,
+    /// The images that the engine plans with.
+    pub images: Arc<Mutex<Vec<ImageInfo>>>,
+    /// Boot files.
+    pub contents: Arc<Contents>,
     /// Asks the daemon to stop.
     pub stop: Sender<()>,
 }
 
-/// Opens the socket, for root and the group of the run directory only.
+/// Opens the socket, for the daemon's user and the group `slate` only.
 pub fn listen(run_dir: &Path) -> Result<UnixListener, Error> {
     let path = run_dir.join(SOCKET_NAME);
     let failed = |error| {
@@ -54,9 +61,22 @@ pub fn listen(run_dir: &Path) -> Result<UnixListener, Error> {
     if UnixStream::connect(&path).is_ok() {
         return Err(Error::AlreadyRunning { path });
     }
-    let _ = fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(failed)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    bind(run_dir, &path).map_err(failed)
+}
+
+/// Made in a directory that only this user can enter, and moved when its mode is right.
+fn bind(run_dir: &Path, path: &Path) -> io::Result<UnixListener> {
+    let private = run_dir.join(".control");
+    let _ = fs::remove_dir_all(&private);
+    fs::DirBuilder::new().mode(0o700).create(&private)?;
+    let made = private.join(SOCKET_NAME);
+    let listener = UnixListener::bind(&made)?;
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o660))?;
+    if let Some(group) = peer::group_id() {
+        std::os::unix::fs::chown(&made, None, Some(group))?;
+    }
+    fs::rename(&made, path)?;
+    fs::remove_dir(&private)?;
     Ok(listener)
 }
 
@@ -81,6 +101,13 @@ pub fn serve(listener: &UnixListener, server: &Arc<Server>) {
 impl Server {
     fn converse(&self, stream: UnixStream) -> io::Result<()> {
         let mut out = BufWriter::new(stream.try_clone()?);
+        if !peer::may(&stream) {
+            let hint = "Use sudo, or join the group slate.";
+            return write(
+                &mut out,
+                &refusal("this user may not use the daemon".into(), hint),
+            );
+        }
         let hello = Hello {
             slate_control: VERSION,
             server: env!("CARGO_PKG_VERSION").into(),
@@ -150,7 +177,9 @@ impl Server {
             Ok(Ok(CommandReply::Node(view))) => {
                 Response::Node(Box::new(views::node(*view, &self.keys)))
             }
-            Ok(Ok(CommandReply::Plan(plan))) => Response::Plan(views::plan(*plan)),
+            Ok(Ok(CommandReply::Plan(plan))) => {
+                Response::Plan(views::plan(*plan, self.status.http_port))
+            }
             Ok(Err(error)) => refusal(error.to_string(), error.hint()),
             Err(_) => refusal(
                 "the change could not be written to disk yet".into(),
@@ -210,9 +239,22 @@ impl Server {
         Response::Status(Status {
             nodes: nodes.len(),
             live,
-            images: Vec::<ImageView>::new(),
+            images: self.images(),
             ..self.status.clone()
         })
+    }
+
+    fn images(&self) -> Vec<ImageView> {
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = |image: &ImageInfo| ImageView {
+            name: format!("{}:{}", image.name, image.tag),
+            digest: image.digest.to_string(),
+            boot: match image.files.get(&BootFile::Kernel) {
+                Some(Err(cause)) => cause.clone(),
+                _ => self.contents.progress(image.digest).to_owned(),
+            },
+        };
+        images.iter().map(view).collect()
     }
 
     /// Names of the nodes whose root is mounted from here.
