@@ -45,9 +45,10 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
     let json = args.json;
     let shown = std::thread::spawn(move || show(&received, json));
     let result = daemon::run(options);
-    // Every notice is printed before the last word.
+    result?;
+    // Everything up to the last word is printed.
     let _ = shown.join();
-    Ok(result?)
+    Ok(())
 }
 
 pub(super) fn which_dhcp() -> Failure {
@@ -217,7 +218,7 @@ fn show(notices: &Receiver<Notice>, json: bool) {
             Notice::Ready(_) | Notice::Content { .. } if json => {}
             Notice::Ready(listening) => show_ready(&listening),
             Notice::Content { image, what } => show_content(&image, &what),
-            Notice::Stopping { live } => show_stopping(&live),
+            Notice::Stopping { live } => return show_stopping(&live),
         }
     }
 }
