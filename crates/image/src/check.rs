@@ -93,15 +93,17 @@ fn search_keys(
             Some(info) if info.kind == FileKind::Directory && depth > 1 => {
                 search_keys(root, &path, depth - 1, budget, findings)?;
             }
-            Some(info) if info.kind == FileKind::File && info.bytes <= KEY_BYTES_MAX => {
-                if holds_key(root, &path)? {
-                    findings.push(Finding::new(
-                        Severity::Refuse,
-                        "a private key, which every machine on the network could read",
-                        &path,
-                        "remove it from the image; each node gets its own SSH host key when it boots",
-                    ));
-                }
+            Some(info)
+                if info.kind == FileKind::File
+                    && info.bytes <= KEY_BYTES_MAX
+                    && holds_key(root, &path)? =>
+            {
+                findings.push(Finding::new(
+                    Severity::Refuse,
+                    "a private key, which every machine on the network could read",
+                    &path,
+                    "remove it from the image; each node gets its own SSH host key when it boots",
+                ));
             }
             _ => {}
         }

@@ -104,7 +104,7 @@ fn prepare_image(args: &TryArgs, cache: &Path) -> Outcome<PathBuf> {
     );
     let mut meter = images::Meter::new();
     let built = images::build_debian(&store, suite, &args.image, cache, &mut |step| {
-        meter.show(&step)
+        meter.show(&step);
     });
     meter.done();
     built.map(|_| path)

@@ -279,14 +279,14 @@ pub(crate) fn show_event(event: &EventRecord) {
         _ => event.text.clone(),
     };
     anstream::println!("{}  {who:<10} {text}", render::clock(event.at_ms));
-    if event.kind == "up" {
-        if let Some(address) = event.detail["address"].as_str() {
-            anstream::println!(
-                "{}  {who:<10} {}",
-                render::clock(event.at_ms),
-                format!("ssh root@{address}").green().bold()
-            );
-        }
+    if event.kind == "up"
+        && let Some(address) = event.detail["address"].as_str()
+    {
+        anstream::println!(
+            "{}  {who:<10} {}",
+            render::clock(event.at_ms),
+            format!("ssh root@{address}").green().bold()
+        );
     }
 }
 
