@@ -166,3 +166,77 @@ fn kind(kind: Kind) -> FileKind {
         Kind::Socket => FileKind::Socket,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_version_is_served_as_it_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        std::fs::create_dir_all(source.join("etc")).unwrap();
+        let long: Vec<u8> = (0..200_000_u32).map(|count| (count % 251) as u8).collect();
+        std::fs::write(source.join("long"), &long).unwrap();
+        std::fs::write(source.join("etc/hostname"), "node\n").unwrap();
+        std::os::unix::fs::symlink("etc/hostname", source.join("link")).unwrap();
+        let store = image::Store::open(dir.path().join("store")).unwrap();
+        let staged = store.stage_dir(&source, &mut |_| ()).unwrap();
+        let digest = staged.digest();
+        store
+            .publish(staged, image::Publish::Untagged, |_| Ok(()))
+            .unwrap();
+        assert_eq!(store.versions().unwrap(), [digest]);
+        let tree = Served(store.open_tree(digest).unwrap());
+        let root = tree.root();
+
+        let etc = tree.lookup(root, b"etc").unwrap();
+        assert_eq!(tree.parent(etc).unwrap(), root);
+        assert_eq!(tree.attr(etc).unwrap().kind, FileKind::Directory);
+        assert_eq!(tree.lookup(root, b"none"), Err(TreeError::NotFound));
+        let hostname = tree.lookup(etc, b"hostname").unwrap();
+        assert_eq!(tree.lookup(hostname, b"x"), Err(TreeError::NotDirectory));
+        assert_eq!(bytes(&tree, hostname, 1, 100), b"ode\n");
+        let file = tree.lookup(root, b"long").unwrap();
+        assert_eq!(tree.attr(file).unwrap().size, 200_000);
+        assert_eq!(bytes(&tree, file, 4000, 150_000), long[4000..154_000]);
+        let link = tree.lookup(root, b"link").unwrap();
+        let mut target = Vec::new();
+        tree.readlink(link, &mut target).unwrap();
+        assert_eq!(target, b"etc/hostname");
+        assert_eq!(tree.readlink(etc, &mut target), Err(TreeError::WrongKind));
+
+        // Entry by entry, each from the cookie of the one before.
+        let (mut names, mut cookie) = (Vec::new(), 0);
+        loop {
+            let before = names.len();
+            tree.readdir(root, cookie, &mut |entry| {
+                names.push(entry.name.to_vec());
+                cookie = entry.cookie;
+                ControlFlow::Break(())
+            })
+            .unwrap();
+            if names.len() == before {
+                break;
+            }
+        }
+        names.sort();
+        assert_eq!(names, [&b"etc"[..], b"link", b"long"]);
+    }
+
+    fn bytes(tree: &Served, ino: u32, offset: u64, len: u32) -> Vec<u8> {
+        use std::os::unix::fs::FileExt as _;
+        let mut out = Vec::new();
+        tree.read(ino, offset, len, &mut |extent| match extent {
+            nfs::Extent::Bytes(bytes) => out.extend_from_slice(bytes),
+            nfs::Extent::Zero(len) => out.resize(out.len() + len as usize, 0),
+            nfs::Extent::File { file, offset, len } => {
+                let start = out.len();
+                out.resize(start + len as usize, 0);
+                file.read_exact_at(&mut out[start..], offset).unwrap();
+            }
+        })
+        .unwrap();
+        out
+    }
+}

@@ -190,7 +190,7 @@ fn a_node_powers_off_while_its_server_is_alive() {
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
-fn a_node_powers_off_while_its_server_is_dead() {
+fn full_a_node_powers_off_while_its_server_is_dead() {
     powers_off(Site::kill_daemon);
 }
 

@@ -159,3 +159,91 @@ fn response(status: u16, content_type: &'static str, body: Bytes) -> Response<Fu
         .body(Full::new(body))
         .expect("a status and two plain headers make a response")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::sync::mpsc::sync_channel;
+
+    use engine::Content;
+
+    use super::*;
+    use crate::keys::Keys;
+
+    /// The raw answer to a raw request, from a server that answers every target alike.
+    fn exchange(request: &[u8]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let store = image::Store::open(dir.path().join("store")).unwrap();
+        let profile = image::initramfs::Profile::Virtual;
+        let (hub, messages) = sync_channel(16);
+        let server = Server {
+            contents: Arc::new(Contents::new(
+                store,
+                dir.path().to_owned(),
+                Vec::new().into(),
+                profile,
+            )),
+            identities: Identities {
+                keys: Keys::open(dir.path()).unwrap(),
+            },
+            hub,
+        };
+        std::thread::spawn(move || {
+            for message in messages {
+                if let Message::Http(_, asker) = message {
+                    let _ = asker.send(HttpAnswer {
+                        status: 200,
+                        content_type: "application/octet-stream",
+                        body: HttpBody::Content(Content::Bytes(b"bytes".to_vec())),
+                        path: None,
+                    });
+                }
+            }
+        });
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let _entered = runtime.enter();
+        let listener = TcpListener::from_std(listener).unwrap();
+        runtime.spawn(serve(listener, Arc::new(server)));
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let patience = Some(Duration::from_secs(10));
+        stream.set_read_timeout(patience).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn headers_are_what_grub_can_read() {
+        let answer = exchange(b"GET /file HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("\r\nContent-Length: 5\r\n"), "{answer}");
+        assert!(!answer.contains("Transfer-Encoding"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nbytes"), "{answer}");
+    }
+
+    #[test]
+    fn head_has_the_length_without_the_body() {
+        let answer = exchange(b"HEAD /file HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert!(answer.contains("\r\nContent-Length: 5\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+
+    #[test]
+    fn a_body_that_is_too_long_is_refused() {
+        let head = format!(
+            "POST /identity HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            MAX_HTTP_BODY_BYTES + 1
+        );
+        let body = vec![b'x'; MAX_HTTP_BODY_BYTES + 1];
+        let answer = exchange(&[head.as_bytes(), &body].concat());
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    }
+}

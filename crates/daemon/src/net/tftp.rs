@@ -201,3 +201,102 @@ impl Job {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    fn starter(dir: &std::path::Path, hub: Inbox) -> Starter {
+        let store = image::Store::open(dir.join("store")).unwrap();
+        let profile = image::initramfs::Profile::Virtual;
+        let contents = Contents::new(store, dir.to_owned(), Vec::new().into(), profile);
+        Starter {
+            contents: Arc::new(contents),
+            hub,
+            addresses: vec![(Ipv4Addr::LOCALHOST, 8)],
+            running: Arc::default(),
+        }
+    }
+
+    /// Answers one request with `bytes`; how the transfer ended.
+    fn serve_one(bytes: Vec<u8>, dir: &std::path::Path, client: &mut Command) -> Input {
+        let (hub, messages) = sync_channel(16);
+        let starter = starter(dir, hub.clone());
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        std::thread::spawn(move || receive(&socket, &hub));
+        let mut child = client
+            .arg(format!("tftp://127.0.0.1:{port}/file"))
+            .spawn()
+            .unwrap();
+        let mut bytes = Some(bytes);
+        let ended = loop {
+            let message = messages.recv_timeout(Duration::from_secs(20)).unwrap();
+            let Message::Input(input) = message else {
+                panic!("something else than an input");
+            };
+            let Input::Tftp { peer, packet } = input else {
+                break input;
+            };
+            let Ok(Packet::Read(request)) = Packet::decode(&packet) else {
+                panic!("not a read request: {packet:?}");
+            };
+            // A repeated request is the same one.
+            let Some(bytes) = bytes.take() else { continue };
+            let answer = TftpAnswer::Transfer {
+                transfer: Box::new(Transfer::new(request.options)),
+                content: Content::Bytes(bytes),
+                path: "file".into(),
+            };
+            starter.start(peer, answer);
+        };
+        assert!(child.wait().unwrap().success());
+        assert!(starter.running.lock().unwrap().is_empty());
+        ended
+    }
+
+    #[test]
+    fn a_real_client_gets_every_byte() {
+        if Command::new("curl").arg("--version").output().is_err() {
+            println!("skipped: no curl");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for (length, block) in [(1024, "512"), (300_001, "1400")] {
+            let bytes: Vec<u8> = (0..length).map(|count: u32| (count % 251) as u8).collect();
+            let got = dir.path().join("got");
+            let mut client = Command::new("curl");
+            client.args(["--silent", "--show-error", "--max-time", "15"]);
+            client.args(["--tftp-blksize", block, "--output"]).arg(&got);
+            let ended = serve_one(bytes.clone(), dir.path(), &mut client);
+            let Input::TransferEnded {
+                bytes: sent,
+                outcome,
+                ..
+            } = ended
+            else {
+                panic!("expected the end of a transfer, got {ended:?}");
+            };
+            assert_eq!(outcome, TransferOutcome::Done);
+            assert_eq!(sent, u64::from(length));
+            assert_eq!(std::fs::read(&got).unwrap_or_default(), bytes);
+        }
+    }
+
+    #[test]
+    fn one_address_has_few_transfers_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let starter = starter(dir.path(), sync_channel(1).0);
+        let (one, other) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        for _ in 0..TRANSFERS_OF_ONE_MAX {
+            assert!(starter.admit(one));
+        }
+        assert!(!starter.admit(one));
+        assert!(starter.admit(other));
+        leave(&starter.running, one);
+        assert!(starter.admit(one));
+    }
+}
