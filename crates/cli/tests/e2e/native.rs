@@ -2,7 +2,7 @@
 //! firmware. Their initramfs and command lines come from the command, as a firmware's would.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lab::{Hardware, MacAddress, Machine, Tool, Uml};
@@ -251,11 +251,11 @@ fn initrd(site: &Site) -> PathBuf {
 }
 
 /// Plans a start and makes it.
-fn power_on(site: &Site, initrd: &PathBuf, index: u16) -> Machine {
+fn power_on(site: &Site, initrd: &Path, index: u16) -> Machine {
     let mac = MacAddress::nth(index);
     let plan = site.slate_json(&["node", "plan", &mac.to_string(), "--json"]);
     let hardware = Uml {
-        initrd: Some(initrd.clone()),
+        initrd: Some(initrd.to_path_buf()),
         command_line: text(&plan, "cmdline"),
         memory_mib: MEMORY_MIB,
     };
