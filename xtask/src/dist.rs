@@ -1,5 +1,6 @@
 //! `cargo xtask dist`: the release binary, static, with /init inside.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -7,8 +8,22 @@ use anyhow::Context;
 use crate::workspace::{cargo, must_succeed, target_directory};
 use crate::{elf, install};
 
-/// Builds `target/dist/slate` and checks that it is static.
+/// Builds `target/dist/slate` and says so.
 pub fn run() -> anyhow::Result<ExitCode> {
+    let distributed = build()?;
+    let bytes = std::fs::metadata(&distributed)
+        .with_context(|| format!("reading {}", distributed.display()))?
+        .len();
+    println!(
+        "{}: {:.1} MB, static",
+        distributed.display(),
+        bytes as f64 / 1e6
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the release binary and checks that it is static; its path.
+pub fn build() -> anyhow::Result<PathBuf> {
     install::ensure_build()?;
     must_succeed(&mut cargo([
         "build",
@@ -30,10 +45,5 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let distributed = folder.join("slate");
     std::fs::copy(&built, &distributed)
         .with_context(|| format!("writing {}", distributed.display()))?;
-    println!(
-        "{}: {:.1} MB, static",
-        distributed.display(),
-        program.len() as f64 / 1e6
-    );
-    Ok(ExitCode::SUCCESS)
+    Ok(distributed)
 }

@@ -6,11 +6,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 use lab::{GATEWAY, Network, Process};
 
+use super::boot::KERNEL_ARGS;
 use crate::install::Extra;
 use crate::workspace::must_succeed;
 
 /// What the peer is made of.
-pub const PROGRAMS: [Extra; 5] = [
+pub const PROGRAMS: [Extra; 6] = [
     Extra {
         path: "/usr/sbin/dnsmasq",
         package: "dnsmasq-base",
@@ -36,7 +37,15 @@ pub const PROGRAMS: [Extra; 5] = [
         package: "util-linux",
         purpose: "run dracut in the image",
     },
+    Extra {
+        path: "/usr/bin/ssh-keygen",
+        package: "openssh-client",
+        purpose: "give the peer's image host keys",
+    },
 ];
+
+/// Its name in the results.
+pub const NAME: &str = "dnsmasq + NFS-Ganesha + dracut";
 
 /// The boot files, and the tree that is exported.
 pub struct Peer {
@@ -51,6 +60,16 @@ pub struct Servers {
     _dnsmasq: Process,
     _ganesha: Process,
 }
+
+/// Unpacks the image's archive into the folder that is exported. The recipe's image has host keys,
+/// the same on every node: without any, its SSH server would fail and be tried again.
+const UNPACK: &str = r#"
+set -e
+rm -rf "$2"
+mkdir -p "$2"
+tar --extract --file="$1" --directory="$2" --numeric-owner --xattrs --xattrs-include='*'
+ssh-keygen -A -f "$2" > /dev/null
+"#;
 
 /// Runs in a private mount namespace: a copy of the image gets dracut, which makes its initramfs;
 /// the image itself stays as it is.
@@ -69,17 +88,21 @@ chmod 0644 "$2/boot/initrd.peer"
 "#;
 
 impl Peer {
-    /// Makes the peer's boot files for the unpacked image `root`; kept in `cache`.
-    pub fn prepare(root: &Path, cache: &Path) -> anyhow::Result<Self> {
+    /// Unpacks the image's `archive` and makes boot files for it; both are kept in `folder`.
+    pub fn prepare(archive: &Path, folder: &Path) -> anyhow::Result<Self> {
+        let name = archive.file_stem().context("an archive without a name")?;
+        let folder = folder.join(name);
         let peer = Self {
-            root: root.to_owned(),
-            tftp: cache.join("tftp"),
-            scratch: cache.join("scratch"),
+            root: folder.join("root"),
+            tftp: folder.join("tftp"),
+            scratch: folder.join("scratch"),
         };
         std::fs::create_dir_all(&peer.scratch)
-            .with_context(|| format!("making {}", cache.display()))?;
+            .with_context(|| format!("making {}", folder.display()))?;
         if !peer.initrd().exists() {
-            peer.build(&cache.join("dracut"))?;
+            eprintln!("making the peer's root and initramfs, once");
+            run_script(UNPACK, archive, &peer.root).context("unpacking the image")?;
+            peer.build(&folder.join("dracut"))?;
         }
         Ok(peer)
     }
@@ -96,13 +119,7 @@ impl Peer {
     }
 
     fn build(&self, copy: &Path) -> anyhow::Result<()> {
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-c", PREPARE, "sh"])
-            .arg(&self.root)
-            .arg(copy)
-            .stdout(Stdio::null());
-        must_succeed(&mut command).context("running dracut in a copy of the image")?;
+        run_script(PREPARE, &self.root, copy).context("running dracut in a copy of the image")?;
         std::fs::create_dir_all(self.tftp.join("grub"))?;
         let boot =
             std::fs::read_dir(self.root.join("boot")).context("listing the image's /boot")?;
@@ -127,7 +144,7 @@ impl Peer {
                 .with_context(|| format!("copying {}", from.display()))?;
         }
         let config = format!(
-            "linux /vmlinuz console=ttyS0 root=nfs4:{GATEWAY}:/export/root:ro,vers=4.2 rootovl ip=dhcp rd.neednet=1\ninitrd /initrd\nboot\n"
+            "linux /vmlinuz {KERNEL_ARGS} root=nfs4:{GATEWAY}:/export/root:ro,vers=4.2 rootovl ip=dhcp rd.neednet=1\ninitrd /initrd\nboot\n"
         );
         std::fs::write(self.tftp.join("grub/grub.cfg"), config)?;
         // Last, because its presence says that the rest is there.
@@ -195,6 +212,17 @@ impl Peer {
             self.root.display(),
         )
     }
+}
+
+/// Runs a script of two arguments in a mount namespace of its own; it keeps only its errors.
+fn run_script(script: &str, from: &Path, to: &Path) -> anyhow::Result<()> {
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(from)
+        .arg(to)
+        .stdout(Stdio::null());
+    must_succeed(&mut command)
 }
 
 fn is_kernel(path: &Path) -> bool {

@@ -1,0 +1,186 @@
+//! Our side: the release binary, serving the image that the peer exports.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context, bail, ensure};
+use lab::{Hardware, MacAddress, Machine, Network, Process, Uml};
+use serde_json::Value;
+
+use crate::workspace::must_succeed;
+
+/// How long a daemon may take until it serves, and a node until it is up.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Enough for a Debian under User-Mode Linux.
+const UML_MEMORY_MIB: u32 = 384;
+
+/// `slate`, with a store that holds the image.
+pub struct Ours {
+    program: PathBuf,
+    folder: PathBuf,
+    image: String,
+}
+
+impl Ours {
+    /// Makes sure that the store in `folder` has `image`, one that `slate image build` knows; its
+    /// archive stays in `cache`.
+    pub fn prepare(
+        program: PathBuf,
+        folder: PathBuf,
+        image: &str,
+        cache: &Path,
+    ) -> anyhow::Result<Self> {
+        let ours = Self {
+            program,
+            folder,
+            image: image.to_owned(),
+        };
+        std::fs::create_dir_all(ours.folder.join("state"))
+            .with_context(|| format!("making {}", ours.folder.display()))?;
+        let tag = format!("{image}:latest");
+        let mut build = ours.slate(&["image", "build", image, "--name", &tag]);
+        must_succeed(build.env("SLATE_CACHE_DIR", cache).stdout(Stdio::null()))?;
+        Ok(ours)
+    }
+
+    /// Starts `slate up` on `network`, with no node known yet; `options` are added to its own.
+    pub fn start(&self, network: &Network, options: &[&str]) -> anyhow::Result<Process> {
+        for file in ["state.db", "state.db-wal", "state.db-shm"] {
+            let _ = std::fs::remove_file(self.folder.join("state").join(file));
+        }
+        let interface = network.interface();
+        let mut up = self.slate(&["up", "--interface", interface, "--dhcp", "authoritative"]);
+        up.args(["--image", &self.image, "--drivers", "virtual"])
+            .args(options)
+            .stdout(Stdio::piped());
+        let mut daemon = network.spawn(up).context("starting slate up")?;
+        let printed = daemon.take_stdout().context("a pipe was asked for")?;
+        wait_ready(printed)?;
+        Ok(daemon)
+    }
+
+    /// The size of the initramfs that the node `mac` last fetched.
+    pub fn initrd_bytes(&self, mac: MacAddress) -> anyhow::Result<u64> {
+        let node = self.ask(&["node", "show", &mac.to_string(), "--json"])?;
+        node["initrd_bytes"]
+            .as_u64()
+            .filter(|bytes| *bytes > 0)
+            .context("slate node show names no initrd_bytes")
+    }
+
+    /// Powers four User-Mode Linux nodes on at once, with `options` for the daemon: how long the
+    /// slowest takes until it is up, in seconds.
+    pub fn four_at_once(&self, options: &[&str]) -> anyhow::Result<f64> {
+        let network = Network::new()?;
+        let _daemon = self.start(&network, options)?;
+        let initrd = self.folder.join("uml-initrd");
+        let modules = Uml::modules().context("the modules of User-Mode Linux are not installed")?;
+        let mut build = self.slate(&["image", "initrd"]);
+        build
+            .arg("--modules")
+            .arg(modules)
+            .arg("--output")
+            .arg(&initrd);
+        must_succeed(build.stdout(Stdio::null()))?;
+        let machines: Vec<Machine> = (1..=4)
+            .map(|index| self.power_on(&network, &initrd, index))
+            .collect::<anyhow::Result<_>>()?;
+        let mut slowest: f64 = 0.0;
+        for machine in &machines {
+            let powered_on = machine.powered_on().duration_since(UNIX_EPOCH)?;
+            let up_s = self.wait_up(machine)? - powered_on.as_secs_f64();
+            slowest = slowest.max(up_s);
+        }
+        Ok(slowest)
+    }
+
+    fn power_on(&self, network: &Network, initrd: &Path, index: u16) -> anyhow::Result<Machine> {
+        let mac = MacAddress::nth(index);
+        let plan = self.ask(&["node", "plan", &mac.to_string(), "--json"])?;
+        let command_line = plan["cmdline"]
+            .as_str()
+            .context("slate node plan names no cmdline")?;
+        let hardware = Hardware::Uml(Uml {
+            initrd: Some(initrd.to_owned()),
+            command_line: command_line.to_owned(),
+            memory_mib: UML_MEMORY_MIB,
+        });
+        Ok(Machine::power_on(
+            network,
+            &format!("node{index}"),
+            mac,
+            hardware,
+            None,
+        )?)
+    }
+
+    /// Waits for the event that a node is up; its time, in seconds since the epoch.
+    fn wait_up(&self, machine: &Machine) -> anyhow::Result<f64> {
+        let mac = machine.mac().to_string();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let printed = self.output(&["events", "--json"])?;
+            let events = printed
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let up = events
+                .filter(|event| event["mac"] == mac.as_str() && event["kind"] == "up")
+                .find_map(|event| event["at_ms"].as_f64());
+            if let Some(at_ms) = up {
+                return Ok(at_ms / 1000.0);
+            }
+            if Instant::now() > end {
+                let last = machine.console().last_lines(8);
+                bail!(
+                    "{} does not come up; its last lines:\n{last}",
+                    machine.name()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    fn ask(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let printed = self.output(arguments)?;
+        serde_json::from_str(&printed).with_context(|| format!("slate {}", arguments.join(" ")))
+    }
+
+    fn output(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.slate(arguments).output().context("starting slate")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "slate {}: {errors}",
+            arguments.join(" ")
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn slate(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .env("SLATE_STATE_DIR", self.folder.join("state"))
+            .env("SLATE_RUN_DIR", self.folder.join("run"))
+            .stdin(Stdio::null());
+        command
+    }
+}
+
+/// Waits until the daemon says that nodes can boot; what it prints after that is read and dropped.
+fn wait_ready(printed: ChildStdout) -> anyhow::Result<()> {
+    let (sender, ready) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(printed).lines().map_while(Result::ok) {
+            if line.contains(": ready, initramfs") {
+                let _ = sender.send(());
+            }
+        }
+    });
+    ready
+        .recv_timeout(PATIENCE)
+        .context("slate up does not say that its image is ready")
+}
