@@ -14,9 +14,12 @@ use anyhow::{Context, bail};
 const ROUNDS: usize = 3;
 
 /// What the user asked for.
+#[derive(Clone, Copy)]
 struct Options {
     json: bool,
     rounds: usize,
+    /// Leave the peer out.
+    ours: bool,
 }
 
 /// Runs the benchmark that `arguments` name.
@@ -26,7 +29,7 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     };
     let options = Options::parse(rest)?;
     let report = match name {
-        "boot" => boot::run(options.rounds)?,
+        "boot" => boot::run(options)?,
         _ => bail!("unknown benchmark: {name}; known: boot"),
     };
     if options.json {
@@ -42,11 +45,13 @@ impl Options {
         let mut options = Self {
             json: false,
             rounds: ROUNDS,
+            ours: false,
         };
         let mut words = arguments.iter();
         while let Some(&word) = words.next() {
             match word {
                 "--json" => options.json = true,
+                "--ours" => options.ours = true,
                 "--rounds" => {
                     let number = words.next().context("--rounds: expected a number")?;
                     options.rounds = number
@@ -57,7 +62,7 @@ impl Options {
                             format!("--rounds: expected a number above 0, got {number}")
                         })?;
                 }
-                _ => bail!("unknown option: {word}; known: --json, --rounds N"),
+                _ => bail!("unknown option: {word}; known: --json, --ours, --rounds N"),
             }
         }
         Ok(options)

@@ -18,8 +18,9 @@ cargo xtask CHORE
 
   test [--full]              every test, end-to-end boots included; installs what is missing
   try [ARGUMENTS]            build, then `slate try ARGUMENTS` as root
-  bench boot [--rounds N] [--json]
-                             boot a virtual machine with Cleanslate and with what it replaces, in turn
+  bench boot [--rounds N] [--ours] [--json]
+                             boot a virtual machine with Cleanslate and with what it replaces, in
+                             turn; --ours leaves the peer out
   tidy                       the rules of the architecture
   lint                       formatting and clippy
   dist                       the release binary: target/dist/slate";

@@ -18,9 +18,10 @@ use crate::adopt::{self, adopt};
 use crate::backoff::Backoff;
 use crate::failure::{Failure, Remedy};
 use crate::modules::Modules;
+use crate::mount::ROOT;
 use crate::network::{self, Configured};
 use crate::report::{BEACON_PATH, Reporter, monotonic_us};
-use crate::{exchange, mount as root_mount, switch, uevent};
+use crate::{exchange, mount as root_mount, switch, uevent, warm};
 
 /// How long a node shows what is wrong with its configuration before it tries another boot.
 const REBOOT_AFTER: Duration = Duration::from_secs(60);
@@ -75,10 +76,12 @@ fn boot(args: &'static BootArgs, report: &'static Reporter) -> Result<Infallible
     let _ = core.join();
     name_client(args, &network);
     mount_root(root, &network, report)?;
+    let warming = thread::spawn(|| warm::directories(ROOT));
     let document = identity
         .map(|it| it.join().unwrap_or_else(|_| Err(panicked())))
         .transpose()?;
     leave_agent(report);
+    let _ = warming.join();
     enter(args, &network, document.as_ref(), report)
 }
 

@@ -17,6 +17,7 @@ mod rtnl;
 mod switch;
 mod sys;
 mod uevent;
+mod warm;
 
 fn main() {
     if std::process::id() == 1 {

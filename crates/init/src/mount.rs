@@ -3,13 +3,16 @@
 use std::ffi::CString;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 
+use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use wire::cmdline::NfsRoot;
 use wire::stage::Stage;
 
 use crate::failure::{Failure, Remedy};
+use crate::warm;
 
 /// Where the finished root is mounted.
 pub const ROOT: &str = "/root";
@@ -24,6 +27,8 @@ const LAYERS: &str = "/run/slate/layers";
 pub fn root(root: &NfsRoot, server: Option<Ipv4Addr>, client: Ipv4Addr) -> Result<String, Failure> {
     let server = root.server.or(server).ok_or_else(no_server)?;
     let mounted = mount_lower(root, server, client)?;
+    // Slower reads are better than none.
+    let _ = warm::read_ahead(LOWER);
     overlay().map_err(|error| {
         let cause = format!("mounting the overlay: {error}");
         let hint = "the initramfs needs the module overlay, the kernel CONFIG_TMPFS_XATTR";
@@ -171,6 +176,7 @@ fn overlay() -> std::io::Result<()> {
     for directory in ["/upper/data", "/upper/work"] {
         fs::create_dir(directory)?;
     }
+    hide_mount_points()?;
     let layers = c"lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work,\
         index=off,metacopy=off,xino=on";
     mount("overlay", ROOT, "overlay", MountFlags::empty(), layers)?;
@@ -180,6 +186,24 @@ fn overlay() -> std::io::Result<()> {
     )?;
     unmount(LOWER, UnmountFlags::DETACH)?;
     unmount(UPPER, UnmountFlags::DETACH)?;
+    Ok(())
+}
+
+/// What lies below mount points is nobody's business, but each attempt to make one of them anew
+/// (`mkdir -p`) would ask the server. Opaque directories of the upper layer answer for themselves.
+fn hide_mount_points() -> std::io::Result<()> {
+    for (name, mode) in [
+        ("dev", 0o755),
+        ("proc", 0o555),
+        ("run", 0o755),
+        ("sys", 0o555),
+    ] {
+        let path = format!("{UPPER}/data/{name}");
+        fs::create_dir(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        // Without extended attributes the layers are merged, and nothing is lost.
+        let _ = rustix::fs::setxattr(&path, c"trusted.overlay.opaque", b"y", XattrFlags::empty());
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use lab::{Firmware, Hardware, MacAddress, Machine, Network, Qemu, Tool};
 
+use super::Options;
 use super::capture::{Capture, Traffic};
 use super::ours::Ours;
 use super::peer::{self, Peer};
@@ -27,8 +28,9 @@ const TOOLS: [Tool; 5] = [
     Tool::Mmdebstrap,
 ];
 
-/// Runs it: `rounds` boots of each side, in turn.
-pub fn run(rounds: usize) -> anyhow::Result<Report> {
+/// Runs it: boots of each side, in turn.
+pub fn run(options: Options) -> anyhow::Result<Report> {
+    let rounds = options.rounds;
     if !is_root() {
         bail!("the benchmark makes networks and exports files: run it as root");
     }
@@ -36,12 +38,16 @@ pub fn run(rounds: usize) -> anyhow::Result<Report> {
     let folder = target_directory()?.join("bench");
     let cache = std::env::var_os("SLATE_CACHE_DIR").map_or_else(|| folder.clone(), PathBuf::from);
     let ours = Ours::prepare(dist::build()?, folder.join("ours"), IMAGE, &cache)?;
-    let peer = Peer::prepare(&archive(&cache)?, &folder)?;
+    let peer = (!options.ours)
+        .then(|| Peer::prepare(&archive(&cache)?, &folder))
+        .transpose()?;
     let (mut our_boots, mut their_boots) = (Vec::new(), Vec::new());
     let (mut identical, mut named) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
-        their_boots.push(boot_peer(&peer, &folder).with_context(|| peer::NAME)?);
-        say(round, rounds, "peer", their_boots.last());
+        if let Some(peer) = &peer {
+            their_boots.push(boot_peer(peer, &folder).context(peer::NAME)?);
+            say(round, rounds, "peer", their_boots.last());
+        }
         our_boots.push(boot_ours(&ours, &folder).context("Cleanslate")?);
         say(round, rounds, "ours", our_boots.last());
         named.push(ours.four_at_once(&[])?);
@@ -176,7 +182,7 @@ fn rows(ours: &[Boot], theirs: &[Boot]) -> Vec<Row> {
             name,
             unit,
             ours: middle(ours, read),
-            peer: Some((peer::NAME, middle(theirs, read))),
+            peer: (!theirs.is_empty()).then(|| (peer::NAME, middle(theirs, read))),
         })
         .collect()
 }

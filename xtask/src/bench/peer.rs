@@ -61,14 +61,17 @@ pub struct Servers {
     _ganesha: Process,
 }
 
-/// Unpacks the image's archive into the folder that is exported. The recipe's image has host keys,
-/// the same on every node: without any, its SSH server would fail and be tried again.
+/// Unpacks the image's archive into the folder that is exported, with what a node needs to keep
+/// running: host keys, the same on every node (without any, its SSH server would fail and be tried
+/// again), and a network configuration that leaves the address alone which the root depends on.
 const UNPACK: &str = r#"
 set -e
 rm -rf "$2"
 mkdir -p "$2"
 tar --extract --file="$1" --directory="$2" --numeric-owner --xattrs --xattrs-include='*'
 ssh-keygen -A -f "$2" > /dev/null
+printf '[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\nKeepConfiguration=yes\n\n[DHCPv4]\nClientIdentifier=mac\n' \
+    > "$2/etc/systemd/network/10-root.network"
 "#;
 
 /// Runs in a private mount namespace: a copy of the image gets dracut, which makes its initramfs;

@@ -15,5 +15,7 @@ pub(crate) const PROGRAM: u32 = 100_003;
 pub(crate) const MAX_READ: u32 = 1 << 20;
 /// Seconds after which a client without calls would lose its state, if state could be lost here. It
 /// also bounds how long a Linux client waits between attempts to reconnect (half of it), so it is
-/// short.
-pub(crate) const LEASE_SECONDS: u32 = 20;
+/// short; but not shorter, since every third of it the client gives up the delegations that it did
+/// not use (`nfs_expire_unreferenced_delegations` in fs/nfs/delegation.c), in the middle of a boot
+/// too.
+pub(crate) const LEASE_SECONDS: u32 = 60;
