@@ -14,6 +14,8 @@ use image::files::Root;
 use image::initramfs::{self, ModuleSource, Profile};
 use image::{Store, StoredTree};
 
+use crate::trace::Traces;
+
 /// Most boot files held in memory.
 const HELD_MAX: usize = 32;
 
@@ -25,6 +27,7 @@ pub struct Contents {
     cache: PathBuf,
     init: Arc<[u8]>,
     profile: Profile,
+    traces: Traces,
     held: Mutex<HashMap<(Digest, BootFile), Slot>>,
 }
 
@@ -33,10 +36,26 @@ impl Contents {
     pub fn new(store: Store, cache: PathBuf, init: Arc<[u8]>, profile: Profile) -> Contents {
         Contents {
             store,
+            traces: Traces::new(cache.clone()),
             cache,
             init,
             profile,
             held: Mutex::default(),
+        }
+    }
+
+    /// What boots read, learned and kept beside the initramfs.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
+    /// A node that runs the version is up. The first one leaves a trace for those after it, which
+    /// from now on is in their initramfs.
+    pub fn learn(&self, digest: Digest) {
+        match self.traces.finish(digest, || self.store.open_tree(digest)) {
+            Ok(true) => drop(self.lock().remove(&(digest, BootFile::Initrd))),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, %digest, "what its boot reads is not kept"),
         }
     }
 
@@ -102,7 +121,13 @@ impl Contents {
             BootFile::Kernel => read(&tree, &boot.kernel.vmlinuz),
             BootFile::Shim => read(&tree, &boot.shim.map_err(|error| error.to_string())?),
             BootFile::Grub => read(&tree, &boot.grub.map_err(|error| error.to_string())?),
-            BootFile::Initrd => self.initrd(digest, &tree, &boot.kernel.version),
+            BootFile::Initrd => {
+                let initrd = self.initrd(digest, &tree, &boot.kernel.version)?;
+                Ok(match self.traces.get(digest) {
+                    Some(trace) => initramfs::with_trace(&initrd, &trace).into(),
+                    None => initrd,
+                })
+            }
         }
     }
 

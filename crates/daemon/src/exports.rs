@@ -122,7 +122,7 @@ impl Follower {
 
     fn export_one(&mut self, path: &str, digest: Digest) {
         let tree = match self.store.open_tree(digest) {
-            Ok(tree) => Arc::new(Served(tree)),
+            Ok(tree) => Arc::new(Served(tree, self.contents.traces().recorder(digest))),
             Err(error) => {
                 tracing::error!(%error, %digest, "an image version cannot be served");
                 return;

@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendErr
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::{
-    CommandError, CommandReply, Engine, HttpAnswer, Input, InterfaceId, Output, Timestamp,
+    CommandError, CommandReply, Engine, Event, EventKind, HttpAnswer, Input, InterfaceId, Output,
+    Timestamp,
 };
 
 use crate::Notice;
@@ -183,7 +184,8 @@ impl Hub {
 
     fn send(&mut self, output: Output, asker: &mut Asker) {
         match output {
-            Output::Persist(_) | Output::Event(_) => {}
+            Output::Persist(_) => {}
+            Output::Event(event) => self.learn(&event),
             Output::Dhcp {
                 interface,
                 destination,
@@ -204,6 +206,18 @@ impl Hub {
                     let _ = asker.send(reply);
                 }
             }
+        }
+    }
+
+    /// Once a node is up, its version's trace is complete. Writing it waits for nobody here.
+    fn learn(&self, event: &Event) {
+        if let EventKind::Up {
+            image: Some(digest),
+            ..
+        } = event.kind
+        {
+            let contents = Arc::clone(&self.tftp.contents);
+            std::thread::spawn(move || contents.learn(digest));
         }
     }
 }

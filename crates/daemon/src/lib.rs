@@ -19,6 +19,7 @@ mod options;
 pub mod preflight;
 mod run;
 mod state;
+mod trace;
 mod tree;
 mod unwritten;
 mod views;

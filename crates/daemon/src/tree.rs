@@ -1,12 +1,16 @@
 //! A stored image version as the NFS server sees it.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use image::{Extent, Kind, Seek, StoredTree};
 use nfs::{Attr, DirEntry, FileKind, Time, Tree, TreeError, Usage, Whence};
 
-/// Serves a stored version over NFS; inode numbers are the store's own.
-pub struct Served(pub StoredTree);
+use crate::trace::Recorder;
+
+/// Serves a stored version over NFS; inode numbers are the store's own. The recorder, where there
+/// is one, is told of every read.
+pub struct Served(pub StoredTree, pub Option<Arc<Recorder>>);
 
 impl Tree for Served {
     fn root(&self) -> u32 {
@@ -84,6 +88,9 @@ impl Tree for Served {
     ) -> Result<(), TreeError> {
         if self.0.attr(ino).map_err(stale)?.kind != Kind::File {
             return Err(TreeError::WrongKind);
+        }
+        if let Some(recorder) = &self.1 {
+            recorder.note(ino, offset, len.into());
         }
         for extent in self.0.read(ino, offset, len.into()).map_err(failed)? {
             match &extent {
@@ -187,7 +194,7 @@ mod tests {
             .publish(staged, image::Publish::Untagged, |_| Ok(()))
             .unwrap();
         assert_eq!(store.versions().unwrap(), [digest]);
-        let tree = Served(store.open_tree(digest).unwrap());
+        let tree = Served(store.open_tree(digest).unwrap(), None);
         let root = tree.root();
 
         let etc = tree.lookup(root, b"etc").unwrap();

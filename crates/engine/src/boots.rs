@@ -208,7 +208,7 @@ impl Engine {
         }
         boot.timeline.push(StageAt { stage, at: now });
         boot.failure = None;
-        let (boot, started) = (boot.clone(), boot.started);
+        let (boot, started, image) = (boot.clone(), boot.started, boot.image);
         self.boots.watch(now + STUCK_AFTER);
         turn.persist(Record::Boot(boot));
         self.tell(
@@ -222,7 +222,15 @@ impl Engine {
         if stage == Stage::MultiUser {
             let address = self.leases.address_of(mac);
             let after_ms = now.millis_since(started);
-            self.tell(turn, Some(mac), EventKind::Up { address, after_ms });
+            self.tell(
+                turn,
+                Some(mac),
+                EventKind::Up {
+                    address,
+                    image,
+                    after_ms,
+                },
+            );
         }
     }
 

@@ -184,6 +184,9 @@ pub enum EventKind {
     Up {
         /// Its address.
         address: Option<Ipv4Addr>,
+        /// The image version that it runs, where its plan came from here.
+        #[serde(default, with = "crate::text::option")]
+        image: Option<Digest>,
         /// Milliseconds since the boot began.
         after_ms: u64,
     },
@@ -304,7 +307,9 @@ impl EventKind {
             EventKind::Stage { stage, text } if text.is_empty() => write!(out, "reached {stage}"),
             EventKind::Stage { stage, text } => write!(out, "reached {stage}: {text}"),
             EventKind::Info { stage, text } => write!(out, "says in {stage}: {text}"),
-            EventKind::Up { address, after_ms } => {
+            EventKind::Up {
+                address, after_ms, ..
+            } => {
                 let at = address.map(|it| format!(" at {it}")).unwrap_or_default();
                 write!(out, "is up{at}, {} after its start", Seconds(*after_ms))
             }
@@ -447,6 +452,7 @@ mod tests {
             (
                 EventKind::Up {
                     address: Some(address),
+                    image: None,
                     after_ms: 18_349,
                 },
                 "is up at 10.77.0.5, 18.3 s after its start",

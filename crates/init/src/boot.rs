@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -13,12 +14,12 @@ use rustix::system::{RebootCommand, reboot, sethostname};
 use wire::cmdline::{BootArgs, NfsRoot};
 use wire::identity::Document;
 use wire::stage::Stage;
+use wire::trace::TRACE_PATH;
 
 use crate::adopt::{self, adopt};
 use crate::backoff::Backoff;
 use crate::failure::{Failure, Remedy};
 use crate::modules::Modules;
-use crate::mount::ROOT;
 use crate::network::{self, Configured};
 use crate::report::{BEACON_PATH, Reporter, monotonic_us};
 use crate::{exchange, mount as root_mount, switch, uevent, warm};
@@ -76,12 +77,10 @@ fn boot(args: &'static BootArgs, report: &'static Reporter) -> Result<Infallible
     let _ = core.join();
     name_client(args, &network);
     mount_root(root, &network, report)?;
-    let warming = thread::spawn(|| warm::directories(ROOT));
     let document = identity
         .map(|it| it.join().unwrap_or_else(|_| Err(panicked())))
         .transpose()?;
     leave_agent(report);
-    let _ = warming.join();
     enter(args, &network, document.as_ref(), report)
 }
 
@@ -191,6 +190,8 @@ fn leave_agent(report: &Reporter) {
     if let Err(error) = fs::copy("/init", AGENT_PATH) {
         report.info(Stage::SwitchRoot, &format!("{AGENT_PATH}: {error}"));
     }
+    // Not there before a version's first boot is over.
+    let _ = fs::copy(TRACE_PATH, warm::TRACE);
 }
 
 fn enter(
@@ -211,6 +212,14 @@ fn enter(
     }
     if args.wants_shell() {
         shell(report);
+    }
+    if Path::new(warm::TRACE).exists()
+        && let Err(error) = Command::new(AGENT_PATH)
+            .arg0("@slate-warm")
+            .arg("warm")
+            .spawn()
+    {
+        report.info(Stage::SwitchRoot, &format!("reading ahead: {error}"));
     }
     let error = Command::new(init).args(&args.init_args).exec();
     let cause = format!("starting {init}: {error}");

@@ -25,6 +25,7 @@ fn main() {
     }
     match std::env::args().nth(1).as_deref() {
         Some("report") => agent::main(),
+        Some("warm") => warm::main(),
         _ => eprintln!("slate init: expected to be process 1 or to be called with \"report\""),
     }
 }

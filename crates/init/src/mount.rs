@@ -12,7 +12,6 @@ use wire::cmdline::NfsRoot;
 use wire::stage::Stage;
 
 use crate::failure::{Failure, Remedy};
-use crate::warm;
 
 /// Where the finished root is mounted.
 pub const ROOT: &str = "/root";
@@ -27,8 +26,6 @@ const LAYERS: &str = "/run/slate/layers";
 pub fn root(root: &NfsRoot, server: Option<Ipv4Addr>, client: Ipv4Addr) -> Result<String, Failure> {
     let server = root.server.or(server).ok_or_else(no_server)?;
     let mounted = mount_lower(root, server, client)?;
-    // Slower reads are better than none.
-    let _ = warm::read_ahead(LOWER);
     overlay().map_err(|error| {
         let cause = format!("mounting the overlay: {error}");
         let hint = "the initramfs needs the module overlay, the kernel CONFIG_TMPFS_XATTR";

@@ -1,54 +1,64 @@
-//! Spares the running system round trips to its server: most of a boot's calls ask for one name or
-//! one piece of a file after another.
+//! Reads ahead of the boot: most of its calls to the server ask for one name or one piece of a file
+//! after another, and each is waited for. The trace of an earlier boot says what will be asked.
+//!
+//! Runs as a process of its own beside the image's init.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::num::NonZeroU64;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::exit;
+use std::thread;
+use std::time::Duration;
 
-/// How far the kernel reads ahead in files of the server, in KiB. Its default of 128 is a disk's; a
-/// read over NFS costs the same up to 1 MiB, but what is read in vain fills memory.
-const READ_AHEAD_KIB: u32 = 256;
+use rustix::fs::{Advice, fadvise};
+use wire::trace::{Piece, decode};
 
-/// Directories in which every boot looks many names up. Listing one fetches what look-ups would.
-const BUSY: [&str; 9] = [
-    "",
-    "etc",
-    "usr",
-    "usr/bin",
-    "usr/lib",
-    "usr/lib64",
-    "usr/lib/systemd",
-    "usr/sbin",
-    "var",
-];
-/// Where Debian and its kin keep the libraries of one architecture: `usr/lib/x86_64-linux-gnu`.
-const MULTIARCH: &str = "-linux-gnu";
+/// Where `/init` leaves the trace.
+pub const TRACE: &str = "/run/slate/trace";
+/// How long files stay open: closing one is a call of its own, and a boot has better ones to wait
+/// for.
+const KEEP_OPEN: Duration = Duration::from_secs(120);
+/// The kernel takes no more of one piece of advice than one READ carries
+/// (`force_page_cache_ra` in mm/readahead.c).
+const ADVICE_BYTES: usize = 1 << 20;
 /// Entries after which a directory is large enough to be left to look-ups.
 const ENTRIES_MAX: usize = 4096;
 
-/// Sets the read-ahead of the file system mounted at `path`.
-pub fn read_ahead(path: &str) -> io::Result<()> {
-    let device = fs::metadata(path)?.dev();
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    // Documentation/ABI/testing/sysfs-class-bdi.
-    let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    fs::write(file, READ_AHEAD_KIB.to_string())
+/// Reads ahead, then ends.
+pub fn main() -> ! {
+    let pieces = decode(&fs::read(TRACE).unwrap_or_default());
+    let mut listed = HashSet::new();
+    let mut open = Vec::new();
+    // The pieces of one file follow each other.
+    for of_file in pieces.chunk_by(|one, next| one.path == next.path) {
+        let path = Path::new("/").join(OsStr::from_bytes(&of_file[0].path));
+        let directories = path.ancestors().skip(1);
+        directories.for_each(|directory| list(directory, &mut listed));
+        if let Ok(file) = File::open(&path) {
+            of_file.iter().for_each(|piece| read_ahead(&file, piece));
+            open.push(file);
+        }
+    }
+    thread::sleep(KEEP_OPEN);
+    exit(0)
 }
 
-/// Lists the busy directories of the root at `root`: the NFS client keeps every name's handle and
-/// attributes (READDIR asks for them).
-pub fn directories(root: &str) {
-    let libraries = multiarch(&Path::new(root).join("usr/lib"));
-    let busy = BUSY.into_iter().map(|it| Path::new(root).join(it));
-    for directory in busy.chain(libraries) {
+/// Lists a directory once: the NFS client keeps the handle and the attributes of every name.
+fn list(directory: &Path, listed: &mut HashSet<PathBuf>) {
+    if listed.insert(directory.to_owned()) {
         let entries = fs::read_dir(directory).into_iter().flatten();
         let _ = entries.take(ENTRIES_MAX).count();
     }
 }
 
-fn multiarch(libraries: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(libraries).ok()?.flatten();
-    let mut names = entries.filter(|it| it.file_name().to_string_lossy().ends_with(MULTIARCH));
-    names.next().map(|it| it.path())
+/// The kernel asks for the piece and does not wait for it.
+fn read_ahead(file: &File, piece: &Piece) {
+    let end = piece.offset.saturating_add(piece.len);
+    for offset in (piece.offset..end).step_by(ADVICE_BYTES) {
+        let len = (end - offset).min(ADVICE_BYTES as u64);
+        let _ = fadvise(file, offset, NonZeroU64::new(len), Advice::WillNeed);
+    }
 }

@@ -12,3 +12,4 @@ pub mod modtable;
 pub mod reader;
 pub mod stage;
 pub mod tftp;
+pub mod trace;

@@ -98,13 +98,17 @@ fn boot_peer(peer: &Peer, folder: &Path) -> anyhow::Result<Boot> {
     let network = Network::new()?;
     let _servers = peer.start(&network)?;
     let initrd_bytes = peer.initrd_bytes()?;
-    measure(&network, &folder.join("peer.pcap"), || Ok(initrd_bytes))
+    measure(&network, &folder.join("peer.pcap"), |_| Ok(initrd_bytes))
 }
 
 fn boot_ours(ours: &Ours, folder: &Path) -> anyhow::Result<Boot> {
     let network = Network::new()?;
     let _daemon = ours.start(&network, &["--kernel-args", KERNEL_ARGS])?;
-    let initrd_bytes = || ours.initrd_bytes(MacAddress::nth(1));
+    let initrd_bytes = |machine: &Machine| {
+        // The first boot of a version teaches the later ones; it has to be told that this one is up.
+        ours.wait_up(machine)?;
+        ours.initrd_bytes(machine.mac())
+    };
     measure(&network, &folder.join("ours.pcap"), initrd_bytes)
 }
 
@@ -123,7 +127,7 @@ struct Boot {
 fn measure(
     network: &Network,
     capture_file: &Path,
-    initrd_bytes: impl FnOnce() -> anyhow::Result<u64>,
+    initrd_bytes: impl FnOnce(&Machine) -> anyhow::Result<u64>,
 ) -> anyhow::Result<Boot> {
     let capture = Capture::start(network, capture_file.to_owned())?;
     let firmware = Firmware::find(false).context("OVMF is installed, but not found")?;
@@ -148,7 +152,7 @@ fn measure(
     };
     let kernel_s = line("Linux version")?;
     let multi_user_s = line("Reached target multi-user.target")?;
-    let initrd_bytes = initrd_bytes()?;
+    let initrd_bytes = initrd_bytes(&machine)?;
     let traffic = capture.finish(multi_user_s)?;
     Ok(Boot {
         power_on_s,

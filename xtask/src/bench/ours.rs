@@ -118,7 +118,7 @@ impl Ours {
     }
 
     /// Waits for the event that a node is up; its time, in seconds since the epoch.
-    fn wait_up(&self, machine: &Machine) -> anyhow::Result<f64> {
+    pub fn wait_up(&self, machine: &Machine) -> anyhow::Result<f64> {
         let mac = machine.mac().to_string();
         let end = Instant::now() + PATIENCE;
         loop {

@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use wire::cpio::{self, Member};
 use wire::digest::Digest;
 use wire::modtable::{Module, TABLE_PATH, Table};
+use wire::trace::TRACE_PATH;
 
 use index::Index;
 use profile::{CORE, HELPERS, SECOND_HALVES};
@@ -147,6 +148,18 @@ pub fn build(
             .collect(),
         firmware: shipped,
     })
+}
+
+/// An initramfs with the trace of a boot ([`wire::trace`]). It is an archive of its own before the
+/// other one: the kernel unpacks all that follow each other (initramfs-buffer-format.rst).
+pub fn with_trace(initramfs: &[u8], trace: &[u8]) -> Vec<u8> {
+    let mut contents = Contents::default();
+    contents.file(TRACE_PATH, 0o644, trace.to_vec());
+    match contents.archive() {
+        Ok(archive) => [&archive, initramfs].concat(),
+        // A trace too large for an archive is no use.
+        Err(_) => initramfs.to_vec(),
+    }
 }
 
 /// The name under which an initramfs can be kept: equal keys mean equal bytes.
