@@ -17,9 +17,9 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::net::sockopt;
 
 use crate::activity::Observer;
-use crate::connection::{Connection, Core};
+use crate::connection::{Connection, Core, NotRpc};
 use crate::exports::{ExportError, Exports, Snapshot};
-use crate::rpc::{self, Framed, MAX_RECORD};
+use crate::rpc::MAX_RECORD;
 use crate::stats::Stats;
 use crate::tree::Tree;
 use crate::xdr::Writer;
@@ -148,8 +148,50 @@ impl Server {
         self.shared.core.clients.snapshot()
     }
 
+    /// A connection of `address` without a socket, for tests and fuzzing.
+    #[doc(hidden)]
+    pub fn direct(&self, address: IpAddr) -> Direct {
+        Direct {
+            connection: Connection::open(&self.shared.core, address),
+            shared: Arc::clone(&self.shared),
+            reply: Writer::default(),
+        }
+    }
+
     /// Ends all threads and connections. Clients wait for a successor.
     pub fn shutdown(self) {}
+}
+
+/// A connection whose bytes its owner carries: what a socket's thread does, without the socket.
+#[doc(hidden)]
+pub struct Direct {
+    shared: Arc<Shared>,
+    connection: Connection,
+    reply: Writer,
+}
+
+impl Direct {
+    /// Answers the whole fragments in `bytes`. The replies with their record marks, or `None` where
+    /// a peer would be hung up on.
+    pub fn exchange(&mut self, mut bytes: &[u8]) -> Option<&[u8]> {
+        let exports = self.shared.exports.snapshot();
+        let core = &self.shared.core;
+        self.reply.truncate(0);
+        while let Some(rest) = self
+            .connection
+            .advance(core, &exports.table, bytes, &mut self.reply)
+            .ok()?
+        {
+            bytes = rest;
+        }
+        Some(self.reply.bytes())
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        self.connection.close(&self.shared.core);
+    }
 }
 
 impl Drop for Server {
@@ -200,14 +242,18 @@ struct Peer {
     connection: Connection,
     /// Received bytes that are no whole record yet, or cannot be answered yet.
     unread: Vec<u8>,
-    /// Earlier fragments of the record that is being received.
-    fragments: Vec<u8>,
     /// Replies that the peer does not take.
     unsent: Vec<u8>,
 }
 
 /// The connection is over.
 struct Hangup;
+
+impl From<NotRpc> for Hangup {
+    fn from(_: NotRpc) -> Hangup {
+        Hangup
+    }
+}
 
 impl From<io::Error> for Hangup {
     fn from(_: io::Error) -> Hangup {
@@ -327,7 +373,6 @@ impl Worker {
             stream,
             connection,
             unread: Vec::new(),
-            fragments: Vec::new(),
             unsent: Vec::new(),
         };
         self.peers.insert(token, peer);
@@ -371,7 +416,7 @@ impl Worker {
 
 impl Peer {
     fn kept(&self) -> usize {
-        self.unread.len() + self.fragments.len() + self.unsent.len()
+        self.unread.len() + self.connection.kept() + self.unsent.len()
     }
 
     fn end(mut self, shared: &Shared) {
@@ -422,17 +467,11 @@ impl Turn<'_> {
     fn answer(&mut self, peer: &mut Peer, len: usize) -> Result<(), Hangup> {
         let mut rest = &self.input[..len];
         while peer.unsent.is_empty() {
-            match rpc::split_fragment(rest) {
-                Framed::Partial => break,
-                Framed::TooLong => return Err(Hangup),
-                Framed::Fragment {
-                    body,
-                    last,
-                    rest: next,
-                } => {
-                    rest = next;
-                    call(self.shared, self.exports, peer, body, last, self.reply)?;
-                }
+            let (core, table) = (&self.shared.core, &self.exports.table);
+            let next = peer.connection.advance(core, table, rest, self.reply)?;
+            match next {
+                Some(next) => rest = next,
+                None => break,
             }
             if self.reply.len() >= FLUSH_LEN {
                 flush(peer, self.reply)?;
@@ -444,35 +483,6 @@ impl Turn<'_> {
         }
         flush(peer, self.reply)
     }
-}
-
-/// Takes a fragment; runs the call once it is whole.
-fn call(
-    shared: &Shared,
-    exports: &Snapshot,
-    peer: &mut Peer,
-    body: &[u8],
-    last: bool,
-    reply: &mut Writer,
-) -> Result<(), Hangup> {
-    let (core, table) = (&shared.core, &exports.table);
-    if last && peer.fragments.is_empty() {
-        return peer
-            .connection
-            .call(core, table, body, reply)
-            .map_err(|_| Hangup);
-    }
-    if peer.fragments.len() + body.len() > MAX_RECORD || body.is_empty() {
-        return Err(Hangup);
-    }
-    peer.fragments.extend_from_slice(body);
-    if !last {
-        return Ok(());
-    }
-    let record = std::mem::take(&mut peer.fragments);
-    peer.connection
-        .call(core, table, &record, reply)
-        .map_err(|_| Hangup)
 }
 
 /// Sends the replies; what the peer does not take stays with it.
