@@ -360,7 +360,7 @@ impl<'a> Compound<'a> {
         let whence = match what {
             0 => Whence::Data,
             1 => Whence::Hole,
-            _ => return Err(Status::INVAL),
+            _ => return Err(Status::UNION_NOTSUPP),
         };
         let (here, attr) = self.file()?;
         if offset >= attr.size {
