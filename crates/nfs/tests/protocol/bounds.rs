@@ -1,0 +1,1 @@
+//! Limits on what a stranger can grow.
