@@ -185,11 +185,15 @@ impl Connection {
     pub(crate) fn session(&mut self, core: &Core, id: &SessionId) -> Result<Arc<Session>> {
         if let Some(session) = &self.session
             && session.id == *id
-            && !session.ended.load(Ordering::Relaxed)
+            && !session.gone.load(Ordering::Relaxed)
         {
             return Ok(Arc::clone(session));
         }
         let session = core.state.session(id)?;
+        if self.back.iter().any(|other| other.id == *id) {
+            // It was dropped and is back: so is its backchannel.
+            self.bind_back(&session);
+        }
         self.session = Some(Arc::clone(&session));
         Ok(session)
     }
@@ -199,11 +203,11 @@ impl Connection {
         if self.back.iter().any(|other| Arc::ptr_eq(other, session)) {
             return;
         }
-        if self.back.len() >= MAX_BACK_SESSIONS {
-            self.back
-                .remove(0)
-                .back_connections
-                .fetch_sub(1, Ordering::Relaxed);
+        self.unbind(&session.id);
+        if self.back.len() >= MAX_BACK_SESSIONS
+            && let Some(id) = self.back.first().map(|oldest| oldest.id)
+        {
+            self.unbind(&id);
         }
         session.back_connections.fetch_add(1, Ordering::Relaxed);
         self.back.push(Arc::clone(session));

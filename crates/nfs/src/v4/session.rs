@@ -69,7 +69,6 @@ impl Compound<'_> {
             _ => return Err(Status::BADXDR),
         }
         self.skip_implementation_id()?;
-        self.keep_reply = true;
         let address = self.connection.client.address;
         let update = flags & EXCHANGE_UPDATE != 0;
         let exchanged = self.core.state.exchange(owner, address, verifier, update)?;
@@ -142,21 +141,22 @@ impl Compound<'_> {
         back.write(self.reply);
         let reply = self.reply.bytes_from(body);
         self.core.state.keep_create_reply(client, reply);
-        self.keep_reply = true;
         Ok(())
     }
 
     pub(super) fn destroy_session(&mut self) -> Result {
         let id = self.args.array()?;
-        self.keep_reply = true;
         self.connection.unbind(&id);
-        self.core.state.destroy_session(&id)
+        self.core.state.destroy_session(&id)?;
+        self.keep_reply = true;
+        Ok(())
     }
 
     pub(super) fn destroy_client(&mut self) -> Result {
         let client = self.args.u64()?;
+        self.core.state.destroy_client(client)?;
         self.keep_reply = true;
-        self.core.state.destroy_client(client)
+        Ok(())
     }
 
     pub(super) fn bind_connection(&mut self) -> Result {
@@ -193,11 +193,11 @@ impl Compound<'_> {
         if one_fs {
             return self.here().map(|_| ());
         }
-        self.keep_reply = true;
         let session = self.session.as_ref().ok_or(Status::OP_NOT_IN_SESSION)?;
         if session.reclaim_complete.swap(true, Ordering::Relaxed) {
             return Err(Status::COMPLETE_ALREADY);
         }
+        self.keep_reply = true;
         Ok(())
     }
 }
