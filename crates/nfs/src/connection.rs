@@ -181,6 +181,11 @@ impl Connection {
         }
     }
 
+    /// Whether a session has been used over it.
+    pub(crate) fn has_session(&self) -> bool {
+        self.session.is_some() || !self.back.is_empty()
+    }
+
     /// The session with this id.
     pub(crate) fn session(&mut self, core: &Core, id: &SessionId) -> Result<Arc<Session>> {
         if let Some(session) = &self.session

@@ -13,8 +13,9 @@ use crate::xdr::{Bitmap, Reader, Writer};
 const EXCHANGE_UPDATE: u32 = 1 << 30;
 const EXCHANGE_NON_PNFS: u32 = 1 << 16;
 const EXCHANGE_CONFIRMED: u32 = 1 << 31;
-/// The flags that a client may set.
+/// The flags that a client may set; minor version 2 adds SUPP_FENCE_OPS (RFC 7862, section 14.1).
 const EXCHANGE_VALID: u32 = 0x4007_0103;
+const EXCHANGE_VALID_2: u32 = EXCHANGE_VALID | 4;
 const SESSION_BACK_CHANNEL: u32 = 2;
 const STATUS_BACK_PATH_DOWN_SESSION: u32 = 0x200;
 const MIN_REQUEST: u32 = 512;
@@ -58,7 +59,12 @@ impl Compound<'_> {
         let owner = self.args.opaque(1024)?;
         let flags = self.args.u32()?;
         let protection = self.args.u32()?;
-        if flags & !EXCHANGE_VALID != 0 {
+        let valid = if self.minor >= 2 {
+            EXCHANGE_VALID_2
+        } else {
+            EXCHANGE_VALID
+        };
+        if flags & !valid != 0 {
             return Err(Status::INVAL);
         }
         match protection {

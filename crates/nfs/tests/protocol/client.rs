@@ -335,23 +335,21 @@ impl Peer {
     /// The next record; `None` when the server has hung up.
     pub fn receive(&mut self) -> Option<Vec<u8>> {
         let mut mark = [0; 4];
-        match self.stream.read_exact(&mut mark) {
-            Ok(()) => {}
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
-                ) =>
-            {
-                return None;
-            }
-            Err(error) => panic!("receiving: {error}"),
-        }
+        self.fill(&mut mark)?;
         let mark = u32::from_be_bytes(mark);
         assert!(mark & 1 << 31 != 0, "the server sends whole records");
         let mut body = vec![0; (mark & !(1 << 31)) as usize];
-        self.stream.read_exact(&mut body).expect("a whole record");
+        self.fill(&mut body)?;
         Some(body)
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Option<()> {
+        use ErrorKind::{ConnectionReset, UnexpectedEof};
+        match self.stream.read_exact(buffer) {
+            Ok(()) => Some(()),
+            Err(error) if matches!(error.kind(), UnexpectedEof | ConnectionReset) => None,
+            Err(error) => panic!("receiving: {error}"),
+        }
     }
 
     /// Sends a call and returns what follows the xid of its reply.

@@ -250,8 +250,23 @@ fn an_update_of_a_client_needs_that_client() {
         let update = Ops::new().exchange_id(owner, verifier, UPDATE);
         assert_eq!(client.peer.compound(&update).0, expected);
     }
-    let unknown = Ops::new().exchange_id(b"client", 1, 1 << 20);
-    assert_eq!(client.peer.compound(&unknown).0, INVAL);
+}
+
+#[test]
+fn flags_of_another_minor_version_are_refused() {
+    const FENCE_OPS: u32 = 4;
+    let site = Site::new();
+    let mut peer = site.connect();
+    for (minor, flags, expected) in [
+        (1, 0x101, OK),
+        (1, FENCE_OPS, INVAL),
+        (2, FENCE_OPS, OK),
+        (2, 1 << 20, INVAL),
+    ] {
+        peer.minor = minor;
+        let ops = Ops::new().exchange_id(b"client", 1, flags);
+        assert_eq!(peer.compound(&ops).0, expected, "{flags:x} in 4.{minor}");
+    }
 }
 
 #[test]
