@@ -147,6 +147,13 @@ impl Ops {
         })
     }
 
+    /// These operations and then others.
+    pub fn then(mut self, ops: Ops) -> Ops {
+        self.count += ops.count;
+        self.bytes.0.extend(ops.bytes.0);
+        self
+    }
+
     pub fn sequence(self, session: &[u8; 16], sequence: u32, slot: u32) -> Ops {
         self.op(SEQUENCE, |args| {
             args.fixed(session).words(&[sequence, slot, slot, 0]);
@@ -415,18 +422,20 @@ pub struct Client {
 impl Client {
     /// Runs the operations behind a SEQUENCE, which has to succeed: status and the other results.
     pub fn run(&mut self, ops: Ops) -> (u32, Results) {
-        let (status, mut results) = self.try_run(&ops);
+        let (status, mut results) = self.send(ops);
         results.ok(SEQUENCE).fixed(36);
         (status, results)
     }
 
     /// Runs the operations behind a SEQUENCE: status and all results.
     pub fn try_run(&mut self, ops: &Ops) -> (u32, Results) {
+        self.send(ops.clone())
+    }
+
+    fn send(&mut self, ops: Ops) -> (u32, Results) {
         self.sequence += 1;
-        let mut all = Ops::new().sequence(&self.session, self.sequence, 0);
-        all.count += ops.count;
-        all.bytes.fixed(&ops.bytes.0);
-        self.peer.compound(&all)
+        let sequence = Ops::new().sequence(&self.session, self.sequence, 0);
+        self.peer.compound(&sequence.then(ops))
     }
 
     /// The status of the first operation that fails, or success.
@@ -447,10 +456,7 @@ impl Client {
 
     /// Runs operations on the file with this handle: the status and results after PUTFH.
     pub fn on(&mut self, handle: &[u8], ops: Ops) -> (u32, Results) {
-        let mut all = Ops::new().put(handle);
-        all.count += ops.count;
-        all.bytes.fixed(&ops.bytes.0);
-        let (status, mut results) = self.run(all);
+        let (status, mut results) = self.run(Ops::new().put(handle).then(ops));
         results.ok(PUTFH);
         (status, results)
     }

@@ -96,7 +96,7 @@ fn many_calls_in_one_segment_are_all_answered_in_order() {
 #[test]
 fn a_peer_that_does_not_speak_rpc_is_hung_up_on() {
     let site = Site::new();
-    let too_long = (1_u32 << 31 | (128 << 10) + 1).to_be_bytes().to_vec();
+    let too_long = ((1_u32 << 31) | ((128 << 10) + 1)).to_be_bytes().to_vec();
     let mut too_long_in_pieces = Vec::new();
     for _ in 0..3 {
         too_long_in_pieces.extend_from_slice(&(50_000_u32).to_be_bytes());

@@ -30,7 +30,7 @@ fn what_linux_asks_of_a_session_is_granted_in_full() {
     let [_, request, reply, _, operations, slots, _] = fore[..] else {
         unreachable!()
     };
-    assert!(request >= 65536 && request <= LINUX.request, "{request}");
+    assert!((65536..=LINUX.request).contains(&request), "{request}");
     assert_eq!((reply, operations), (LINUX.reply, LINUX.operations));
     assert_eq!(slots, LINUX.slots);
 }
