@@ -196,7 +196,9 @@ export LC_ALL=C
 } | tr '\n\0' '\001\n' | cat -v | sort
 "#;
 
-/// Compares the files of the mounted image with what their packages say.
-const AS_PACKAGED: &str = "(cd /run/walk && cat var/lib/dpkg/info/*.md5sums > /run/sums && \
+/// Compares the files of the mounted image with what their packages say, without the kernel's
+/// modules: those are half of the bytes.
+const AS_PACKAGED: &str = "(cd /run/walk && \
+    cat var/lib/dpkg/info/*.md5sums | grep -v ' lib/modules/' > /run/sums && \
     md5sum --check --quiet --ignore-missing /run/sums && \
     echo \"$(wc -l < /run/sums) files of packages, those that are there are as packaged\")";
