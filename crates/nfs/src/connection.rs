@@ -1,4 +1,4 @@
-//! One connection's calls, without its socket: a record in, a record out.
+//! One connection's calls, without its socket: bytes in, replies out.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use crate::activity::{Activity, Observer};
 use crate::exports::{Export, PSEUDO_ID, Table};
 use crate::ident::{Keys, SessionId};
-use crate::rpc::{self, Call, Message, Refusal};
+use crate::rpc::{self, Call, Framed, MAX_RECORD, Message, Refusal};
 use crate::stats::{Client, Registry};
 use crate::v4::compound;
 use crate::v4::state::{Session, State};
@@ -53,7 +53,19 @@ pub(crate) struct Connection {
     /// The tree that was used last, and the one that was found stale last.
     used: [u8; 16],
     stale: [u8; 16],
+    /// Earlier fragments of the record that is being received.
+    fragments: Vec<u8>,
     pub(crate) scratch: Vec<u8>,
+}
+
+/// The peer does not speak RPC: the connection is of no more use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotRpc;
+
+impl From<Malformed> for NotRpc {
+    fn from(_: Malformed) -> NotRpc {
+        NotRpc
+    }
 }
 
 impl Connection {
@@ -68,6 +80,7 @@ impl Connection {
             back: Vec::new(),
             used: PSEUDO_ID,
             stale: PSEUDO_ID,
+            fragments: Vec::new(),
             scratch: Vec::new(),
         }
     }
@@ -83,9 +96,43 @@ impl Connection {
         }
     }
 
-    /// Answers the call in `record`; the reply, if there is one, is appended with its record mark.
-    /// An error means that the peer does not speak RPC: the connection is of no more use.
-    pub(crate) fn call(
+    /// Bytes that are kept of an unfinished record.
+    pub(crate) fn kept(&self) -> usize {
+        self.fragments.len()
+    }
+
+    /// Takes the first fragment off `bytes` and answers the call that it completes, if it does: the
+    /// reply is appended with its record mark. Returns what follows the fragment, or `None` while
+    /// it is not whole.
+    pub(crate) fn advance<'b>(
+        &mut self,
+        core: &Core,
+        table: &Table,
+        bytes: &'b [u8],
+        reply: &mut Writer,
+    ) -> std::result::Result<Option<&'b [u8]>, NotRpc> {
+        let (body, last, rest) = match rpc::split_fragment(bytes) {
+            Framed::Partial => return Ok(None),
+            Framed::TooLong => return Err(NotRpc),
+            Framed::Fragment { body, last, rest } => (body, last, rest),
+        };
+        if last && self.fragments.is_empty() {
+            self.call(core, table, body, reply)?;
+            return Ok(Some(rest));
+        }
+        let endless = body.is_empty() && !last;
+        if endless || self.fragments.len() + body.len() > MAX_RECORD {
+            return Err(NotRpc);
+        }
+        self.fragments.extend_from_slice(body);
+        if last {
+            let record = std::mem::take(&mut self.fragments);
+            self.call(core, table, &record, reply)?;
+        }
+        Ok(Some(rest))
+    }
+
+    fn call(
         &mut self,
         core: &Core,
         table: &Table,
@@ -134,15 +181,24 @@ impl Connection {
         }
     }
 
+    /// Whether a session has been used over it.
+    pub(crate) fn has_session(&self) -> bool {
+        self.session.is_some() || !self.back.is_empty()
+    }
+
     /// The session with this id.
     pub(crate) fn session(&mut self, core: &Core, id: &SessionId) -> Result<Arc<Session>> {
         if let Some(session) = &self.session
             && session.id == *id
-            && !session.ended.load(Ordering::Relaxed)
+            && !session.gone.load(Ordering::Relaxed)
         {
             return Ok(Arc::clone(session));
         }
         let session = core.state.session(id)?;
+        if self.back.iter().any(|other| other.id == *id) {
+            // It was dropped and is back: so is its backchannel.
+            self.bind_back(&session);
+        }
         self.session = Some(Arc::clone(&session));
         Ok(session)
     }
@@ -152,11 +208,11 @@ impl Connection {
         if self.back.iter().any(|other| Arc::ptr_eq(other, session)) {
             return;
         }
-        if self.back.len() >= MAX_BACK_SESSIONS {
-            self.back
-                .remove(0)
-                .back_connections
-                .fetch_sub(1, Ordering::Relaxed);
+        self.unbind(&session.id);
+        if self.back.len() >= MAX_BACK_SESSIONS
+            && let Some(id) = self.back.first().map(|oldest| oldest.id)
+        {
+            self.unbind(&id);
         }
         session.back_connections.fetch_add(1, Ordering::Relaxed);
         self.back.push(Arc::clone(session));

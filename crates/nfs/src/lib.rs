@@ -27,6 +27,6 @@ mod xdr;
 
 pub use activity::{Activity, Observer};
 pub use exports::{ExportError, Exports};
-pub use server::{Config, Server};
+pub use server::{Config, Direct, Server};
 pub use stats::{ClientStats, Counters, Stats};
 pub use tree::{Attr, DirEntry, Extent, FileKind, Time, Tree, TreeError, Usage, Whence};

@@ -4,11 +4,12 @@
 //! and replies are collected in the thread's writer, so an idle connection holds no buffer; only
 //! what a slow peer leaves over is kept with its connection.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,9 +18,9 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::net::sockopt;
 
 use crate::activity::Observer;
-use crate::connection::{Connection, Core};
+use crate::connection::{Connection, Core, NotRpc};
 use crate::exports::{ExportError, Exports, Snapshot};
-use crate::rpc::{self, Framed, MAX_RECORD};
+use crate::rpc::MAX_RECORD;
 use crate::stats::Stats;
 use crate::tree::Tree;
 use crate::xdr::Writer;
@@ -30,8 +31,8 @@ const INPUT_LEN: usize = 2 * MAX_RECORD;
 const FLUSH_LEN: usize = 256 << 10;
 /// What a thread's writer may keep between events.
 const WRITER_KEEP_LEN: usize = 2 << 20;
-/// Unsent replies and unread calls of all peers that are too slow; the next one is cut off.
-const MAX_KEPT: usize = 512 << 20;
+/// Accepted connections that may wait for their thread.
+const MAX_WAITING: usize = 1024;
 const WAKE: u64 = u64::MAX;
 const LISTENERS: u64 = 1 << 63;
 
@@ -43,23 +44,29 @@ pub struct Config {
     pub key: [u8; 32],
     /// Threads that serve connections, at least 1.
     pub threads: usize,
-    /// Most connections at once; more are closed at once.
+    /// Most connections at once. More close the oldest ones that have no session; where there are
+    /// none, those of the address that has most; and where no address has more than the new one's,
+    /// the new one.
     pub max_connections: usize,
-    /// Most connections at once of one address.
+    /// Most connections at once of one address; more are closed at once.
     pub max_connections_per_address: usize,
+    /// Most bytes that are kept for peers that do not take their replies. More cut off those that
+    /// have taken nothing for longest.
+    pub max_kept_bytes: usize,
     /// Is told what happens.
     pub observer: Option<Arc<dyn Observer>>,
 }
 
 impl Config {
     /// The usual limits, with `key`: a thread for each processor, 16384 connections, 4096 of one
-    /// address.
+    /// address, 512 MiB for slow peers.
     pub fn new(key: [u8; 32]) -> Config {
         Config {
             key,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             max_connections: 16384,
             max_connections_per_address: 4096,
+            max_kept_bytes: 512 << 20,
             observer: None,
         }
     }
@@ -76,10 +83,10 @@ struct Shared {
     core: Core,
     exports: Exports,
     stop: AtomicBool,
-    /// Bytes kept for slow peers.
-    kept: AtomicUsize,
     max_connections: usize,
     max_connections_per_address: usize,
+    /// Bytes that a thread may keep for slow peers.
+    max_kept: usize,
     inboxes: Vec<Inbox>,
 }
 
@@ -93,16 +100,16 @@ struct Inbox {
 impl Server {
     /// Starts the threads of a server without exports and listeners.
     pub fn new(config: Config) -> io::Result<Server> {
-        let inboxes = (0..config.threads.max(1))
+        let inboxes: Vec<Inbox> = (0..config.threads.max(1))
             .map(|_| Inbox::new())
             .collect::<io::Result<_>>()?;
         let shared = Arc::new(Shared {
             core: Core::new(&config.key, config.observer),
             exports: Exports::new(),
             stop: AtomicBool::new(false),
-            kept: AtomicUsize::new(0),
             max_connections: config.max_connections,
             max_connections_per_address: config.max_connections_per_address,
+            max_kept: config.max_kept_bytes / inboxes.len(),
             inboxes,
         });
         let mut server = Server {
@@ -148,8 +155,50 @@ impl Server {
         self.shared.core.clients.snapshot()
     }
 
+    /// A connection of `address` without a socket, for tests and fuzzing.
+    #[doc(hidden)]
+    pub fn direct(&self, address: IpAddr) -> Direct {
+        Direct {
+            connection: Connection::open(&self.shared.core, address),
+            shared: Arc::clone(&self.shared),
+            reply: Writer::default(),
+        }
+    }
+
     /// Ends all threads and connections. Clients wait for a successor.
     pub fn shutdown(self) {}
+}
+
+/// A connection whose bytes its owner carries: what a socket's thread does, without the socket.
+#[doc(hidden)]
+pub struct Direct {
+    shared: Arc<Shared>,
+    connection: Connection,
+    reply: Writer,
+}
+
+impl Direct {
+    /// Answers the whole fragments in `bytes`. The replies with their record marks, or `None` where
+    /// a peer would be hung up on.
+    pub fn exchange(&mut self, mut bytes: &[u8]) -> Option<&[u8]> {
+        let exports = self.shared.exports.snapshot();
+        let core = &self.shared.core;
+        self.reply.truncate(0);
+        while let Some(rest) = self
+            .connection
+            .advance(core, &exports.table, bytes, &mut self.reply)
+            .ok()?
+        {
+            bytes = rest;
+        }
+        Some(self.reply.bytes())
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        self.connection.close(&self.shared.core);
+    }
 }
 
 impl Drop for Server {
@@ -174,6 +223,15 @@ impl Inbox {
         })
     }
 
+    fn hand_over(&self, stream: TcpStream, address: IpAddr) {
+        let mut streams = lock(&self.streams);
+        if streams.len() < MAX_WAITING {
+            streams.push((stream, address));
+            // A thread that cannot be woken is awake.
+            let _ = self.wake();
+        }
+    }
+
     fn wake(&self) -> io::Result<()> {
         rustix::io::write(&self.wake, &1_u64.to_ne_bytes())?;
         Ok(())
@@ -188,6 +246,10 @@ struct Worker {
     exports: Snapshot,
     listeners: Vec<TcpListener>,
     peers: HashMap<u64, Peer>,
+    /// Bytes kept for slow peers.
+    kept: usize,
+    /// Visits to peers.
+    visits: u64,
     next_token: u64,
     next_inbox: usize,
     input: Vec<u8>,
@@ -200,14 +262,20 @@ struct Peer {
     connection: Connection,
     /// Received bytes that are no whole record yet, or cannot be answered yet.
     unread: Vec<u8>,
-    /// Earlier fragments of the record that is being received.
-    fragments: Vec<u8>,
     /// Replies that the peer does not take.
     unsent: Vec<u8>,
+    /// The last visit on which it took or sent something.
+    moved: u64,
 }
 
 /// The connection is over.
 struct Hangup;
+
+impl From<NotRpc> for Hangup {
+    fn from(_: NotRpc) -> Hangup {
+        Hangup
+    }
+}
 
 impl From<io::Error> for Hangup {
     fn from(_: io::Error) -> Hangup {
@@ -228,6 +296,8 @@ impl Worker {
             epoll,
             listeners: Vec::new(),
             peers: HashMap::new(),
+            kept: 0,
+            visits: 0,
             next_token: 0,
             next_inbox: 0,
             input: vec![0; INPUT_LEN],
@@ -255,8 +325,8 @@ impl Worker {
                 }
             }
         }
-        for (_, peer) in self.peers.drain() {
-            peer.end(&self.shared);
+        for (_, mut peer) in self.peers.drain() {
+            peer.connection.close(&self.shared.core);
         }
     }
 
@@ -282,32 +352,69 @@ impl Worker {
 
     /// Takes new connections and deals them out to the threads.
     fn accept(&mut self, listener: u64) {
-        let Some(listener) = self.listeners.get(listener as usize) else {
-            return;
-        };
         for _ in 0..64 {
+            let Some(listener) = self.listeners.get(listener as usize) else {
+                return;
+            };
             match listener.accept() {
                 Ok((stream, address)) => {
                     self.next_inbox = (self.next_inbox + 1) % self.shared.inboxes.len();
                     if let Some(inbox) = self.shared.inboxes.get(self.next_inbox) {
-                        lock(&inbox.streams).push((stream, address.ip().to_canonical()));
-                        let _ = inbox.wake();
+                        inbox.hand_over(stream, address.ip().to_canonical());
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Out of descriptors: do not spin until some are free again.
+                // Out of descriptors.
                 Err(error) if error.kind() != io::ErrorKind::ConnectionAborted => {
-                    return std::thread::sleep(Duration::from_millis(10));
+                    if !self.end_oldest_without_session() {
+                        // Do not spin until some are free again.
+                        return std::thread::sleep(Duration::from_millis(10));
+                    }
                 }
                 Err(_) => {}
             }
         }
     }
 
+    /// Ends a connection that matters less than one more of `address`; false if there is none.
+    fn make_room(&mut self, address: IpAddr) -> bool {
+        if self.end_oldest_without_session() {
+            return true;
+        }
+        let crowd = |peer: &Peer| peer.connection.client.connections.load(Ordering::Relaxed);
+        let most = self
+            .peers
+            .iter()
+            .max_by_key(|(token, peer)| (crowd(peer), Reverse(**token)));
+        match most.map(|(token, peer)| (*token, crowd(peer))) {
+            Some((token, crowd)) if crowd > self.shared.core.clients.of(address) + 1 => {
+                self.end(token);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn end_oldest_without_session(&mut self) -> bool {
+        let idle = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| !peer.connection.has_session());
+        let oldest = idle.map(|(token, _)| *token).min();
+        oldest.map(|token| self.end(token)).is_some()
+    }
+
+    fn end(&mut self, token: u64) {
+        if let Some(mut peer) = self.peers.remove(&token) {
+            self.kept -= peer.kept();
+            peer.connection.close(&self.shared.core);
+        }
+    }
+
     fn add(&mut self, stream: TcpStream, address: IpAddr) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let total = shared.core.clients.connections.load(Ordering::Relaxed);
-        if total >= shared.max_connections {
+        if total >= shared.max_connections && !self.make_room(address) {
             return Ok(());
         }
         stream.set_nonblocking(true)?;
@@ -327,8 +434,8 @@ impl Worker {
             stream,
             connection,
             unread: Vec::new(),
-            fragments: Vec::new(),
             unsent: Vec::new(),
+            moved: self.visits,
         };
         self.peers.insert(token, peer);
         Ok(())
@@ -340,11 +447,13 @@ impl Worker {
         };
         let was_blocked = !peer.unsent.is_empty();
         let before = peer.kept();
+        self.visits += 1;
         let mut turn = Turn {
             shared: &self.shared,
             exports: &self.exports,
             input: &mut self.input,
             reply: &mut self.reply,
+            visit: self.visits,
         };
         let result = if was_blocked {
             turn.resume(peer)
@@ -353,30 +462,32 @@ impl Worker {
         };
         self.reply.truncate(0);
         self.reply.shrink(WRITER_KEEP_LEN);
-        let kept = peer.kept();
-        let total = self.shared.kept.fetch_add(kept, Ordering::Relaxed) + kept;
-        self.shared.kept.fetch_sub(before, Ordering::Relaxed);
+        self.kept = self.kept + peer.kept() - before;
         let broken = flags.intersects(epoll::EventFlags::ERR);
-        let flooded = kept > before && total > MAX_KEPT;
         let is_blocked = !peer.unsent.is_empty();
         let failed = is_blocked != was_blocked
             && rewatch(&self.epoll, &peer.stream, token, is_blocked).is_err();
-        if (result.is_err() || broken || flooded || failed)
-            && let Some(peer) = self.peers.remove(&token)
-        {
-            peer.end(&self.shared);
+        if result.is_err() || broken || failed {
+            self.end(token);
+        }
+        self.keep_within_limit();
+    }
+
+    /// Cuts off those who have taken nothing for longest while too much is kept for slow peers.
+    fn keep_within_limit(&mut self) {
+        while self.kept > self.shared.max_kept {
+            let slow = self.peers.iter().filter(|(_, peer)| peer.kept() > 0);
+            let Some((token, _)) = slow.min_by_key(|(_, peer)| peer.moved) else {
+                return;
+            };
+            self.end(*token);
         }
     }
 }
 
 impl Peer {
     fn kept(&self) -> usize {
-        self.unread.len() + self.fragments.len() + self.unsent.len()
-    }
-
-    fn end(mut self, shared: &Shared) {
-        shared.kept.fetch_sub(self.kept(), Ordering::Relaxed);
-        self.connection.close(&shared.core);
+        self.unread.len() + self.connection.kept() + self.unsent.len()
     }
 }
 
@@ -386,6 +497,7 @@ struct Turn<'w> {
     exports: &'w Snapshot,
     input: &'w mut Vec<u8>,
     reply: &'w mut Writer,
+    visit: u64,
 }
 
 impl Turn<'_> {
@@ -400,6 +512,7 @@ impl Turn<'_> {
             Err(error) if is_transient(&error) => 0,
             Err(_) => return Err(Hangup),
         };
+        peer.moved = self.visit;
         self.answer(peer, start + count)
     }
 
@@ -407,6 +520,9 @@ impl Turn<'_> {
     fn resume(&mut self, peer: &mut Peer) -> Result<(), Hangup> {
         let sent = send(&peer.stream, &peer.unsent)?;
         peer.unsent.drain(..sent);
+        if sent > 0 {
+            peer.moved = self.visit;
+        }
         if !peer.unsent.is_empty() {
             return Ok(());
         }
@@ -422,17 +538,11 @@ impl Turn<'_> {
     fn answer(&mut self, peer: &mut Peer, len: usize) -> Result<(), Hangup> {
         let mut rest = &self.input[..len];
         while peer.unsent.is_empty() {
-            match rpc::split_fragment(rest) {
-                Framed::Partial => break,
-                Framed::TooLong => return Err(Hangup),
-                Framed::Fragment {
-                    body,
-                    last,
-                    rest: next,
-                } => {
-                    rest = next;
-                    call(self.shared, self.exports, peer, body, last, self.reply)?;
-                }
+            let (core, table) = (&self.shared.core, &self.exports.table);
+            let next = peer.connection.advance(core, table, rest, self.reply)?;
+            match next {
+                Some(next) => rest = next,
+                None => break,
             }
             if self.reply.len() >= FLUSH_LEN {
                 flush(peer, self.reply)?;
@@ -444,35 +554,6 @@ impl Turn<'_> {
         }
         flush(peer, self.reply)
     }
-}
-
-/// Takes a fragment; runs the call once it is whole.
-fn call(
-    shared: &Shared,
-    exports: &Snapshot,
-    peer: &mut Peer,
-    body: &[u8],
-    last: bool,
-    reply: &mut Writer,
-) -> Result<(), Hangup> {
-    let (core, table) = (&shared.core, &exports.table);
-    if last && peer.fragments.is_empty() {
-        return peer
-            .connection
-            .call(core, table, body, reply)
-            .map_err(|_| Hangup);
-    }
-    if peer.fragments.len() + body.len() > MAX_RECORD || body.is_empty() {
-        return Err(Hangup);
-    }
-    peer.fragments.extend_from_slice(body);
-    if !last {
-        return Ok(());
-    }
-    let record = std::mem::take(&mut peer.fragments);
-    peer.connection
-        .call(core, table, &record, reply)
-        .map_err(|_| Hangup)
 }
 
 /// Sends the replies; what the peer does not take stays with it.

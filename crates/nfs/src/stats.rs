@@ -141,6 +141,14 @@ impl Registry {
         Arc::clone(client)
     }
 
+    /// Connections of `address`.
+    pub(crate) fn of(&self, address: IpAddr) -> usize {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients
+            .get(&address)
+            .map_or(0, |client| client.connections.load(Ordering::Relaxed))
+    }
+
     /// Ends a connection; true if it was the client's last.
     pub(crate) fn disconnect(&self, client: &Client) -> bool {
         self.connections.fetch_sub(1, Ordering::Relaxed);

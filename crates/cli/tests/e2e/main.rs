@@ -6,3 +6,4 @@
 mod firmware;
 mod harness;
 mod native;
+mod walk;

@@ -11,7 +11,7 @@ use crate::harness::{
     PATIENCE, Site, address, assert_root, assert_running, guest, impossible, text,
 };
 
-const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
+pub const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
 const MEMORY_MIB: u32 = 320;
 /// Asked of the daemon, in seconds: a node renews after half of it.
 const LEASE_S: u64 = 60;
@@ -235,7 +235,7 @@ fn wait_kept(site: &Site, mac: MacAddress) {
     }
 }
 
-fn initrd(site: &Site) -> PathBuf {
+pub fn initrd(site: &Site) -> PathBuf {
     let modules = Uml::modules().expect("its modules are installed");
     let initrd = site.path("initrd");
     let place = |path: &PathBuf| path.to_str().expect("a path in UTF-8").to_owned();
@@ -251,7 +251,7 @@ fn initrd(site: &Site) -> PathBuf {
 }
 
 /// Plans a start and makes it.
-fn power_on(site: &Site, initrd: &Path, index: u16) -> Machine {
+pub fn power_on(site: &Site, initrd: &Path, index: u16) -> Machine {
     let mac = MacAddress::nth(index);
     let plan = site.slate_json(&["node", "plan", &mac.to_string(), "--json"]);
     let hardware = Uml {

@@ -16,6 +16,8 @@ use crate::rpc::Credential;
 use crate::xdr::{Malformed, Reader, Writer, length};
 
 const MAX_TAG: usize = 1024;
+/// Longest result of an operation that fails: number, status, and SETATTR's empty bitmap.
+const FAILURE_LEN: usize = 12;
 
 /// A compound while it runs.
 pub(super) struct Compound<'a> {
@@ -124,7 +126,7 @@ impl<'a> Compound<'a> {
         } else {
             Err(Status::OP_ILLEGAL)
         };
-        let result = result.and_then(|()| self.check_reply_len());
+        let result = result.and_then(|()| self.check_reply_len(index));
         if let Err(status) = result {
             self.reply.truncate(start + 4);
             self.reply.u32(status.0);
@@ -167,11 +169,17 @@ impl<'a> Compound<'a> {
         }
     }
 
-    fn check_reply_len(&self) -> Result {
+    /// Whether the reply fits the session, with room for the next operation to fail in.
+    fn check_reply_len(&self, index: u32) -> Result {
         let Some(session) = &self.session else {
             return Ok(());
         };
-        if self.reply.len() - self.reply_start > session.max_reply as usize {
+        let reserved = if index + 1 < self.count {
+            FAILURE_LEN
+        } else {
+            0
+        };
+        if self.reply.len() - self.reply_start + reserved > session.max_reply as usize {
             return Err(Status::REP_TOO_BIG);
         }
         Ok(())

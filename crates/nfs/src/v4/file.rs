@@ -300,7 +300,7 @@ impl<'a> Compound<'a> {
         self.state_to_read()?;
         let (offset, count) = (self.args.u64()?, self.args.u32()?);
         let (here, attr) = self.file()?;
-        let len = self.read_len(&attr, offset, count);
+        let len = self.read_len(&attr, offset, count)?;
         self.reply
             .bool(offset.saturating_add(len.into()) >= attr.size);
         self.reply.u32(len);
@@ -312,7 +312,7 @@ impl<'a> Compound<'a> {
         self.state_to_read()?;
         let (offset, count) = (self.args.u64()?, self.args.u32()?);
         let (here, attr) = self.file()?;
-        let len = self.read_len(&attr, offset, count);
+        let len = self.read_len(&attr, offset, count)?;
         self.reply
             .bool(offset.saturating_add(len.into()) >= attr.size);
         self.reply.u32((len > 0).into());
@@ -325,12 +325,16 @@ impl<'a> Compound<'a> {
         self.copy(here, offset, len)
     }
 
-    /// How much of a read lies in the file and fits the reply.
-    fn read_len(&self, attr: &Attr, offset: u64, count: u32) -> u32 {
+    /// How much of a read lies in the file and fits the reply. Nothing at all would look like the
+    /// end of the file, so that is an error where it is not.
+    fn read_len(&self, attr: &Attr, offset: u64, count: u32) -> Result<u32> {
         let room = self.room().saturating_sub(64) & !3;
         let left = attr.size.saturating_sub(offset);
-        let max = u64::from(count.min(MAX_READ)).min(room as u64).min(left);
-        u32::try_from(max).unwrap_or(MAX_READ)
+        let wanted = u64::from(count.min(MAX_READ)).min(left);
+        if wanted > 0 && room == 0 {
+            return Err(Status::REP_TOO_BIG);
+        }
+        Ok(u32::try_from(wanted.min(room as u64)).unwrap_or(MAX_READ))
     }
 
     /// Appends `len` bytes of a file, which has them, and padding.
@@ -360,7 +364,7 @@ impl<'a> Compound<'a> {
         let whence = match what {
             0 => Whence::Data,
             1 => Whence::Hole,
-            _ => return Err(Status::INVAL),
+            _ => return Err(Status::UNION_NOTSUPP),
         };
         let (here, attr) = self.file()?;
         if offset >= attr.size {

@@ -13,8 +13,9 @@ use crate::xdr::{Bitmap, Reader, Writer};
 const EXCHANGE_UPDATE: u32 = 1 << 30;
 const EXCHANGE_NON_PNFS: u32 = 1 << 16;
 const EXCHANGE_CONFIRMED: u32 = 1 << 31;
-/// The flags that a client may set.
+/// The flags that a client may set; minor version 2 adds SUPP_FENCE_OPS (RFC 7862, section 14.1).
 const EXCHANGE_VALID: u32 = 0x4007_0103;
+const EXCHANGE_VALID_2: u32 = EXCHANGE_VALID | 4;
 const SESSION_BACK_CHANNEL: u32 = 2;
 const STATUS_BACK_PATH_DOWN_SESSION: u32 = 0x200;
 const MIN_REQUEST: u32 = 512;
@@ -58,7 +59,12 @@ impl Compound<'_> {
         let owner = self.args.opaque(1024)?;
         let flags = self.args.u32()?;
         let protection = self.args.u32()?;
-        if flags & !EXCHANGE_VALID != 0 {
+        let valid = if self.minor >= 2 {
+            EXCHANGE_VALID_2
+        } else {
+            EXCHANGE_VALID
+        };
+        if flags & !valid != 0 {
             return Err(Status::INVAL);
         }
         match protection {
@@ -69,7 +75,6 @@ impl Compound<'_> {
             _ => return Err(Status::BADXDR),
         }
         self.skip_implementation_id()?;
-        self.keep_reply = true;
         let address = self.connection.client.address;
         let update = flags & EXCHANGE_UPDATE != 0;
         let exchanged = self.core.state.exchange(owner, address, verifier, update)?;
@@ -142,21 +147,22 @@ impl Compound<'_> {
         back.write(self.reply);
         let reply = self.reply.bytes_from(body);
         self.core.state.keep_create_reply(client, reply);
-        self.keep_reply = true;
         Ok(())
     }
 
     pub(super) fn destroy_session(&mut self) -> Result {
         let id = self.args.array()?;
-        self.keep_reply = true;
         self.connection.unbind(&id);
-        self.core.state.destroy_session(&id)
+        self.core.state.destroy_session(&id)?;
+        self.keep_reply = true;
+        Ok(())
     }
 
     pub(super) fn destroy_client(&mut self) -> Result {
         let client = self.args.u64()?;
+        self.core.state.destroy_client(client)?;
         self.keep_reply = true;
-        self.core.state.destroy_client(client)
+        Ok(())
     }
 
     pub(super) fn bind_connection(&mut self) -> Result {
@@ -193,11 +199,11 @@ impl Compound<'_> {
         if one_fs {
             return self.here().map(|_| ());
         }
-        self.keep_reply = true;
         let session = self.session.as_ref().ok_or(Status::OP_NOT_IN_SESSION)?;
         if session.reclaim_complete.swap(true, Ordering::Relaxed) {
             return Err(Status::COMPLETE_ALREADY);
         }
+        self.keep_reply = true;
         Ok(())
     }
 }

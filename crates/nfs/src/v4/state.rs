@@ -3,12 +3,15 @@
 //! Both tables are caches: a session or client id says what it stands for, so an entry that was
 //! dropped, or made by a predecessor of this process, comes back with the next call. What was
 //! destroyed on purpose is remembered for a while, so that its end holds.
+//!
+//! That is also why the tables can be bounded: a stranger who fills them only makes others come
+//! back, and what a connection is using goes last.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::status::{Result, Status};
@@ -20,7 +23,12 @@ pub(crate) const MAX_SLOTS: u32 = 64;
 pub(crate) const MAX_OPERATIONS: u32 = 64;
 /// Longest reply: a READ of full size and what is around it.
 pub(crate) const MAX_REPLY: u32 = super::MAX_READ + (64 << 10);
+/// Longest reply that is kept for a repetition of its call, and how many of them a session has.
+const MAX_KEPT_REPLY: usize = 1024;
+const MAX_KEPT_REPLIES: usize = 8;
 const MAX_CLIENTS: usize = 16384;
+/// A client needs one.
+const MAX_SESSIONS_PER_CLIENT: usize = 16;
 const MAX_SESSIONS_PER_SHARD: usize = 2048;
 const SHARDS: usize = 16;
 /// Ends of sessions and clients that are remembered.
@@ -42,7 +50,8 @@ pub(crate) struct Session {
     pub(crate) max_operations: u32,
     /// Live connections that are its backchannel.
     pub(crate) back_connections: AtomicUsize,
-    pub(crate) ended: AtomicBool,
+    /// It is not in the table any more: ended, or dropped and perhaps back as another.
+    pub(crate) gone: AtomicBool,
     pub(crate) reclaim_complete: AtomicBool,
     slot_count: u32,
     /// It was made by a predecessor of this process.
@@ -54,6 +63,8 @@ pub(crate) struct Session {
 struct Slot {
     /// The last sequence id; `None` while it is unknown.
     sequence: Option<u32>,
+    /// A call has been taken in it.
+    used: bool,
     /// The reply, where doing the call again would not give it again.
     reply: Option<Box<[u8]>>,
 }
@@ -80,25 +91,36 @@ impl Session {
         while slots.len() <= slot as usize {
             slots.push(Slot {
                 sequence: (!self.restored).then_some(0),
-                reply: None,
+                ..Slot::default()
             });
         }
         let slot = slots.get_mut(slot as usize).ok_or(Status::BADSLOT)?;
         match slot.sequence {
-            Some(last) if last == sequence && (last != 0 || slot.reply.is_some()) => {
+            Some(last) if last == sequence && slot.used => {
                 return Ok(slot.reply.clone().map_or(Turn::Run, Turn::Replay));
             }
             Some(last) if last.wrapping_add(1) != sequence => return Err(Status::SEQ_MISORDERED),
             _ => {}
         }
-        slot.sequence = Some(sequence);
-        slot.reply = None;
+        *slot = Slot {
+            sequence: Some(sequence),
+            used: true,
+            reply: None,
+        };
         Ok(Turn::Run)
     }
 
-    /// Keeps the reply of the call that is in the slot.
+    /// Keeps the reply of the call that is in the slot, if it is one of few and short.
     pub(crate) fn keep_reply(&self, slot: u32, reply: &[u8]) {
-        if let Some(slot) = lock(&self.slots).get_mut(slot as usize) {
+        if reply.len() > MAX_KEPT_REPLY {
+            return;
+        }
+        let mut slots = lock(&self.slots);
+        let mut kept = slots.iter_mut().filter(|slot| slot.reply.is_some());
+        if let Some(other) = kept.nth(MAX_KEPT_REPLIES - 1) {
+            other.reply = None;
+        }
+        if let Some(slot) = slots.get_mut(slot as usize) {
             slot.reply = Some(reply.into());
         }
     }
@@ -130,6 +152,9 @@ pub(crate) struct State {
 struct Clients {
     by_id: HashMap<u64, Client>,
     by_owner: HashMap<OwnerKey, Owner>,
+    /// By the moment of the last call on the client itself.
+    by_age: BTreeMap<u64, u64>,
+    next_age: u64,
     ended: Recent<u64>,
 }
 
@@ -143,7 +168,8 @@ struct Client {
     /// The sequence id of the last CREATE_SESSION, `None` while it is unknown, and its reply.
     created: Option<u32>,
     create_reply: Option<Box<[u8]>>,
-    sessions: Vec<SessionId>,
+    sessions: Vec<(SessionId, Weak<Session>)>,
+    age: u64,
 }
 
 /// A name at an address.
@@ -216,9 +242,8 @@ impl State {
                 Status::NOENT
             });
         }
-        clients.make_room();
         clients.ended.remove(&id);
-        let client = clients.by_id.entry(id).or_default();
+        let client = clients.admit(id);
         client.owner = Some(key.clone());
         if !client.confirmed && client.created.is_none() {
             client.created = Some(0);
@@ -245,7 +270,7 @@ impl State {
         if !self.keys.is_client_id(client) || clients.ended.contains(&client) {
             return Err(Status::STALE_CLIENTID);
         }
-        let record = clients.by_id.entry(client).or_default();
+        let record = clients.admit(client);
         match (record.created, &record.create_reply) {
             (Some(last), Some(reply)) if last == sequence => {
                 return Ok(Created::Replay(reply.clone()));
@@ -268,11 +293,14 @@ impl State {
         record.created = Some(sequence);
         record.create_reply = None;
         record.confirmed = true;
-        record.sessions.push(session.id);
+        let dropped = record.add_session(&session);
         let ended = clients.end_earlier_incarnations(client);
         drop(clients);
         for id in ended {
             self.end_session(&id);
+        }
+        if let Some(id) = dropped {
+            drop_session(&mut lock(self.shard(&id)), &id);
         }
         self.insert(Arc::clone(&session));
         Ok(Created::Session(session))
@@ -320,20 +348,21 @@ impl State {
         if clients.ended.contains(&parts.client) {
             return Err(Status::BADSESSION);
         }
-        clients.make_room();
-        let client = clients.by_id.entry(parts.client).or_default();
-        client.confirmed = true;
-        if !client.sessions.contains(id) {
-            client.sessions.push(*id);
-        }
-        drop(clients);
         let shape = SessionShape {
             back: parts.back,
             slot_count: MAX_SLOTS,
             max_reply: MAX_REPLY,
             max_operations: MAX_OPERATIONS,
         };
-        Ok(self.insert(Arc::new(Session::new(*id, parts, shape, true))))
+        let session = self.insert(Arc::new(Session::new(*id, parts, shape, true)));
+        let client = clients.admit(parts.client);
+        client.confirmed = true;
+        let dropped = client.add_session(&session);
+        drop(clients);
+        if let Some(id) = dropped {
+            drop_session(&mut lock(self.shard(&id)), &id);
+        }
+        Ok(session)
     }
 
     /// DESTROY_SESSION (RFC 8881, section 18.37).
@@ -341,29 +370,27 @@ impl State {
         let session = self.session(id)?;
         self.end_session(id);
         if let Some(client) = lock(&self.clients).by_id.get_mut(&session.client) {
-            client.sessions.retain(|other| other != id);
+            client.sessions.retain(|(other, _)| other != id);
         }
         Ok(())
     }
 
     fn end_session(&self, id: &SessionId) {
         lock(&self.ended_sessions).insert(*id);
-        if let Some(session) = lock(self.shard(id)).remove(id) {
-            session.ended.store(true, Ordering::Relaxed);
-        }
+        drop_session(&mut lock(self.shard(id)), id);
     }
 
     /// Inserts a session; returns the one that is there if another thread was faster.
     fn insert(&self, session: Arc<Session>) -> Arc<Session> {
         let mut shard = lock(self.shard(&session.id));
-        if shard.len() >= MAX_SESSIONS_PER_SHARD {
+        if shard.len() >= MAX_SESSIONS_PER_SHARD && !shard.contains_key(&session.id) {
             // Whoever is dropped comes back with its next call.
             let victim = shard
                 .values()
-                .find(|session| !session.has_back())
+                .find(|session| Arc::strong_count(session) == 1)
                 .or(shard.values().next());
             if let Some(id) = victim.map(|session| session.id) {
-                shard.remove(&id);
+                drop_session(&mut shard, &id);
             }
         }
         Arc::clone(shard.entry(session.id).or_insert(session))
@@ -371,6 +398,13 @@ impl State {
 
     fn shard(&self, id: &SessionId) -> &Mutex<HashMap<SessionId, Arc<Session>>> {
         &self.sessions[usize::from(id[15]) % SHARDS]
+    }
+}
+
+/// Takes a session out of its table; connections that use it look for it again.
+fn drop_session(shard: &mut HashMap<SessionId, Arc<Session>>, id: &SessionId) {
+    if let Some(session) = shard.remove(id) {
+        session.gone.store(true, Ordering::Relaxed);
     }
 }
 
@@ -383,7 +417,7 @@ impl Session {
             max_reply: shape.max_reply,
             max_operations: shape.max_operations,
             back_connections: AtomicUsize::new(0),
-            ended: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             reclaim_complete: AtomicBool::new(false),
             slot_count: shape.slot_count,
             restored,
@@ -392,24 +426,72 @@ impl Session {
     }
 }
 
+impl Client {
+    /// Adds a session; returns another one to be dropped if there are too many, one that no
+    /// connection uses before others.
+    fn add_session(&mut self, session: &Arc<Session>) -> Option<SessionId> {
+        self.sessions.retain(|(id, _)| *id != session.id);
+        let dropped = (self.sessions.len() >= MAX_SESSIONS_PER_CLIENT).then(|| {
+            let idle = self.sessions.iter().position(|(_, it)| !is_used(it));
+            self.sessions.remove(idle.unwrap_or(0)).0
+        });
+        self.sessions.push((session.id, Arc::downgrade(session)));
+        dropped
+    }
+
+    fn is_used(&self) -> bool {
+        self.sessions.iter().any(|(_, session)| is_used(session))
+    }
+}
+
+/// Whether a connection uses the session: someone besides the table has it.
+fn is_used(session: &Weak<Session>) -> bool {
+    session.strong_count() > 1
+}
+
 impl Clients {
-    /// Drops clients while the table is full, those without sessions first.
+    /// The client with this id, which is made if it is not there: it becomes the youngest.
+    fn admit(&mut self, id: u64) -> &mut Client {
+        if !self.by_id.contains_key(&id) {
+            self.make_room();
+        }
+        let client = self.by_id.entry(id).or_default();
+        self.next_age += 1;
+        self.by_age.remove(&client.age);
+        client.age = self.next_age;
+        self.by_age.insert(client.age, id);
+        client
+    }
+
+    /// Drops the oldest client that nobody uses, if the table is full. Those in use on the way
+    /// become young, so that the next search does not meet them again.
     fn make_room(&mut self) {
-        while self.by_id.len() >= MAX_CLIENTS {
-            let idle = self
-                .by_id
-                .iter()
-                .take(64)
-                .find(|(_, client)| client.sessions.is_empty());
-            let Some(id) = idle.or(self.by_id.iter().next()).map(|(id, _)| *id) else {
+        if self.by_id.len() < MAX_CLIENTS {
+            return;
+        }
+        for _ in 0..MAX_CLIENTS {
+            let Some((_, id)) = self.by_age.first_key_value() else {
                 return;
             };
-            self.forget(id);
+            let id = *id;
+            if !self.by_id.get(&id).is_some_and(Client::is_used) {
+                return self.forget(id);
+            }
+            self.admit(id);
+        }
+        if let Some((_, id)) = self.by_age.first_key_value() {
+            self.forget(*id);
         }
     }
 
+    fn remove(&mut self, id: u64) -> Option<Client> {
+        let client = self.by_id.remove(&id)?;
+        self.by_age.remove(&client.age);
+        Some(client)
+    }
+
     fn forget(&mut self, id: u64) {
-        let owner = self.by_id.remove(&id).and_then(|client| client.owner);
+        let owner = self.remove(id).and_then(|client| client.owner);
         if let Some(owner) = owner
             && self
                 .by_owner
@@ -468,8 +550,8 @@ impl Clients {
         }
         let mut sessions = Vec::new();
         for other in earlier {
-            if let Some(client) = self.by_id.remove(&other) {
-                sessions.extend(client.sessions);
+            if let Some(client) = self.remove(other) {
+                sessions.extend(client.sessions.into_iter().map(|(id, _)| id));
             }
             self.ended.insert(other);
         }
@@ -518,4 +600,140 @@ impl<T: Copy + Eq + Hash> Recent<T> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: SessionShape = SessionShape {
+        back: true,
+        slot_count: MAX_SLOTS,
+        max_reply: MAX_REPLY,
+        max_operations: MAX_OPERATIONS,
+    };
+    const NODE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const STRANGER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    fn state() -> State {
+        State::new(Keys::new(&[7; 32]))
+    }
+
+    fn client(state: &State, address: IpAddr, owner: &[u8]) -> u64 {
+        let exchanged = state.exchange(owner, address, [1; 8], false);
+        exchanged.unwrap_or_else(|_| panic!("a client id")).client
+    }
+
+    fn session(state: &State, client: u64, sequence: u32) -> Arc<Session> {
+        match state.create(client, sequence, SHAPE) {
+            Ok(Created::Session(session)) => session,
+            _ => panic!("a session"),
+        }
+    }
+
+    fn sessions(state: &State) -> usize {
+        state.sessions.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    #[test]
+    fn a_flood_of_names_is_bounded_and_spares_the_client_that_is_there() {
+        let state = state();
+        let node = client(&state, NODE, b"node");
+        let held = session(&state, node, 1);
+        for index in 0..MAX_CLIENTS as u32 + 100 {
+            client(&state, STRANGER, &index.to_be_bytes());
+        }
+        let clients = lock(&state.clients);
+        assert_eq!(clients.by_id.len(), MAX_CLIENTS);
+        assert_eq!(clients.by_age.len(), MAX_CLIENTS);
+        assert!(clients.by_owner.len() <= MAX_CLIENTS);
+        assert!(clients.by_id.contains_key(&node));
+        drop(clients);
+        assert!(!held.gone.load(Ordering::Relaxed));
+        // Nor do names and their ends come to more.
+        for index in 0..MAX_ENDED as u32 + 100 {
+            let gone = client(&state, STRANGER, &index.to_le_bytes());
+            assert_eq!(state.destroy_client(gone), Ok(()));
+        }
+        let clients = lock(&state.clients);
+        assert_eq!(clients.by_id.len(), clients.by_age.len());
+        assert_eq!(clients.ended.set.len(), MAX_ENDED);
+        assert_eq!(clients.ended.order.len(), MAX_ENDED);
+    }
+
+    #[test]
+    fn client_ids_that_were_dropped_come_back_within_the_bound() {
+        let state = state();
+        let ids: Vec<u64> = (0..MAX_CLIENTS as u32 + 100)
+            .map(|index| client(&state, STRANGER, &index.to_be_bytes()))
+            .collect();
+        for id in ids {
+            session(&state, id, 1);
+        }
+        assert_eq!(lock(&state.clients).by_id.len(), MAX_CLIENTS);
+    }
+
+    #[test]
+    fn a_client_has_few_sessions_and_keeps_those_that_it_uses() {
+        let state = state();
+        let node = client(&state, NODE, b"node");
+        let used = session(&state, node, 1);
+        let many: Vec<SessionId> = (2..100)
+            .map(|sequence| session(&state, node, sequence).id)
+            .collect();
+        assert_eq!(sessions(&state), MAX_SESSIONS_PER_CLIENT);
+        assert!(!used.gone.load(Ordering::Relaxed));
+        assert!(Arc::ptr_eq(&used, &state.session(&used.id).unwrap()));
+        // Dropped ones are good all the same.
+        for id in many {
+            assert!(state.session(&id).is_ok());
+        }
+        assert_eq!(sessions(&state), MAX_SESSIONS_PER_CLIENT);
+        assert!(Arc::ptr_eq(&used, &state.session(&used.id).unwrap()));
+    }
+
+    #[test]
+    fn a_flood_of_sessions_is_bounded_and_spares_those_in_use() {
+        let state = state();
+        let held = session(&state, client(&state, NODE, b"node"), 1);
+        for index in 0..3000_u32 {
+            let stranger = client(&state, STRANGER, &index.to_be_bytes());
+            for sequence in 1..=MAX_SESSIONS_PER_CLIENT as u32 {
+                session(&state, stranger, sequence);
+            }
+        }
+        assert!(sessions(&state) <= SHARDS * MAX_SESSIONS_PER_SHARD);
+        assert!(Arc::ptr_eq(&held, &state.session(&held.id).unwrap()));
+    }
+
+    #[test]
+    fn slots_and_kept_replies_are_bounded() {
+        let state = state();
+        let session = session(&state, client(&state, NODE, b"node"), 1);
+        assert_eq!(session.take_turn(MAX_SLOTS, 1).err(), Some(Status::BADSLOT));
+        for slot in 0..MAX_SLOTS {
+            assert!(session.take_turn(slot, 1).is_ok());
+            session.keep_reply(slot, &[0; MAX_KEPT_REPLY]);
+        }
+        let replayed = |slot| matches!(session.take_turn(slot, 1), Ok(Turn::Replay(_)));
+        assert!(replayed(MAX_SLOTS - 1), "the last call may be repeated");
+        let count = (0..MAX_SLOTS).filter(|slot| replayed(*slot)).count();
+        assert_eq!(count, MAX_KEPT_REPLIES);
+        assert!(session.take_turn(0, 2).is_ok());
+        session.keep_reply(0, &[0; MAX_KEPT_REPLY + 1]);
+        assert!(!replayed(0));
+    }
+
+    #[test]
+    fn sequence_numbers_go_on_over_zero() {
+        let state = state();
+        let session = session(&state, client(&state, NODE, b"node"), 1);
+        assert_eq!(session.take_turn(0, 0).err(), Some(Status::SEQ_MISORDERED));
+        if let Some(slot) = lock(&session.slots).first_mut() {
+            slot.sequence = Some(u32::MAX);
+        }
+        for sequence in [0, 0, 1] {
+            assert!(session.take_turn(0, sequence).is_ok(), "{sequence}");
+        }
+    }
 }

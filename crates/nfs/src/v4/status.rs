@@ -53,6 +53,7 @@ impl Status {
     pub(crate) const ENCR_ALG_UNSUPP: Status = Status(10079);
     pub(crate) const NOT_ONLY_OP: Status = Status(10081);
     pub(crate) const WRONG_TYPE: Status = Status(10083);
+    pub(crate) const UNION_NOTSUPP: Status = Status(10090);
     pub(crate) const NOXATTR: Status = Status(10095);
 }
 
