@@ -64,6 +64,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Iproute,
         Tool::SshClient,
         Tool::Mmdebstrap,
+        Tool::Tcpdump,
     ];
     let built = install::ensure_build();
     install::ensure(&tools, &[])?;

@@ -134,7 +134,9 @@ impl Engine {
                 boot: id,
                 token: boot.token,
             }),
-            nfs_unique_id: Some(format!("slate-{}", node.mac.plain())),
+            nfs_unique_id: users
+                .nfs_unique_id
+                .or_else(|| Some(format!("slate-{}", node.mac.plain()))),
             ..users
         };
         args.render()

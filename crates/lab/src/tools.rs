@@ -23,6 +23,8 @@ pub enum Tool {
     Mmdebstrap,
     /// A C compiler for the static musl target.
     MuslCompiler,
+    /// `tcpdump`, which shows what was really sent.
+    Tcpdump,
 }
 
 impl Tool {
@@ -36,6 +38,7 @@ impl Tool {
             Self::SshClient => "ssh",
             Self::Mmdebstrap => "mmdebstrap",
             Self::MuslCompiler => "musl-gcc",
+            Self::Tcpdump => "tcpdump",
         }
     }
 
@@ -49,6 +52,7 @@ impl Tool {
             Self::SshClient => "log in to nodes",
             Self::Mmdebstrap => "make the Debian image",
             Self::MuslCompiler => "compile static programs",
+            Self::Tcpdump => "look at packets",
         }
     }
 
@@ -84,6 +88,7 @@ impl Tool {
             (Self::MuslCompiler, Debian) => "musl-tools",
             (Self::MuslCompiler, Fedora) => "musl-gcc",
             (Self::MuslCompiler, Suse | Arch) => "musl",
+            (Self::Tcpdump, _) => "tcpdump",
         })
     }
 }

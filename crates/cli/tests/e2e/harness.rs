@@ -137,6 +137,11 @@ impl Site {
         self.output.try_iter().collect::<Vec<_>>().join("\n")
     }
 
+    /// What the daemon wrote to its log, warnings and worse, since the site was made.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("up.log")).unwrap_or_default()
+    }
+
     /// The SHA-256 of every file that the served version consists of, by the host's own program.
     pub fn stored_sums(&self) -> String {
         let script = "find images objects -type f | sort | xargs sha256sum | sha256sum";

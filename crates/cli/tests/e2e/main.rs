@@ -5,4 +5,6 @@
 
 mod firmware;
 mod harness;
+mod identical;
 mod native;
+mod seed;

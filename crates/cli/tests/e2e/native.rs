@@ -11,7 +11,7 @@ use crate::harness::{
     PATIENCE, Site, address, assert_root, assert_running, guest, impossible, text,
 };
 
-const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
+pub(crate) const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
 const MEMORY_MIB: u32 = 320;
 /// Asked of the daemon, in seconds: a node renews after half of it.
 const LEASE_S: u64 = 60;
@@ -235,7 +235,8 @@ fn wait_kept(site: &Site, mac: MacAddress) {
     }
 }
 
-fn initrd(site: &Site) -> PathBuf {
+/// The initramfs of User-Mode Linux nodes.
+pub(crate) fn initrd(site: &Site) -> PathBuf {
     let modules = Uml::modules().expect("its modules are installed");
     let initrd = site.path("initrd");
     let place = |path: &PathBuf| path.to_str().expect("a path in UTF-8").to_owned();
@@ -251,19 +252,24 @@ fn initrd(site: &Site) -> PathBuf {
 }
 
 /// Plans a start and makes it.
-fn power_on(site: &Site, initrd: &Path, index: u16) -> Machine {
-    let mac = MacAddress::nth(index);
-    let plan = site.slate_json(&["node", "plan", &mac.to_string(), "--json"]);
+pub(crate) fn power_on(site: &Site, initrd: &Path, index: u16) -> Machine {
+    let mac = MacAddress::nth(index).to_string();
+    let plan = site.slate_json(&["node", "plan", &mac, "--json"]);
+    power_on_with(site, initrd, index, &text(&plan, "cmdline"))
+}
+
+/// Starts with any kernel command line.
+pub(crate) fn power_on_with(site: &Site, initrd: &Path, index: u16, command_line: &str) -> Machine {
     let hardware = Uml {
         initrd: Some(initrd.to_path_buf()),
-        command_line: text(&plan, "cmdline"),
+        command_line: command_line.to_owned(),
         memory_mib: MEMORY_MIB,
     };
     let capture = site.path(&format!("console{index}.log"));
     Machine::power_on(
         &site.network,
         &format!("node{index}"),
-        mac,
+        MacAddress::nth(index),
         Hardware::Uml(hardware),
         Some(capture),
     )
