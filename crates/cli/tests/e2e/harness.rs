@@ -247,8 +247,13 @@ pub fn guest(console: &Console, command: &str) -> String {
     output.text.trim().to_owned()
 }
 
-/// Asserts that the root is what it should be, as the guest's kernel lists it.
+/// Asserts that the root is the served image, by its digest.
 pub fn assert_root(console: &Console, site: &Site) {
+    assert_overlay(console, &format!("/images/{}", site.digest));
+}
+
+/// Asserts that the root is what it should be over this export, as the guest's kernel lists it.
+pub fn assert_overlay(console: &Console, export: &str) {
     let root = guest(console, "awk '$2 == \"/\" { print $3 }' /proc/mounts");
     assert_eq!(root, "overlay");
     let layers = guest(console, "cat /run/slate/layers");
@@ -260,7 +265,7 @@ pub fn assert_root(console: &Console, site: &Site) {
             .to_owned()
     };
     let (lower, upper) = (layer("/lower"), layer("/upper"));
-    let source = format!(" - nfs4 {}:/images/{} ro,", lab::GATEWAY, site.digest);
+    let source = format!(" - nfs4 {}:{export} ro,", lab::GATEWAY);
     assert!(lower.contains(&source), "{source} not in {lower}");
     assert!(lower.contains("vers=4.2"), "{lower}");
     assert!(upper.contains(" - tmpfs "), "{upper}");

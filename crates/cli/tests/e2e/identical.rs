@@ -148,7 +148,10 @@ fn owners(capture: &[u8]) -> BTreeMap<Ipv4Addr, String> {
         let owner = String::from_utf8_lossy(&packet[at..at + length]).into_owned();
         let address = Ipv4Addr::from(word(&packet[SOURCE..]));
         let before = owners.insert(address, owner.clone());
-        assert!(before.is_none_or(|before| before == owner), "{address} has two names");
+        assert!(
+            before.is_none_or(|before| before == owner),
+            "{address} has two names"
+        );
     }
     owners
 }

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use lab::{Console, MacAddress};
+use lab::MacAddress;
 
-use crate::harness::{PATIENCE, Site, address, assert_root, assert_running, guest, impossible, text};
+use crate::harness::{PATIENCE, Site, assert_overlay, assert_running, guest, impossible};
 use crate::native::{self, initrd, power_on_with};
 
-/// What follows `root=`.
+/// What follows the path of `root=`.
 const REST: &str = ":ro,vers=4.2,sec=sys,nolock net.ifnames=0 selinux=0";
 
 #[test]
@@ -19,24 +19,58 @@ fn a_command_line_made_for_dracut_means_the_same() {
     }
     let site = Site::new("debian12", &[]);
     let initrd = initrd(&site);
-    let root = format!("root=nfs:{}:/images/{}", lab::GATEWAY, site.digest);
-    let line = format!("{root}{REST}");
-    let plain = power_on_with(&site, &initrd, 1, &line);
-    let mut open = power_on_with(&site, &initrd, 2, &format!("{line} rd.break"));
-
-    // No identity opens the other one to anybody: its user does, in the root before it starts.
-    let console = open.console().clone();
-    console.expect("rd.break: a shell", PATIENCE).expect("a shell");
-    console.send_line("passwd --delete root; exit").expect("typing");
-
-    let prompt = plain.console().wait_line("a login prompt", PATIENCE, |line| line.contains("GNU/Linux"));
-    println!("{:?}", prompt);
-    console.login(PATIENCE).expect("a shell");
-    for command in ["cat /proc/cmdline", "cat /run/slate/layers", "systemctl is-system-running --wait; systemctl --failed --no-legend; hostname; cat /etc/hostname /etc/machine-id; ls /etc/ssh; ls -la /run/slate; cat /proc/mounts; systemctl --no-legend list-jobs"] {
-        println!("{}", guest(&console, command));
+    let by_digest = format!("/images/{}", site.digest);
+    let line = |path: &str| format!("root=nfs:{}:{path}{REST}", lab::GATEWAY);
+    for (index, name) in [(1, "seed1"), (2, "seed2")] {
+        let mac = MacAddress::nth(index).to_string();
+        site.slate(&["node", "set", &mac, "--name", name]);
     }
+    let plain = power_on_with(&site, &initrd, 1, &line(&by_digest));
+    let broken = line("/images/debian12") + " rd.break";
+    let mut open = power_on_with(&site, &initrd, 2, &broken);
+
+    // Nobody can log in without an identity or a password: the second one's user lets himself in,
+    // in the root before it starts.
+    let console = open.console().clone();
+    console
+        .expect("rd.break: a shell", PATIENCE)
+        .expect("a shell");
+    console
+        .send_line("passwd --delete root; exit")
+        .expect("typing");
+    plain
+        .console()
+        .expect("seed1 login: ", PATIENCE)
+        .expect("a login prompt with the name that DHCP gave");
+    console.login(PATIENCE).expect("a shell");
+
+    assert_running(&console);
+    assert_overlay(&console, "/images/debian12");
+    let lower = guest(&console, "grep ' /lower ' /run/slate/layers");
+    for option in ["ro", "vers=4.2", "sec=sys"] {
+        let listed = lower.split([' ', ',']).any(|word| word == option);
+        assert!(listed, "{option} not in {lower}");
+    }
+    assert_eq!(
+        guest(&console, "hostname; cat /etc/hostname"),
+        "seed2\nseed2"
+    );
+    let keys = "ls /etc/ssh/ssh_host_ed25519_key.pub && systemctl is-active ssh";
+    assert!(guest(&console, keys).ends_with("\nactive"), "no SSH server");
+    assert_eq!(guest(&console, "wc -c < /etc/machine-id"), "33");
+    let links = guest(&console, "ls /sys/class/net");
+    assert!(!links.contains("enp") && !links.contains("ens"), "{links}");
+    let agent = guest(&console, "systemctl is-active slate-agent || :");
+    assert_eq!(
+        agent, "inactive",
+        "there is no daemon that it could talk to"
+    );
+
     console.send_line("systemctl poweroff").expect("typing");
     let off = open.wait_off(Duration::from_secs(60)).expect("waiting");
     assert!(off.is_some(), "no power-off: {}", console.last_lines(30));
-    println!("{}", console.last_lines(30));
+    let lines = console.lines();
+    let bad = |text: &str| text.contains("stop job") || text.contains("FAILED");
+    let bad = lines.iter().find(|line| bad(&line.text));
+    assert!(bad.is_none(), "{bad:?}");
 }
