@@ -126,7 +126,7 @@ impl Error {
                 format!("See who owns it: ss -l{flag}np 'sport = :{port}'. Stop that, or choose another port.")
             }
             Error::AlreadyRunning { .. } => {
-                "Stop it first (slate service stop, or Ctrl-C where it runs), or give this one another --run-dir.".into()
+                "Stop it first (systemctl stop slate, or Ctrl-C where it runs), or give this one another --run-dir.".into()
             }
             Error::KeyFile { path, .. } => format!(
                 "chmod 600 {0}, or restore it from a backup. A new one would change every node's identity.",

@@ -8,3 +8,4 @@ mod harness;
 mod identical;
 mod native;
 mod seed;
+mod service;

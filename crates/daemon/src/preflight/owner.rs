@@ -29,6 +29,11 @@ pub struct Process {
 }
 
 impl Owner {
+    /// Whether it is who asks.
+    pub fn is_this_process(&self) -> bool {
+        matches!(self, Self::Process(process) if process.pid == std::process::id())
+    }
+
     /// How to free the port.
     pub fn hint(&self, port: Port) -> String {
         match self {

@@ -72,6 +72,8 @@ pub fn check(interface: &str, address: Ipv4Addr, ports: &Ports) -> Vec<Finding> 
         .into_iter()
         .filter(|port| is_taken(*port, interface, address))
         .map(|port| (port, super::owner_of(port)))
+        // A socket that an earlier run left with the service manager for us.
+        .filter(|(_, owner)| !owner.is_this_process())
         .map(|(port, owner)| match port.purpose {
             "NFS" if ports.nfs_fallback => Finding::OtherNfsPort { port, owner },
             _ => Finding::PortTaken { port, owner },
