@@ -167,10 +167,9 @@ impl MissingTools {
     }
 }
 
-impl fmt::Display for MissingTools {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.tools.iter().map(|tool| tool.name()).collect();
-        write!(f, "missing: {}", names.join(", "))?;
+impl MissingTools {
+    /// How to get them.
+    pub fn hint(&self) -> String {
         match self.distribution {
             Some(distribution) if !self.packages().is_empty() => {
                 let manager = distribution.install_command();
@@ -179,15 +178,21 @@ impl fmt::Display for MissingTools {
                     .filter(|word| !word.starts_with("--") || **word == "--sync")
                     .copied()
                     .collect();
-                write!(
-                    f,
-                    ", install with: {} {}",
+                format!(
+                    "install with: {} {}",
                     verb.join(" "),
                     self.packages().join(" ")
                 )
             }
-            _ => write!(f, ", install with your distribution's package manager"),
+            _ => "install with your distribution's package manager".to_owned(),
         }
+    }
+}
+
+impl fmt::Display for MissingTools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.tools.iter().map(|tool| tool.name()).collect();
+        write!(f, "missing: {}", names.join(", "))
     }
 }
 
@@ -249,7 +254,11 @@ mod tests {
         };
         assert_eq!(
             missing.to_string(),
-            "missing: qemu-system-x86_64, OVMF firmware, install with: apt-get install qemu-system-x86 ovmf"
+            "missing: qemu-system-x86_64, OVMF firmware"
+        );
+        assert_eq!(
+            missing.hint(),
+            "install with: apt-get install qemu-system-x86 ovmf"
         );
     }
 }

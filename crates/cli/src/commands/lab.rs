@@ -60,7 +60,7 @@ fn check_machine() -> Outcome {
     let tools = [Tool::Qemu, Tool::Firmware, Tool::Iproute];
     find_tools(&tools).map_err(|missing| {
         Failure::new(missing.to_string())
-            .hint("In a checkout, cargo xtask try installs what is missing.")
+            .hint(missing.hint())
             .code(Code::NotReady)
     })
 }

@@ -1,5 +1,6 @@
 //! What the tests share: images that are built once, a network with a daemon on it, its command.
 
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use lab::{Console, MacAddress, Network, Process, Tool};
+use lab::{Console, MacAddress, Machine, Network, Process, Tool};
 use serde_json::Value;
 
 /// How long anything may take that a machine does by itself.
@@ -281,6 +282,30 @@ pub fn assert_running(console: &Console) {
     let command = "systemctl is-system-running --wait; systemctl --failed --no-legend";
     assert_eq!(guest(console, command), "running");
 }
+
+/// Asserts that no machine is another one; who each of them is.
+pub fn assert_different(machines: &[Machine]) -> Vec<Vec<String>> {
+    let who = |machine: &Machine| {
+        IDENTITIES
+            .map(|what| guest(machine.console(), what))
+            .to_vec()
+    };
+    let all: Vec<Vec<String>> = machines.iter().map(who).collect();
+    for (index, what) in IDENTITIES.into_iter().enumerate() {
+        let answers: HashSet<&String> = all.iter().map(|one| &one[index]).collect();
+        assert_eq!(answers.len(), machines.len(), "{what}: {answers:?}");
+    }
+    all
+}
+
+/// What no two nodes may share.
+const IDENTITIES: [&str; 5] = [
+    "hostname",
+    "ip -4 -o address show scope global | awk '{ print $4 }' | grep .",
+    "cat /etc/machine-id",
+    "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub",
+    "cat /sys/module/nfs/parameters/nfs4_unique_id",
+];
 
 /// A text field of a JSON object.
 pub fn text(object: &Value, field: &str) -> String {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lab::{Hardware, MacAddress, Machine, Tool, Uml};
 
 use crate::harness::{
-    PATIENCE, Site, address, assert_root, assert_running, guest, impossible, text,
+    PATIENCE, Site, address, assert_different, assert_root, assert_running, guest, impossible, text,
 };
 
 pub(crate) const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
@@ -40,26 +40,11 @@ fn four_nodes_of_one_image_are_four_and_renew_their_leases() {
         assert_running(console);
         assert_root(console, &site);
     }
-    for what in IDENTITIES {
-        let answers: HashSet<String> = machines
-            .iter()
-            .map(|it| guest(it.console(), what))
-            .collect();
-        assert_eq!(answers.len(), machines.len(), "{what}: {answers:?}");
-    }
+    assert_different(&machines);
     for (machine, up) in machines.iter().zip(&ups) {
         renews(&site, machine, up["at_ms"].as_u64().expect("a time"));
     }
 }
-
-/// What no two nodes may share.
-const IDENTITIES: [&str; 5] = [
-    "hostname",
-    "ip -4 -o address show scope global | awk '{ print $4 }' | grep .",
-    "cat /etc/machine-id",
-    "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub",
-    "cat /sys/module/nfs/parameters/nfs4_unique_id",
-];
 
 /// The node's own network manager asks for its lease again before that ends, and keeps the address.
 fn renews(site: &Site, machine: &Machine, up_ms: u64) {
