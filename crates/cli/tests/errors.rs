@@ -4,12 +4,12 @@
 //! `skipped: reason` where they cannot run.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use lab::{Network, Process};
@@ -291,6 +291,7 @@ fn holder() {
 struct Daemon {
     _process: Process,
     said: String,
+    lines: Receiver<String>,
 }
 
 impl Daemon {
@@ -314,20 +315,28 @@ impl Daemon {
                 }
             });
         }
-        drop(sender);
-        let mut said = String::new();
+        let mut daemon = Self {
+            _process: process,
+            said: String::new(),
+            lines,
+        };
+        daemon.wait_for(ready);
+        daemon
+    }
+
+    /// Waits for a line that has this in it; all that was said until then.
+    fn wait_for(&mut self, text: &str) -> &str {
         let end = Instant::now() + PATIENCE;
-        while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            said += &(line.clone() + "\n");
-            if line.contains(ready) {
-                println!("--- serves\n{said}");
-                return Self {
-                    _process: process,
-                    said,
-                };
+        let from = self.said.len();
+        while !self.said[from..].contains(text) {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => self.said += &(line + "\n"),
+                Err(_) => panic!("{text:?} not in: {}", self.said),
             }
         }
-        panic!("it does not get ready: {said}");
+        println!("--- goes on\n{}", &self.said[from..]);
+        &self.said
     }
 }
 
@@ -382,7 +391,11 @@ fn who_is_not_root_is_told() {
     )
     .unwrap();
     let list = nobody(&["--run-dir", &run_dir, "node", "list"]);
-    fails(list, FAILED, &["control", "sudo"]);
+    fails(
+        list,
+        NOT_READY,
+        &["control: Permission denied", "sudo", "group slate"],
+    );
     drop(daemon);
 }
 
@@ -436,14 +449,14 @@ fn an_interface_must_be_there_up_and_have_an_address() {
         return;
     }
     let site = Site::new();
-    site.shell("ip link add bare type bridge; ip link set bare up; ip link add down type bridge");
+    site.shell("ip link add bare type bridge; ip link set bare up; ip link add idle type bridge");
     let up = |name: &str| site.slate(&["up", "--interface", name, "--dhcp", "authoritative"]);
     fails(
         up("eth9"),
         NOT_READY,
         &[
             "no network interface eth9",
-            "choose one of: bare, br0, down",
+            "choose one of: bare, br0, idle",
         ],
     );
     fails(
@@ -455,9 +468,9 @@ fn an_interface_must_be_there_up_and_have_an_address() {
         ],
     );
     fails(
-        up("down"),
+        up("idle"),
         NOT_READY,
-        &["interface down is down", "ip link set down up"],
+        &["interface idle is down", "ip link set idle up"],
     );
 }
 
@@ -471,7 +484,7 @@ fn an_image_must_be_there_and_be_the_one() {
     fails(
         site.up(&["--image", "other"]),
         NOT_READY,
-        &["other", "tiny:latest", "slate image import"],
+        &["there is no image other", "Choose one of: tiny:latest"],
     );
     succeeds(run(site
         .place
@@ -496,23 +509,60 @@ fn a_firewall_in_the_way_is_opened() {
         return;
     }
     let site = Site::new();
-    site.shell("nft 'table inet filter { chain input { type filter hook input priority 0; policy accept; udp dport 67 drop; } }'");
+    site.shell(RULES);
     let daemon = site.serve(&[]);
-    says(
-        &daemon.said,
-        &[
-            "an nftables ruleset drops 67/udp on br0",
-            "--open-firewall",
-            "nft insert rule",
-        ],
-    );
+    let drops = "an nftables ruleset drops 67/udp on br0";
+    says(&daemon.said, &[drops, "--open-firewall", "nft insert rule"]);
     drop(daemon);
     let daemon = site.serve(&["--open-firewall"]);
     says(&daemon.said, &["opened the firewall: nft insert rule"]);
-    println!("{}", site.shell("nft list ruleset"));
     drop(daemon);
     let daemon = site.serve(&[]);
     assert!(!daemon.said.contains("nftables"), "{}", daemon.said);
+}
+
+const RULES: &str = "nft add table inet filter
+    nft 'add chain inet filter input { type filter hook input priority 0; policy accept; }'
+    nft add rule inet filter input udp dport 67 drop";
+
+/// A state directory on a disk of its own.
+struct TinyDisk {
+    path: PathBuf,
+}
+
+impl TinyDisk {
+    const SIZE: &str = "size=4m";
+
+    /// Where [`Place`]'s state is.
+    fn under(place: &Place) -> Self {
+        let path = place.path("state");
+        fs::create_dir_all(&path).expect("a folder");
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", Self::SIZE, "tiny"])
+            .arg(&path)
+            .status();
+        assert!(mount.expect("mount starts").success());
+        Self { path }
+    }
+
+    fn fill(&self) {
+        let mut file = fs::File::create(self.path.join("filler")).expect("a file");
+        let block = [0; 4096];
+        while file.write_all(&block).is_ok() {}
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.path.join("filler")).expect("a file to remove");
+    }
+}
+
+impl Drop for TinyDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.path)
+            .status();
+    }
 }
 
 #[test]
@@ -521,28 +571,49 @@ fn a_full_disk_loses_nothing() {
     if impossible() {
         return;
     }
-    let site = Site::new();
-    let script =
-        "mkdir state2; mount -t tmpfs -o size=2m none state2; export SLATE_STATE_DIR=$PWD/state2
-        mkdir -p big/etc; head -c 4000000 /dev/urandom > big/etc/file
-        $SLATE image import tiny root
-        $SLATE image import big big && exit 9
-        $SLATE image list; ls -laR state2; df state2
-        dd if=/dev/zero of=state2/fill bs=4k || :
-        $SLATE image import third root || :
-        $SLATE up --interface br0 --dhcp authoritative || :
-        rm state2/fill
-        $SLATE up --interface br0 --dhcp authoritative > up.log 2>&1 & 
-        sleep 2; 
-        dd if=/dev/zero of=state2/fill bs=1k || :
-        dd if=/dev/zero of=state2/fill2 bs=1k || :
-        $SLATE node set 52:77:00:00:00:01 --name x --kernel-args \"$(printf '%900s' a)\" || :
-        $SLATE node set 52:77:00:00:00:02 --name y || :
-        $SLATE node list || :
-        rm state2/fill*
-        sleep 2
-        $SLATE node set 52:77:00:00:00:02 --name y || :
-        $SLATE node list || :
-        cat up.log; kill %1";
-    println!("{}", site.shell(script));
+    let place = Place::new();
+    let disk = TinyDisk::under(&place);
+    place.image();
+    let network = Network::new().expect("a network namespace");
+    let site = Site { place, network };
+    let list = || succeeds(site.slate(&["image", "list", "--json"]));
+    let before = list();
+
+    site.place.root("big", &["nfsv4", "overlay"]);
+    site.shell("head -c 8000000 /dev/urandom > big/content");
+    let import = site.slate(&["image", "import", "big", "big"]);
+    fails(
+        import,
+        FAILED,
+        &["No space left on device", "free some disk space"],
+    );
+    assert_eq!(list(), before, "the store changed");
+    assert_eq!(
+        site.shell("ls -A state/store/tmp"),
+        "",
+        "rests of the import"
+    );
+
+    disk.fill();
+    fails(
+        site.up(&[]),
+        FAILED,
+        &["No space left on device", "Free some disk space"],
+    );
+    disk.free();
+    drop(site.serve(&[]));
+    disk.fill();
+    fails(site.up(&[]), FAILED, &["state.db", "free space"]);
+    disk.free();
+    let mut daemon = site.serve(&[]);
+    disk.fill();
+    let set = |name: &str| site.slate(&["node", "set", "52:77:00:00:00:01", "--name", name]);
+    // A first change may fit into what the database has already.
+    let refused = (0..100).map(|it| set(&format!("node{it}")));
+    let refused = refused.into_iter().find(|(code, _)| *code != 0);
+    let parts = ["could not be written to disk", "Free some disk space"];
+    fails(refused.expect("a refusal"), FAILED, &parts);
+    daemon.wait_for("no node is answered until the state can be written");
+    disk.free();
+    succeeds(set("other"));
 }

@@ -59,6 +59,17 @@ impl Port {
     }
 }
 
+impl Port {
+    /// The option of the command that chooses another number.
+    pub fn option(&self) -> Option<&'static str> {
+        match self.purpose {
+            "HTTP" | "boot events" => Some("--http-port"),
+            "NFS" => Some("--nfs-port"),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = self.protocol.name();
