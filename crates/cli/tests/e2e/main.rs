@@ -9,3 +9,4 @@ mod identical;
 mod native;
 mod seed;
 mod service;
+mod stages;
