@@ -34,7 +34,14 @@ fn the_service_is_installed_survives_its_daemon_and_leaves_nothing() {
         assert!(done.status.success(), "copying {to}: {said}");
     };
     copy(Path::new(env!("CARGO_BIN_EXE_slate")), "/root/slate");
-    copy(&veth(), "/root/veth.ko");
+    for module in MODULES {
+        let modules = Uml::modules().expect("its modules are installed");
+        let name = module.rsplit('/').next().unwrap_or_default();
+        copy(
+            &modules.join(format!("kernel/{module}.ko")),
+            &format!("/root/{name}.ko"),
+        );
+    }
     let version = console.run("chmod +x /root/slate && /root/slate --version", PATIENCE);
     let version = version.expect("an answer");
     if version.text.contains("GLIBC") {
@@ -49,6 +56,7 @@ fn the_service_is_installed_survives_its_daemon_and_leaves_nothing() {
     takes_other_options(console);
     uninstalls(console);
     assert_running(console);
+    gives_way_to_the_kernel_s_nfs_server(console);
 }
 
 fn ssh_key(folder: &Path) -> PathBuf {
@@ -61,11 +69,15 @@ fn ssh_key(folder: &Path) -> PathBuf {
     key
 }
 
-/// The driver of a pair of interfaces that are each other's far end.
-fn veth() -> PathBuf {
-    let modules = Uml::modules().expect("its modules are installed");
-    modules.join("kernel/drivers/net/veth.ko")
-}
+/// The driver of a pair of interfaces that are each other's far end, and the kernel's NFS server
+/// with what it needs, in the order in which they can be loaded.
+const MODULES: [&str; 5] = [
+    "drivers/net/veth",
+    "lib/oid_registry",
+    "net/sunrpc/auth_gss/auth_rpcgss",
+    "fs/nfs_common/nfs_acl",
+    "fs/nfsd/nfsd",
+];
 
 const NETWORK: &str = "insmod /root/veth.ko
     ip link add serve type veth peer name far
@@ -81,6 +93,16 @@ fn lines(script: &str) -> String {
 
 fn installs(console: &Console) {
     let install = "/root/slate service install --interface serve --dhcp authoritative";
+    let nobody = "cp /root/slate /tmp && cd / && setpriv --reuid=65534 --clear-groups";
+    let nobody = format!("{nobody} {}", install.replace("/root", "/tmp"));
+    let as_nobody = console.run(&nobody, PATIENCE).expect("an answer");
+    assert_eq!(as_nobody.status, 3, "{}", as_nobody.text);
+    assert!(
+        as_nobody.text.contains("run it as root"),
+        "{}",
+        as_nobody.text
+    );
+    guest(console, "rm /tmp/slate");
     let without_image = console.run(install, PATIENCE).expect("an answer");
     assert_eq!(without_image.status, 3, "{}", without_image.text);
     assert!(
@@ -193,3 +215,28 @@ fn uninstalls(console: &Console) {
     );
     assert_eq!(guest(console, TRACES), "");
 }
+
+/// Port 2049 has an owner without a process.
+fn gives_way_to_the_kernel_s_nfs_server(console: &Console) {
+    guest(console, &lines(KERNEL_NFS));
+    guest(console, "/root/slate image import tiny /root/empty");
+    let up = "timeout 60 /root/slate up --interface serve --dhcp authoritative";
+    let refused = console.run(&format!("{up} --nfs-port 2049"), PATIENCE);
+    let refused = refused.expect("an answer");
+    assert_eq!(refused.status, 3, "{}", refused.text);
+    let owner = "taken by the kernel's NFS server (nfs-server.service)";
+    assert!(refused.text.contains(owner), "{}", refused.text);
+    let served = console.run(&up.replace("60", "6"), PATIENCE);
+    let served = served.expect("an answer").text;
+    assert!(served.contains(owner), "{served}");
+    assert!(served.contains("nodes are told to use 2050"), "{served}");
+}
+
+const KERNEL_NFS: &str = "insmod /root/oid_registry.ko
+    insmod /root/auth_rpcgss.ko
+    insmod /root/nfs_acl.ko
+    insmod /root/nfsd.ko
+    mount -t nfsd nfsd /proc/fs/nfsd
+    echo '-3 +4' > /proc/fs/nfsd/versions
+    echo 'tcp 2049' > /proc/fs/nfsd/portlist
+    echo 1 > /proc/fs/nfsd/threads";
