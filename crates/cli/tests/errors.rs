@@ -519,6 +519,12 @@ fn a_firewall_in_the_way_is_opened() {
     drop(daemon);
     let daemon = site.serve(&[]);
     assert!(!daemon.said.contains("nftables"), "{}", daemon.said);
+    drop(daemon);
+    // What matters is the port that is served in the end.
+    site.shell("nft add rule inet filter input tcp dport 2050 drop");
+    let _holder = site.hold("tcp 0.0.0.0:2049");
+    let daemon = site.serve(&[]);
+    says(&daemon.said, &["an nftables ruleset drops 2050/tcp on br0"]);
 }
 
 const RULES: &str = "nft add table inet filter

@@ -27,9 +27,6 @@ use crate::state::State;
 use crate::unwritten::Unwritten;
 use crate::{Drivers, Error, Listening, Notice, Options, listeners};
 
-/// Ports tried after the one that was asked for.
-const NFS_FALLBACKS: u16 = 16;
-
 /// Runs the daemon until it is told to stop, by SIGINT, SIGTERM or the control socket.
 ///
 /// Blocks the calling thread and starts its own others. Returns `Ok` after an orderly stop.
@@ -111,7 +108,9 @@ fn nfs_listeners<I: Iterator<Item = Ipv4Addr>>(
 ) -> Result<(Vec<TcpListener>, u16), Error> {
     let failed = |error| Error::io("taking over the NFS socket", error);
     let kept = listeners::nfs().map_err(failed)?;
-    if let Some(port) = common_port(&kept, addresses(), nfs_ports(options)).map_err(failed)? {
+    if let Some(port) =
+        common_port(&kept, addresses(), options.ports.nfs_candidates()).map_err(failed)?
+    {
         return Ok((kept, port));
     }
     if !kept.is_empty() {
@@ -119,7 +118,7 @@ fn nfs_listeners<I: Iterator<Item = Ipv4Addr>>(
         drop(kept);
     }
     let mut taken = None;
-    for port in nfs_ports(options) {
+    for port in options.ports.nfs_candidates() {
         match bind_tcp(addresses(), port, "NFS") {
             Ok(listeners) => return Ok((listeners, port)),
             Err(error @ Error::PortTaken { .. }) => taken = taken.or(Some(error)),
@@ -127,17 +126,6 @@ fn nfs_listeners<I: Iterator<Item = Ipv4Addr>>(
         }
     }
     Err(taken.unwrap_or_else(|| Error::io("serving NFS", io::ErrorKind::AddrInUse.into())))
-}
-
-/// The ports that NFS may be served on, the best one first.
-fn nfs_ports(options: &Options) -> RangeInclusive<u16> {
-    let first = options.ports.nfs;
-    let others = if options.ports.nfs_fallback {
-        NFS_FALLBACKS
-    } else {
-        0
-    };
-    first..=first.saturating_add(others)
 }
 
 /// The one port, of those wanted, on which `listeners` are exactly those of all `addresses`.
