@@ -58,9 +58,7 @@ impl Port {
             purpose,
         }
     }
-}
 
-impl Port {
     /// The option of the command that chooses another number.
     pub fn option(&self) -> Option<&'static str> {
         match self.purpose {
