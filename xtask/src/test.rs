@@ -20,7 +20,7 @@ struct Counts {
 }
 
 /// The tests that boot machines, as package and test target.
-const END_TO_END: [(&str, &str); 2] = [("lab", "machines"), ("cli", "e2e")];
+const END_TO_END: [(&str, &str); 3] = [("lab", "machines"), ("cli", "errors"), ("cli", "e2e")];
 /// Tests of the long matrix begin with this.
 const LONG: &str = "full_";
 
@@ -64,6 +64,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Iproute,
         Tool::SshClient,
         Tool::Mmdebstrap,
+        Tool::Tcpdump,
     ];
     let built = install::ensure_build();
     install::ensure(&tools, &[])?;

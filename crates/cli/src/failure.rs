@@ -114,6 +114,7 @@ impl From<daemon::control::ClientError> for Failure {
     fn from(error: daemon::control::ClientError) -> Self {
         let code = match error {
             daemon::control::ClientError::NotRunning { .. } => Code::NoDaemon,
+            daemon::control::ClientError::NotAllowed { .. } => Code::NotReady,
             _ => Code::Failed,
         };
         Self::of(&error).hint(error.hint()).code(code)

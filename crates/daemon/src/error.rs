@@ -15,7 +15,7 @@ pub enum Error {
         source: io::Error,
     },
     /// No network interface of that name.
-    #[error("no network interface named {name:?}; this machine has {present:?}")]
+    #[error("there is no network interface {name}; this machine has {}", present.join(", "))]
     InterfaceMissing {
         /// The name asked for.
         name: String,
@@ -81,7 +81,7 @@ pub enum Error {
         message: String,
     },
     /// The default image does not exist.
-    #[error("no image named {name:?}; the store has {present:?}")]
+    #[error("there is no image {name}")]
     NoSuchImage {
         /// The name asked for.
         name: String,
@@ -126,7 +126,7 @@ impl Error {
                 format!("See who owns it: ss -l{flag}np 'sport = :{port}'. Stop that, or choose another port.")
             }
             Error::AlreadyRunning { .. } => {
-                "Stop it first (slate service stop, or Ctrl-C where it runs), or give this one another --run-dir.".into()
+                "Stop it first (systemctl stop slate, or Ctrl-C where it runs), or give this one another --run-dir.".into()
             }
             Error::KeyFile { path, .. } => format!(
                 "chmod 600 {0}, or restore it from a backup. A new one would change every node's identity.",
@@ -138,6 +138,9 @@ impl Error {
             ),
             Error::SchemaTooNew { .. } => "Use the newer slate, or another --state-dir.".into(),
             Error::Store { path, .. } => format!("Check free space and permissions of {}.", path.display()),
+            Error::NoSuchImage { present, .. } if !present.is_empty() => {
+                format!("Choose one of: {}.", present.join(", "))
+            }
             Error::NoSuchImage { .. } => {
                 "Import one first: slate image import NAME DIRECTORY|TAR, or: slate image build debian13.".into()
             }

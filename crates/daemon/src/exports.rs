@@ -92,8 +92,9 @@ impl Follower {
         ))
     }
 
-    /// Every version by its digest, every tag by its name. A version stays exported as long as the
-    /// store has it, whatever tags do: nodes may run it.
+    /// Every version by its digest, every tag by its name, and what `NAME` alone means beside the
+    /// digests: people write that. A version stays exported as long as the store has it, whatever
+    /// tags do: nodes may run it.
     fn export(&mut self, versions: &[Digest], tags: &[Tag]) {
         let mut wanted: BTreeMap<String, Digest> = versions
             .iter()
@@ -102,6 +103,11 @@ impl Follower {
         for tag in tags {
             wanted.insert(format!("/images/{}", tag.digest), tag.digest);
             wanted.insert(format!("/tags/{}/{}", tag.name, tag.tag), tag.digest);
+        }
+        for tag in tags.iter().filter(|tag| tag.tag == "latest") {
+            // No name takes the place of a digest.
+            let path = format!("/images/{}", tag.name);
+            wanted.entry(path).or_insert(tag.digest);
         }
         for (path, digest) in &wanted {
             if self.exported.get(path) != Some(digest) {

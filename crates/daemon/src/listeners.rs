@@ -1,16 +1,22 @@
-//! Listeners handed over by systemd (`sd_listen_fds(3)`): they stay open while the daemon is
-//! restarted, so that nodes wait in the queue instead of being refused.
+//! Listeners that systemd keeps for us while the daemon is restarted (`FileDescriptorStoreMax=` in
+//! systemd.service(5), `sd_listen_fds(3)`): nodes wait in their queue instead of being refused.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::TcpListener;
-use std::os::fd::{FromRawFd as _, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use sd_notify::NotifyState;
 use socket2::SockRef;
 
 /// Number of the first descriptor that is handed over.
 const FIRST: RawFd = 3;
+/// What the NFS listeners are called there.
+const NFS: &str = "nfs";
 
 /// What the environment says.
 struct Handed {
@@ -42,8 +48,38 @@ impl Handed {
     }
 }
 
-/// The TCP listeners under the name `nfs` (`FileDescriptorName=nfs`); none where there are none,
-/// or where they were taken before.
+/// Gives the NFS listeners to the service manager, if there is one: the next daemon finds them.
+pub fn keep_nfs(listeners: &[TcpListener]) -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let manager = UnixDatagram::unbound()?;
+    manager.connect(path)?;
+    let message = format!("FDSTORE=1\nFDNAME={NFS}");
+    // The kernel takes so many at a time (SCM_MAX_FD).
+    for some in listeners.chunks(253) {
+        let descriptors: Vec<BorrowedFd<'_>> = some.iter().map(AsFd::as_fd).collect();
+        let rights = SendAncillaryMessage::ScmRights(&descriptors);
+        let mut space = vec![MaybeUninit::uninit(); rights.size()];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(rights);
+        let text = [IoSlice::new(message.as_bytes())];
+        sendmsg(&manager, &text, &mut ancillary, SendFlags::NOSIGNAL)?;
+    }
+    Ok(())
+}
+
+/// Takes the NFS listeners of earlier daemons away from the service manager.
+pub fn forget_nfs() -> io::Result<()> {
+    let name = format!("FDNAME={NFS}");
+    sd_notify::notify(&[
+        NotifyState::Custom("FDSTOREREMOVE=1"),
+        NotifyState::Custom(&name),
+    ])
+}
+
+/// The NFS listeners that an earlier daemon left; none where there are none, or where they were
+/// taken before.
 pub fn nfs() -> io::Result<Vec<TcpListener>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let Some(handed) = Handed::from_environment() else {
@@ -52,7 +88,7 @@ pub fn nfs() -> io::Result<Vec<TcpListener>> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Vec::new());
     }
-    let descriptors = handed.under("nfs", std::process::id());
+    let descriptors = handed.under(NFS, std::process::id());
     descriptors.into_iter().map(adopt).collect()
 }
 

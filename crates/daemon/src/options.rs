@@ -1,6 +1,7 @@
 //! What one run of the daemon is told: the validated form, no strings left to parse.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -96,6 +97,17 @@ pub struct Ports {
     /// Take the next free port where `nfs` is taken, instead of failing.
     pub nfs_fallback: bool,
 }
+
+impl Ports {
+    /// The ports that NFS may be served on, the best one first.
+    pub fn nfs_candidates(&self) -> RangeInclusive<u16> {
+        let others = if self.nfs_fallback { NFS_FALLBACKS } else { 0 };
+        self.nfs..=self.nfs.saturating_add(others)
+    }
+}
+
+/// Ports tried after the usual one.
+const NFS_FALLBACKS: u16 = 16;
 
 impl Default for Ports {
     fn default() -> Ports {

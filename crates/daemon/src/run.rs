@@ -1,8 +1,11 @@
 //! Starting and stopping: opens what is needed in the order in which it can fail, then lets the
 //! threads run.
 
-use std::collections::HashMap;
-use std::net::{SocketAddrV4, TcpListener};
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
@@ -24,9 +27,6 @@ use crate::state::State;
 use crate::unwritten::Unwritten;
 use crate::{Drivers, Error, Listening, Notice, Options, listeners};
 
-/// Ports tried after the one that was asked for.
-const NFS_FALLBACKS: u16 = 16;
-
 /// Runs the daemon until it is told to stop, by SIGINT, SIGTERM or the control socket.
 ///
 /// Blocks the calling thread and starts its own others. Returns `Ok` after an orderly stop.
@@ -43,6 +43,7 @@ struct Daemon {
     hub_thread: thread::JoinHandle<()>,
     stopped: Receiver<()>,
     notices: Option<Sender<Notice>>,
+    run_dir: PathBuf,
     // Kept for as long as the daemon runs.
     _nfs: Arc<nfs::Server>,
     _runtime: tokio::runtime::Runtime,
@@ -88,7 +89,7 @@ impl Sockets {
 }
 
 fn bind_tcp(
-    addresses: impl Iterator<Item = std::net::Ipv4Addr>,
+    addresses: impl Iterator<Item = Ipv4Addr>,
     port: u16,
     purpose: &'static str,
 ) -> Result<Vec<TcpListener>, Error> {
@@ -98,33 +99,51 @@ fn bind_tcp(
     addresses.map(bind).collect()
 }
 
-/// Sockets that the service manager keeps open come first. Else NFS takes the next free port where
-/// the usual one is taken: every boot plan says which.
-fn nfs_listeners<I: Iterator<Item = std::net::Ipv4Addr>>(
+/// Those that an earlier daemon left with the service manager come first, if they are what is asked
+/// for now. Else NFS takes the next free port where the usual one is taken: every boot plan says
+/// which.
+fn nfs_listeners<I: Iterator<Item = Ipv4Addr>>(
     options: &Options,
     addresses: impl Fn() -> I,
 ) -> Result<(Vec<TcpListener>, u16), Error> {
-    let handed =
-        listeners::nfs().map_err(|error| Error::io("taking over the NFS socket", error))?;
-    if let Some(first) = handed.first() {
-        let address = first
-            .local_addr()
-            .map_err(|error| Error::io("taking over the NFS socket", error))?;
-        return Ok((handed, address.port()));
+    let failed = |error| Error::io("taking over the NFS socket", error);
+    let kept = listeners::nfs().map_err(failed)?;
+    if let Some(port) =
+        common_port(&kept, addresses(), options.ports.nfs_candidates()).map_err(failed)?
+    {
+        return Ok((kept, port));
     }
-    let first = options.ports.nfs;
-    let mut port = first;
-    loop {
+    if !kept.is_empty() {
+        listeners::forget_nfs().map_err(failed)?;
+        drop(kept);
+    }
+    let mut taken = None;
+    for port in options.ports.nfs_candidates() {
         match bind_tcp(addresses(), port, "NFS") {
             Ok(listeners) => return Ok((listeners, port)),
-            Err(Error::PortTaken { .. })
-                if options.ports.nfs_fallback && port < first.saturating_add(NFS_FALLBACKS) =>
-            {
-                port += 1;
-            }
+            Err(error @ Error::PortTaken { .. }) => taken = taken.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
+    Err(taken.unwrap_or_else(|| Error::io("serving NFS", io::ErrorKind::AddrInUse.into())))
+}
+
+/// The one port, of those wanted, on which `listeners` are exactly those of all `addresses`.
+fn common_port(
+    listeners: &[TcpListener],
+    addresses: impl Iterator<Item = Ipv4Addr>,
+    wanted: RangeInclusive<u16>,
+) -> io::Result<Option<u16>> {
+    let local: Vec<SocketAddr> = listeners
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<io::Result<_>>()?;
+    let Some(port) = local.first().map(SocketAddr::port) else {
+        return Ok(None);
+    };
+    let there: BTreeSet<SocketAddr> = local.into_iter().collect();
+    let asked: BTreeSet<SocketAddr> = addresses.map(|it| (it, port).into()).collect();
+    Ok(Some(port).filter(|port| wanted.contains(port) && there == asked))
 }
 
 impl Daemon {
@@ -170,6 +189,10 @@ impl Daemon {
                 .map_err(|error| Error::io("serving NFS", error))?;
             nfs.serve(listener)
                 .map_err(|error| Error::io("serving NFS", error))?;
+        }
+        // Without them the next daemon makes its own, and nodes try again.
+        if let Err(error) = listeners::keep_nfs(&sockets.nfs) {
+            tracing::warn!(%error, "leaving the NFS socket with the service manager");
         }
         let engine = Engine::new(
             config(&options, &sockets, default_image.clone()),
@@ -234,6 +257,7 @@ impl Daemon {
             hub_thread,
             stopped,
             notices: options.notices,
+            run_dir: options.run_dir,
             _nfs: nfs,
             _runtime: runtime,
         })
@@ -255,6 +279,7 @@ impl Daemon {
         }
         let _ = self.hub.send(Message::Stop);
         let _ = self.hub_thread.join();
+        control::remove(&self.run_dir);
     }
 }
 
@@ -355,6 +380,10 @@ impl nfs::Observer for Observer {
         let (address, activity) = match activity {
             Activity::Mounted { address, .. } => (address, NfsActivity::Mounted),
             Activity::Gone { address } => (address, NfsActivity::Gone),
+            Activity::Collision { address, owner } => {
+                let owner = String::from_utf8_lossy(&owner);
+                return tracing::warn!(%address, %owner, "several NFS clients behind one address have one name");
+            }
             other => return tracing::debug!(?other, "NFS"),
         };
         let std::net::IpAddr::V4(address) = address else {

@@ -143,6 +143,11 @@ fn last_progress(boot: &Boot) -> Timestamp {
     stages.max().unwrap_or(boot.started)
 }
 
+/// Whether firmware and loaders are all that has run yet.
+pub(crate) fn is_loading(boot: &Boot) -> bool {
+    reached(boot).is_none_or(|stage| stage < Stage::Init)
+}
+
 /// The furthest stage of a boot.
 fn reached(boot: &Boot) -> Option<Stage> {
     boot.timeline.iter().map(|it| it.stage).max()
@@ -236,17 +241,24 @@ impl Engine {
 
     /// A node's current boot failed at a stage, or is retrying it.
     pub(crate) fn fail(&mut self, turn: &mut Turn, mac: Mac, stage: Stage, cause: String) {
-        let at = turn.now;
-        if let Some(boot) = self.boots.current_mut(mac) {
-            boot.failure = Some(Failure {
-                stage,
-                cause: cause.clone(),
-                at,
-            });
-            turn.out
-                .push(crate::Output::Persist(Record::Boot(boot.clone())));
-        }
+        self.note_failure(turn, mac, stage, &cause);
         self.tell(turn, Some(mac), EventKind::Failed { stage, cause });
+    }
+
+    /// Keeps with a node's current boot what another event tells.
+    pub(crate) fn note_failure(&mut self, turn: &mut Turn, mac: Mac, stage: Stage, cause: &str) {
+        let at = turn.now;
+        let Some(boot) = self.boots.current_mut(mac) else {
+            return;
+        };
+        let is_known = |known: &Failure| known.stage == stage && known.cause == cause;
+        if boot.failure.as_ref().is_some_and(is_known) {
+            return;
+        }
+        let cause = cause.to_owned();
+        boot.failure = Some(Failure { stage, cause, at });
+        turn.out
+            .push(crate::Output::Persist(Record::Boot(boot.clone())));
     }
 
     /// A datagram on the beacon port.
@@ -335,6 +347,8 @@ impl Engine {
             self.boots.reported.insert(id, stage);
             let cause = next_step(stage).to_owned();
             let for_ms = now.millis_since(since);
+            let next = Stage::ALL.into_iter().find(|it| *it > stage);
+            self.note_failure(turn, mac, next.unwrap_or(stage), &cause);
             self.tell(
                 turn,
                 Some(mac),

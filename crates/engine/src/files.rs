@@ -8,6 +8,7 @@ use wire::mac::Mac;
 use wire::stage::Stage;
 use wire::tftp::{Mode, Packet, Request, error};
 
+use crate::boots::is_loading;
 use crate::event::{EventKind, Service};
 use crate::image::BootFile;
 use crate::io::{
@@ -140,33 +141,34 @@ impl Engine {
     ) -> Result<Content, String> {
         let mac = self.node_at(peer).map(|node| node.mac);
         let shown = printable(path);
-        let result = Name::parse(path).and_then(|name| {
-            let content = self
-                .content(turn, peer, mac, name, &shown)
-                .map_err(NotServed::because)?;
-            Ok((name, content))
+        let name = Name::parse(path);
+        let stage = name.as_ref().ok().map(|name| name.stage());
+        let result = name.and_then(|name| {
+            self.content(turn, peer, mac, name, &shown)
+                .map_err(NotServed::because)
         });
+        let path = shown;
         match result {
-            Ok((name, content)) => {
-                self.tell(
-                    turn,
-                    mac,
-                    EventKind::Requested {
-                        service,
-                        path: shown,
-                    },
-                );
-                if let Some(mac) = mac {
-                    self.reach(turn, mac, name.stage(), "");
+            Ok(content) => {
+                self.tell(turn, mac, EventKind::Requested { service, path });
+                if let (Some(mac), Some(stage)) = (mac, stage) {
+                    self.reach(turn, mac, stage, "");
                 }
                 Ok(content)
             }
             Err(NotServed { cause, expected }) => {
+                // A system that runs may ask for what it likes.
+                let loads = |mac: &Mac| self.boots.current(*mac).is_some_and(is_loading);
+                if let (Some(mac), Some(stage)) = (mac.filter(loads), stage) {
+                    let cause = format!("asked for {path}: {cause}");
+                    self.note_failure(turn, mac, stage, &cause);
+                }
                 if !expected {
+                    let cause = cause.clone();
                     let not_found = EventKind::NotFound {
                         service,
-                        path: shown,
-                        cause: cause.clone(),
+                        path,
+                        cause,
                     };
                     self.tell(turn, mac, not_found);
                 }

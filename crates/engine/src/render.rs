@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use wire::cmdline::{BootArgs, Ip, NfsRoot, Param, SlateArgs, split};
 use wire::identity::BootId;
 use wire::mac::Mac;
-use wire::stage::Stage;
 
+use crate::boots::is_loading;
 use crate::config::Interface;
 use crate::files::has_file;
 use crate::image::{BootFile, ImageInfo, ImageRef};
@@ -47,7 +47,7 @@ impl Engine {
     /// one where that has already run.
     pub(crate) fn boot_to_render(&mut self, turn: &mut Turn, mac: Mac) -> BootId {
         match self.boots.current(mac) {
-            Some(boot) if boot.timeline.iter().all(|it| it.stage < Stage::Init) => boot.id,
+            Some(boot) if is_loading(boot) => boot.id,
             _ => self.mint_boot(turn, mac),
         }
     }
@@ -134,7 +134,9 @@ impl Engine {
                 boot: id,
                 token: boot.token,
             }),
-            nfs_unique_id: Some(format!("slate-{}", node.mac.plain())),
+            nfs_unique_id: users
+                .nfs_unique_id
+                .or_else(|| Some(format!("slate-{}", node.mac.plain()))),
             ..users
         };
         args.render()

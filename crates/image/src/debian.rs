@@ -29,10 +29,10 @@ pub struct Progress {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// mmdebstrap is not installed.
-    #[error("mmdebstrap: not found on PATH; install it: apt install mmdebstrap")]
+    #[error("mmdebstrap: not found on PATH")]
     NoMmdebstrap,
     /// mmdebstrap gave up.
-    #[error("mmdebstrap failed ({status}): {}{}", last_lines.join("; "), hint(last_lines))]
+    #[error("mmdebstrap failed ({status}): {}", last_lines.join("; "))]
     Failed {
         /// How it ended.
         status: std::process::ExitStatus,
@@ -50,6 +50,24 @@ pub enum Error {
         source: io::Error,
     },
 }
+
+impl Error {
+    /// What to do next; empty where its words do not tell.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NoMmdebstrap => "install it: apt-get install mmdebstrap",
+            Self::Failed { last_lines, .. } => hint(last_lines),
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull => DISK_SPACE,
+                io::ErrorKind::PermissionDenied => "run it as root (sudo)",
+                _ => "",
+            },
+        }
+    }
+}
+
+const DISK_SPACE: &str =
+    "free some disk space: a build needs about 2 GB in the temporary folder and the cache";
 
 /// Makes a tar archive of a root file system that boots well without a disk.
 ///
@@ -255,18 +273,18 @@ fn hint(lines: &[String]) -> &'static str {
             .any(|line| words.iter().any(|word| line.contains(word)))
     };
     if says(&["No space left"]) {
-        "; free some disk space: a build needs about 2 GB in the temporary folder and the cache"
+        DISK_SPACE
     } else if says(&[
         "Could not resolve",
         "Failed to fetch",
         "Connection",
         "unable to download",
     ]) {
-        "; check that this machine reaches a Debian mirror (and http_proxy, if it needs one)"
+        "check that this machine reaches a Debian mirror (and http_proxy, if it needs one)"
     } else if says(&["must be root", "unshare", "newuidmap"]) {
-        "; run it as root"
+        "run it as root (sudo)"
     } else {
-        ""
+        "try again later: a mirror that is being updated fails like this; if it stays so, report the lines above"
     }
 }
 

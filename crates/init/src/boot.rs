@@ -175,10 +175,14 @@ fn until_done<T>(
 }
 
 /// NFS servers tell clients apart by these names: nodes that all call themselves `(none)` steal
-/// each other's state.
+/// each other's state. Who names them on the command line (`hostname=`, which kernels since 6.0 heed
+/// by themselves, and `nfs.nfs4_unique_id=`) is obeyed.
 fn name_client(args: &BootArgs, network: &Configured) {
     let unique = format!("slate-{}", network.link.mac.plain());
-    let name = network.lease.hostname.as_deref().unwrap_or(&unique);
+    let name = args
+        .param("hostname")
+        .or(network.lease.hostname.as_deref())
+        .unwrap_or(&unique);
     let _ = sethostname(name.as_bytes());
     if args.nfs_unique_id.is_none() {
         let _ = fs::write("/sys/module/nfs/parameters/nfs4_unique_id", &unique);

@@ -23,6 +23,8 @@ pub enum Tool {
     Mmdebstrap,
     /// A C compiler for the static musl target.
     MuslCompiler,
+    /// `tcpdump`, which shows what was really sent.
+    Tcpdump,
 }
 
 impl Tool {
@@ -36,6 +38,7 @@ impl Tool {
             Self::SshClient => "ssh",
             Self::Mmdebstrap => "mmdebstrap",
             Self::MuslCompiler => "musl-gcc",
+            Self::Tcpdump => "tcpdump",
         }
     }
 
@@ -49,6 +52,7 @@ impl Tool {
             Self::SshClient => "log in to nodes",
             Self::Mmdebstrap => "make the Debian image",
             Self::MuslCompiler => "compile static programs",
+            Self::Tcpdump => "look at packets",
         }
     }
 
@@ -84,6 +88,7 @@ impl Tool {
             (Self::MuslCompiler, Debian) => "musl-tools",
             (Self::MuslCompiler, Fedora) => "musl-gcc",
             (Self::MuslCompiler, Suse | Arch) => "musl",
+            (Self::Tcpdump, _) => "tcpdump",
         })
     }
 }
@@ -162,10 +167,9 @@ impl MissingTools {
     }
 }
 
-impl fmt::Display for MissingTools {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.tools.iter().map(|tool| tool.name()).collect();
-        write!(f, "missing: {}", names.join(", "))?;
+impl MissingTools {
+    /// How to get them.
+    pub fn hint(&self) -> String {
         match self.distribution {
             Some(distribution) if !self.packages().is_empty() => {
                 let manager = distribution.install_command();
@@ -174,15 +178,21 @@ impl fmt::Display for MissingTools {
                     .filter(|word| !word.starts_with("--") || **word == "--sync")
                     .copied()
                     .collect();
-                write!(
-                    f,
-                    ", install with: {} {}",
+                format!(
+                    "install with: {} {}",
                     verb.join(" "),
                     self.packages().join(" ")
                 )
             }
-            _ => write!(f, ", install with your distribution's package manager"),
+            _ => "install with your distribution's package manager".to_owned(),
         }
+    }
+}
+
+impl fmt::Display for MissingTools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.tools.iter().map(|tool| tool.name()).collect();
+        write!(f, "missing: {}", names.join(", "))
     }
 }
 
@@ -244,7 +254,11 @@ mod tests {
         };
         assert_eq!(
             missing.to_string(),
-            "missing: qemu-system-x86_64, OVMF firmware, install with: apt-get install qemu-system-x86 ovmf"
+            "missing: qemu-system-x86_64, OVMF firmware"
+        );
+        assert_eq!(
+            missing.hint(),
+            "install with: apt-get install qemu-system-x86 ovmf"
         );
     }
 }

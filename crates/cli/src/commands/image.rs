@@ -133,11 +133,11 @@ fn is_fresh(archive: &Path) -> bool {
 }
 
 fn build_failure(error: &debian::Error) -> Failure {
-    let code = match error {
-        debian::Error::NoMmdebstrap => Code::NotReady,
-        _ => Code::Failed,
-    };
-    Failure::because("building the image", error).code(code)
+    let failure = Failure::because("building the image", error).hint(error.hint());
+    match error {
+        debian::Error::NoMmdebstrap => failure.code(Code::NotReady),
+        _ => failure,
+    }
 }
 
 fn import_archive(
@@ -226,7 +226,9 @@ fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outco
         store.stage_dir(source, &mut follow)?
     } else {
         let file = File::open(source).map_err(|error| path_failure("opening", source, &error))?;
-        store.stage_tar(file, &mut follow)?
+        store
+            .stage_tar(file, &mut follow)
+            .map_err(|error| archive_failure(source, error))?
     };
     meter.storing();
     let imported = publish(store, staged, target);
@@ -234,12 +236,26 @@ fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outco
     say_imported(store, &imported?, output)
 }
 
+const SOURCES: &str =
+    "give a directory with a root file system, or a tar archive of one (plain, gzip, zstd or xz)";
+
 fn is_dir(source: &Path) -> Outcome<bool> {
-    let meta = fs::metadata(source).map_err(|error| {
-        path_failure("opening", source, &error)
-            .hint("give a directory with a root file system, or a tar archive of one")
-    })?;
+    let meta = fs::metadata(source)
+        .map_err(|error| path_failure("opening", source, &error).hint(SOURCES))?;
     Ok(meta.is_dir())
+}
+
+/// An archive that was read to a bad end, unless the store is what failed.
+fn archive_failure(source: &Path, error: Error) -> Failure {
+    let failure = Failure::from(error);
+    if failure.hint.is_some() {
+        return failure;
+    }
+    let mut about = Failure::new(format!("importing {}", source.display())).hint(SOURCES);
+    about.causes = std::iter::once(failure.what)
+        .chain(failure.causes)
+        .collect();
+    about
 }
 
 fn build(dirs: &DirArgs, recipe: Recipe, name: Option<&str>, output: OutputArgs) -> Outcome {
@@ -689,7 +705,9 @@ impl From<Error> for Failure {
             Error::NoSuchTag { .. } | Error::NoSuchVersion { .. } => {
                 failure.hint("see what there is: slate image list")
             }
-            Error::BadName { .. } => failure.code(Code::Usage),
+            Error::BadName { .. } => failure
+                .hint("write NAME or NAME:TAG, such as debian13 or rocky9:next")
+                .code(Code::Usage),
             Error::Corrupt(_) | Error::DamagedObject { .. } | Error::WrongContent { .. } => {
                 failure.hint("import the image again; the disk may be failing")
             }

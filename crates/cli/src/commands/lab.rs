@@ -60,7 +60,7 @@ fn check_machine() -> Outcome {
     let tools = [Tool::Qemu, Tool::Firmware, Tool::Iproute];
     find_tools(&tools).map_err(|missing| {
         Failure::new(missing.to_string())
-            .hint("In a checkout, cargo xtask try installs what is missing.")
+            .hint(missing.hint())
             .code(Code::NotReady)
     })
 }
@@ -89,7 +89,7 @@ fn prepare_image(args: &TryArgs, cache: &Path) -> Outcome<PathBuf> {
         return Ok(own);
     }
     let path = cache.join("store");
-    let store = Store::open(&path).map_err(|error| Failure::of(&error))?;
+    let store = Store::open(&path)?;
     if store.resolve(&args.image).is_ok() {
         return Ok(path);
     }
@@ -184,7 +184,9 @@ struct Lab {
 
 impl Lab {
     fn start(args: &TryArgs, scratch: Scratch) -> Outcome<Lab> {
-        let network = Network::new().map_err(|error| Failure::of(&error))?;
+        let network = Network::new().map_err(|error| {
+            Failure::of(&error).hint("a container may forbid it: run this on the machine itself")
+        })?;
         let mut daemon = start_daemon(args, &network, &scratch)?;
         wait_for_daemon(&scratch, &mut daemon)?;
         let mut lab = Lab {

@@ -307,6 +307,8 @@ Type=notify
 ExecStart={BINARY} {command}
 Restart=always
 RestartSec=2
+# The NFS socket stays open meanwhile: nodes wait.
+FileDescriptorStoreMax=64
 TimeoutStopSec=15
 LimitNOFILE=65536
 OOMScoreAdjust=-900

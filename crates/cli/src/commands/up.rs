@@ -87,7 +87,11 @@ fn check_machine(args: &UpArgs, ports: &Ports) -> Outcome {
     let mut errors = Vec::new();
     for finding in preflight::check(&args.interface, ports) {
         if let (Finding::Firewall(firewall), true) = (&finding, args.open_firewall) {
-            let done = preflight::open_firewall(firewall).map_err(|error| Failure::of(&error))?;
+            let done = preflight::open_firewall(firewall).map_err(|error| {
+                Failure::of(&error)
+                    .hint("open it by hand, and start without --open-firewall")
+                    .code(Code::NotReady)
+            })?;
             done.iter()
                 .for_each(|command| anstream::eprintln!("opened the firewall: {command}"));
             continue;
@@ -126,8 +130,7 @@ pub(super) fn default_image(dirs: &DirArgs, args: &UpArgs) -> Outcome<Option<Str
     if args.image.is_some() {
         return Ok(args.image.clone());
     }
-    let store = Store::open(dirs.state_dir.join("store")).map_err(|error| Failure::of(&error))?;
-    let tags = store.tags().map_err(|error| Failure::of(&error))?;
+    let tags = Store::open(dirs.state_dir.join("store"))?.tags()?;
     let mut names: Vec<String> = tags
         .into_iter()
         .filter(|it| it.tag == "latest")

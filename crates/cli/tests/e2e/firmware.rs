@@ -4,72 +4,81 @@ use std::time::Duration;
 
 use lab::{Console, Firmware, Hardware, MacAddress, Machine, Qemu, Tool, kvm_usable};
 
-use crate::harness::{PATIENCE, Site, assert_root, assert_running, guest, impossible};
+use crate::harness::{
+    PATIENCE, Site, assert_different, assert_root, assert_running, guest, impossible,
+};
 
 const TOOLS: [Tool; 4] = [Tool::Qemu, Tool::Firmware, Tool::Iproute, Tool::Mmdebstrap];
 const MEMORY_MIB: u32 = 1024;
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
-fn debian_12_boots_and_a_reboot_undoes_everything() {
-    boots_and_forgets("debian12", "6.1.");
+fn two_of_debian_12_boot_and_a_reboot_undoes_everything() {
+    boot_and_forget("debian12", "6.1.", 2);
 }
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
 fn debian_13_boots_and_a_reboot_undoes_everything() {
-    boots_and_forgets("debian13", "6.12.");
+    boot_and_forget("debian13", "6.12.", 1);
 }
 
-fn boots_and_forgets(image: &str, kernel: &str) {
+/// So many machines do everything at once.
+fn boot_and_forget(image: &str, kernel: &str, count: u16) {
     if impossible(&TOOLS) {
         return;
     }
     let kernel_args = "console=tty0 console=ttyS0,115200";
     let site = Site::new(image, &["--kernel-args", kernel_args]);
     let sums = site.stored_sums();
-    let mac = MacAddress::nth(1);
-    let mut machine = power_on(&site, mac);
-    let console = machine.console().clone();
+    let mut machines: Vec<Machine> = (1..=count).map(|it| power_on(&site, it)).collect();
+    for machine in &machines {
+        arrives(&site, machine, 1);
+        let release = guest(machine.console(), "uname -r");
+        assert!(release.starts_with(kernel), "{release}");
+    }
+    let identities = assert_different(&machines);
+    let first = machines[0].console().clone();
+    change(&first);
 
-    arrives(&site, &console, mac, 1);
-    let release = guest(&console, "uname -r");
-    assert!(release.starts_with(kernel), "{release}");
-    let identity = guest(&console, IDENTITY);
-    change(&console);
-
-    console.send_line("systemctl reboot").expect("typing");
-    arrives(&site, &console, mac, 2);
-    assert_unchanged(&console);
-    assert_eq!(
-        guest(&console, IDENTITY),
-        identity,
-        "a node stays who it is"
-    );
+    for machine in &machines {
+        let typed = machine.console().send_line("systemctl reboot");
+        typed.expect("typing");
+    }
+    for machine in &machines {
+        arrives(&site, machine, 2);
+    }
+    assert_unchanged(&first);
+    let again = assert_different(&machines);
+    assert_eq!(again, identities, "a node stays who it is");
     assert_eq!(site.stored_sums(), sums, "the stored image changed");
 
-    console.send_line("systemctl poweroff").expect("typing");
-    let off = machine.wait_off(Duration::from_secs(90)).expect("waiting");
-    assert!(off.is_some(), "no power-off: {}", console.last_lines(20));
-    let lines = console.lines();
-    let stuck = lines.iter().find(|line| line.text.contains("stop job"));
-    assert!(stuck.is_none(), "{stuck:?}");
+    for machine in &machines {
+        let typed = machine.console().send_line("systemctl poweroff");
+        typed.expect("typing");
+    }
+    for machine in &mut machines {
+        let off = machine.wait_off(Duration::from_secs(90)).expect("waiting");
+        let console = machine.console();
+        assert!(off.is_some(), "no power-off: {}", console.last_lines(20));
+        let lines = console.lines();
+        let stuck = lines.iter().find(|line| line.text.contains("stop job"));
+        assert!(stuck.is_none(), "{stuck:?}");
+    }
 }
 
-/// What makes a node itself.
-const IDENTITY: &str = "hostname; cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub";
-
-fn power_on(site: &Site, mac: MacAddress) -> Machine {
+fn power_on(site: &Site, index: u16) -> Machine {
     let firmware = Firmware::find(false).expect("firmware is installed");
     let mut hardware = Qemu::new(firmware, MEMORY_MIB).expect("a copy of its variables");
     if kvm_usable() {
         hardware = hardware.with_kvm();
     }
-    let capture = site.path("console.log");
+    let name = format!("pc{index}");
+    let capture = site.path(&format!("console{index}.log"));
     Machine::power_on(
         &site.network,
-        "pc",
-        mac,
+        &name,
+        MacAddress::nth(index),
         Hardware::Qemu(hardware),
         Some(capture),
     )
@@ -77,13 +86,14 @@ fn power_on(site: &Site, mac: MacAddress) -> Machine {
 }
 
 /// The node comes up, all of it, on the root that it should have.
-fn arrives(site: &Site, console: &Console, mac: MacAddress, boot: usize) {
+fn arrives(site: &Site, machine: &Machine, boot: usize) {
+    let console = machine.console();
     console
         .login(PATIENCE)
         .unwrap_or_else(|error| panic!("{error}\n{}", site.said()));
     assert_running(console);
     assert_root(console, site);
-    let up = site.wait_up(mac, boot);
+    let up = site.wait_up(machine.mac(), boot);
     println!("boot {boot}: {}", up["text"].as_str().unwrap_or_default());
 }
 

@@ -1,5 +1,6 @@
 //! What the tests share: images that are built once, a network with a daemon on it, its command.
 
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use lab::{Console, MacAddress, Network, Process, Tool};
+use lab::{Console, MacAddress, Machine, Network, Process, Tool};
 use serde_json::Value;
 
 /// How long anything may take that a machine does by itself.
@@ -137,6 +138,11 @@ impl Site {
         self.output.try_iter().collect::<Vec<_>>().join("\n")
     }
 
+    /// What the daemon wrote to its log, warnings and worse, since the site was made.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("up.log")).unwrap_or_default()
+    }
+
     /// The SHA-256 of every file that the served version consists of, by the host's own program.
     pub fn stored_sums(&self) -> String {
         let script = "find images objects -type f | sort | xargs sha256sum | sha256sum";
@@ -242,8 +248,13 @@ pub fn guest(console: &Console, command: &str) -> String {
     output.text.trim().to_owned()
 }
 
-/// Asserts that the root is what it should be, as the guest's kernel lists it.
+/// Asserts that the root is the served image, by its digest.
 pub fn assert_root(console: &Console, site: &Site) {
+    assert_overlay(console, &format!("/images/{}", site.digest));
+}
+
+/// Asserts that the root is what it should be over this export, as the guest's kernel lists it.
+pub fn assert_overlay(console: &Console, export: &str) {
     let root = guest(console, "awk '$2 == \"/\" { print $3 }' /proc/mounts");
     assert_eq!(root, "overlay");
     let layers = guest(console, "cat /run/slate/layers");
@@ -255,7 +266,7 @@ pub fn assert_root(console: &Console, site: &Site) {
             .to_owned()
     };
     let (lower, upper) = (layer("/lower"), layer("/upper"));
-    let source = format!(" - nfs4 {}:/images/{} ro,", lab::GATEWAY, site.digest);
+    let source = format!(" - nfs4 {}:{export} ro,", lab::GATEWAY);
     assert!(lower.contains(&source), "{source} not in {lower}");
     assert!(lower.contains("vers=4.2"), "{lower}");
     assert!(upper.contains(" - tmpfs "), "{upper}");
@@ -271,6 +282,30 @@ pub fn assert_running(console: &Console) {
     let command = "systemctl is-system-running --wait; systemctl --failed --no-legend";
     assert_eq!(guest(console, command), "running");
 }
+
+/// Asserts that no machine is another one; who each of them is.
+pub fn assert_different(machines: &[Machine]) -> Vec<Vec<String>> {
+    let who = |machine: &Machine| {
+        IDENTITIES
+            .map(|what| guest(machine.console(), what))
+            .to_vec()
+    };
+    let all: Vec<Vec<String>> = machines.iter().map(who).collect();
+    for (index, what) in IDENTITIES.into_iter().enumerate() {
+        let answers: HashSet<&String> = all.iter().map(|one| &one[index]).collect();
+        assert_eq!(answers.len(), machines.len(), "{what}: {answers:?}");
+    }
+    all
+}
+
+/// What no two nodes may share.
+const IDENTITIES: [&str; 5] = [
+    "hostname",
+    "ip -4 -o address show scope global | awk '{ print $4 }' | grep .",
+    "cat /etc/machine-id",
+    "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub",
+    "cat /sys/module/nfs/parameters/nfs4_unique_id",
+];
 
 /// A text field of a JSON object.
 pub fn text(object: &Value, field: &str) -> String {

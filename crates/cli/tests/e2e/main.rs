@@ -5,5 +5,9 @@
 
 mod firmware;
 mod harness;
+mod identical;
 mod native;
+mod seed;
+mod service;
+mod stages;
 mod walk;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use lab::{Hardware, MacAddress, Machine, Tool, Uml};
 
 use crate::harness::{
-    PATIENCE, Site, address, assert_root, assert_running, guest, impossible, text,
+    PATIENCE, Site, address, assert_different, assert_root, assert_running, guest, impossible, text,
 };
 
-pub const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
+pub(crate) const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
 const MEMORY_MIB: u32 = 320;
 /// Asked of the daemon, in seconds: a node renews after half of it.
 const LEASE_S: u64 = 60;
@@ -40,26 +40,11 @@ fn four_nodes_of_one_image_are_four_and_renew_their_leases() {
         assert_running(console);
         assert_root(console, &site);
     }
-    for what in IDENTITIES {
-        let answers: HashSet<String> = machines
-            .iter()
-            .map(|it| guest(it.console(), what))
-            .collect();
-        assert_eq!(answers.len(), machines.len(), "{what}: {answers:?}");
-    }
+    assert_different(&machines);
     for (machine, up) in machines.iter().zip(&ups) {
         renews(&site, machine, up["at_ms"].as_u64().expect("a time"));
     }
 }
-
-/// What no two nodes may share.
-const IDENTITIES: [&str; 5] = [
-    "hostname",
-    "ip -4 -o address show scope global | awk '{ print $4 }' | grep .",
-    "cat /etc/machine-id",
-    "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub",
-    "cat /sys/module/nfs/parameters/nfs4_unique_id",
-];
 
 /// The node's own network manager asks for its lease again before that ends, and keeps the address.
 fn renews(site: &Site, machine: &Machine, up_ms: u64) {
@@ -235,7 +220,8 @@ fn wait_kept(site: &Site, mac: MacAddress) {
     }
 }
 
-pub fn initrd(site: &Site) -> PathBuf {
+/// The initramfs of User-Mode Linux nodes.
+pub(crate) fn initrd(site: &Site) -> PathBuf {
     let modules = Uml::modules().expect("its modules are installed");
     let initrd = site.path("initrd");
     let place = |path: &PathBuf| path.to_str().expect("a path in UTF-8").to_owned();
@@ -251,19 +237,24 @@ pub fn initrd(site: &Site) -> PathBuf {
 }
 
 /// Plans a start and makes it.
-pub fn power_on(site: &Site, initrd: &Path, index: u16) -> Machine {
-    let mac = MacAddress::nth(index);
-    let plan = site.slate_json(&["node", "plan", &mac.to_string(), "--json"]);
+pub(crate) fn power_on(site: &Site, initrd: &Path, index: u16) -> Machine {
+    let mac = MacAddress::nth(index).to_string();
+    let plan = site.slate_json(&["node", "plan", &mac, "--json"]);
+    power_on_with(site, initrd, index, &text(&plan, "cmdline"))
+}
+
+/// Starts with any kernel command line.
+pub(crate) fn power_on_with(site: &Site, initrd: &Path, index: u16, command_line: &str) -> Machine {
     let hardware = Uml {
         initrd: Some(initrd.to_path_buf()),
-        command_line: text(&plan, "cmdline"),
+        command_line: command_line.to_owned(),
         memory_mib: MEMORY_MIB,
     };
     let capture = site.path(&format!("console{index}.log"));
     Machine::power_on(
         &site.network,
         &format!("node{index}"),
-        mac,
+        MacAddress::nth(index),
         Hardware::Uml(hardware),
         Some(capture),
     )

@@ -18,6 +18,14 @@ pub enum ClientError {
         /// The system's answer.
         source: io::Error,
     },
+    /// This user may not.
+    #[error("{}: {source}", path.display())]
+    NotAllowed {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The socket belongs to another protocol version.
     #[error("the daemon speaks control protocol {got}, expected {expected}")]
     Version {
@@ -46,11 +54,7 @@ impl ClientError {
     /// What to do next.
     pub fn hint(&self) -> String {
         match self {
-            ClientError::NotRunning { source, .. }
-                if source.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                "Use sudo, or join the group slate.".into()
-            }
+            ClientError::NotAllowed { .. } => "Use sudo, or join the group slate.".into(),
             ClientError::NotRunning { .. } => {
                 "Start one: slate up --interface IF --dhcp authoritative".into()
             }
@@ -76,8 +80,10 @@ impl Client {
     /// Connects to the daemon of `run_dir`.
     pub fn connect(run_dir: &Path) -> Result<Client, ClientError> {
         let path = run_dir.join(SOCKET_NAME);
-        let stream = UnixStream::connect(&path)
-            .map_err(|source| ClientError::NotRunning { path, source })?;
+        let stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::NotAllowed { path, source },
+            _ => ClientError::NotRunning { path, source },
+        })?;
         Client::over(stream)
     }
 

@@ -64,6 +64,11 @@ pub fn listen(run_dir: &Path) -> Result<UnixListener, Error> {
     bind(run_dir, &path).map_err(failed)
 }
 
+/// Removes what [`listen`] made.
+pub fn remove(run_dir: &Path) {
+    let _ = fs::remove_file(run_dir.join(SOCKET_NAME));
+}
+
 /// Made in a directory that only this user can enter, and moved when its mode is right.
 fn bind(run_dir: &Path, path: &Path) -> io::Result<UnixListener> {
     let private = run_dir.join(".control");

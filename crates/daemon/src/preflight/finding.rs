@@ -96,7 +96,10 @@ impl Finding {
                 )
             }
             Self::InterfaceUnknown { .. } => "is /sys mounted and iproute2 installed?".into(),
-            Self::PortTaken { owner, port } => owner.hint(*port),
+            Self::PortTaken { owner, port } => match port.option() {
+                Some(option) => format!("{}; or choose another {option}", owner.hint(*port)),
+                None => owner.hint(*port),
+            },
             Self::OtherNfsPort { .. } => String::new(),
             Self::Firewall(finding) => finding.hint(),
         }

@@ -33,7 +33,8 @@ pub fn check(interface: &str, ports: &Ports) -> Vec<Finding> {
     // Without privileges every bind would fail for that reason alone.
     if privileged {
         findings.extend(ports::check(interface, address, ports));
-        findings.extend(firewall::check(interface, &needed(ports)).map(Finding::Firewall));
+        let needed = needed(&ports::as_served(interface, address, ports));
+        findings.extend(firewall::check(interface, &needed).map(Finding::Firewall));
     }
     findings
 }

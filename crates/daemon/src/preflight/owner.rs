@@ -29,17 +29,25 @@ pub struct Process {
 }
 
 impl Owner {
+    /// Whether it is who asks.
+    pub fn is_this_process(&self) -> bool {
+        matches!(self, Self::Process(process) if process.pid == std::process::id())
+    }
+
     /// How to free the port.
     pub fn hint(&self, port: Port) -> String {
         match self {
             Self::Process(Process {
                 unit: Some(unit), ..
             }) => format!("if nothing needs it here: systemctl disable --now {unit}"),
+            Self::Process(Process { name, pid, .. }) if name == "slate" => {
+                format!("slate serves here already; to start it anew, stop it: kill {pid}")
+            }
             Self::Process(process) => {
                 format!("if nothing needs it here, stop it: kill {}", process.pid)
             }
             Self::KernelNfs => {
-                "systemctl stop nfs-server.service, or choose another --nfs-port".into()
+                "if nothing needs it here: systemctl disable --now nfs-server.service".into()
             }
             Self::Unknown => {
                 let kind = match port.protocol {

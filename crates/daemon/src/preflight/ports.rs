@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use socket2::{Domain, Socket, Type};
 
 use super::finding::Finding;
+use super::owner::Owner;
 use crate::options::Ports;
 
 /// A transport protocol.
@@ -57,6 +58,15 @@ impl Port {
             purpose,
         }
     }
+
+    /// The option of the command that chooses another number.
+    pub fn option(&self) -> Option<&'static str> {
+        match self.purpose {
+            "HTTP" | "boot events" => Some("--http-port"),
+            "NFS" => Some("--nfs-port"),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Port {
@@ -70,8 +80,7 @@ impl fmt::Display for Port {
 pub fn check(interface: &str, address: Ipv4Addr, ports: &Ports) -> Vec<Finding> {
     let mut findings: Vec<Finding> = super::needed(ports)
         .into_iter()
-        .filter(|port| is_taken(*port, interface, address))
-        .map(|port| (port, super::owner_of(port)))
+        .filter_map(|port| Some((port, other_owner(port, interface, address)?)))
         .map(|(port, owner)| match port.purpose {
             "NFS" if ports.nfs_fallback => Finding::OtherNfsPort { port, owner },
             _ => Finding::PortTaken { port, owner },
@@ -79,6 +88,20 @@ pub fn check(interface: &str, address: Ipv4Addr, ports: &Ports) -> Vec<Finding> 
         .collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity()));
     findings
+}
+
+/// The ports as they will be: NFS has the first of its ports that is free.
+pub fn as_served(interface: &str, address: Ipv4Addr, ports: &Ports) -> Ports {
+    let free = |number: &u16| other_owner(Port::tcp(*number, "NFS"), interface, address).is_none();
+    let nfs = ports.nfs_candidates().find(free).unwrap_or(ports.nfs);
+    Ports { nfs, ..*ports }
+}
+
+/// Who has the port, unless it is free for us.
+fn other_owner(port: Port, interface: &str, address: Ipv4Addr) -> Option<Owner> {
+    let owner = is_taken(port, interface, address).then(|| super::owner_of(port));
+    // A socket that an earlier run left with the service manager for us.
+    owner.filter(|owner| !owner.is_this_process())
 }
 
 /// Whether binding the port as the daemon does says "address in use". Other refusals are not this

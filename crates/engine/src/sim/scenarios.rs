@@ -9,6 +9,7 @@ use wire::stage::Stage;
 use super::*;
 use crate::command::{CommandError, NodeChange, Setting};
 use crate::config::Interface;
+use crate::record::Failure;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -287,7 +288,15 @@ fn a_boot_that_hangs_is_reported_once_also_after_a_restart() {
             })
             .collect();
         assert_eq!(stuck, [(Stage::Loader, 180_000, true)]);
+        let failure = failure_of(&world, 0).expect("a failure");
+        assert_eq!(failure.stage, Stage::Grub);
+        assert!(failure.cause.contains("shim"), "{}", failure.cause);
     }
+}
+
+/// Why a machine's boot does not go on, as users see it.
+fn failure_of(world: &World, index: usize) -> Option<Failure> {
+    world.engine.node(&mac(index))?.boot?.failure
 }
 
 #[test]
@@ -310,10 +319,14 @@ fn a_missing_loader_is_an_event_with_its_cause() {
         told.kind.to_string(),
         format!("asked for grubx64.efi over TFTP: not found: {cause}")
     );
+    let failure = failure_of(&world, 0).expect("a failure");
+    assert_eq!(failure.stage, Stage::Grub);
+    assert_eq!(failure.cause, format!("asked for grubx64.efi: {cause}"));
     // Repaired, it boots without a hand on the machine.
     world.images = vec![image()];
     world.input(Input::Images(world.images.clone()));
     world.boot_all(5 * MINUTE);
+    assert_eq!(failure_of(&world, 0), None);
 }
 
 /// A change of one setting.

@@ -1,0 +1,625 @@
+//! What goes wrong, provoked for real: every message says what to do next.
+//!
+//! Those that need a network of their own, and root for it, are run by `cargo xtask test`; they say
+//! `skipped: reason` where they cannot run.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use lab::{Network, Process};
+
+const SLATE: &str = env!("CARGO_BIN_EXE_slate");
+/// How long anything may take that the command does by itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+const NOT_READY: i32 = 3;
+const NO_DAEMON: i32 = 4;
+
+/// A machine's directories.
+struct Place {
+    directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A file of this text, and the folders above it.
+    fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
+
+    fn slate(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(SLATE);
+        command.args(words);
+        self.dress(&mut command);
+        command
+    }
+
+    /// Another program that runs `slate` in the end.
+    fn dress(&self, command: &mut Command) {
+        command
+            .env("SLATE_STATE_DIR", self.path("state"))
+            .env("SLATE_RUN_DIR", self.path("run"))
+            .env("SLATE", SLATE)
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null());
+    }
+
+    /// A root with as much of a kernel as a boot plan wants.
+    fn root(&self, name: &str, modules: &[&str]) {
+        self.write(&format!("{name}/boot/vmlinuz-1.0"), "kernel");
+        self.write(&format!("{name}/sbin/init"), "init");
+        let modules: String = modules
+            .iter()
+            .map(|it| format!("kernel/{it}.ko:\n"))
+            .collect();
+        self.write(&format!("{name}/lib/modules/1.0/modules.dep"), &modules);
+    }
+
+    /// An image that is enough for the daemon to serve.
+    fn image(&self) {
+        self.root("root", &["nfsv4", "overlay"]);
+        succeeds(run(self.slate(&["image", "import", "tiny", "root"])));
+    }
+}
+
+/// Runs a command to its end: exit code, and what it wrote to both of its outputs.
+fn run(mut command: Command) -> (i32, String) {
+    said(&command.output().expect("the command starts"))
+}
+
+fn said(output: &Output) -> (i32, String) {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = text + &String::from_utf8_lossy(&output.stderr);
+    println!("--- exit code {:?}\n{text}", output.status.code());
+    (output.status.code().unwrap_or(-1), text)
+}
+
+fn succeeds((code, text): (i32, String)) -> String {
+    assert_eq!(code, 0, "{text}");
+    text
+}
+
+/// Asserts that a command failed in this way and said all of this, of it what to do next.
+#[track_caller]
+fn fails((code, text): (i32, String), expected: i32, parts: &[&str]) {
+    assert_eq!(code, expected, "{text}");
+    says(&text, parts);
+    assert!(text.contains("hint: "), "nothing to do next in: {text}");
+}
+
+#[track_caller]
+fn says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} not in: {text}");
+    }
+}
+
+#[test]
+fn a_network_is_not_served_before_somebody_says_how() {
+    let place = Place::new();
+    let up = run(place.slate(&["up", "--interface", "lo"]));
+    fails(up, USAGE, &["how to answer DHCP", "--dhcp authoritative"]);
+}
+
+#[test]
+fn without_a_daemon_there_is_nobody_to_ask() {
+    let place = Place::new();
+    for words in [&["node", "list"][..], &["events"], &["node", "plan", "x"]] {
+        let parts = ["no daemon answers on", "slate up --interface"];
+        fails(run(place.slate(words)), NO_DAEMON, &parts);
+    }
+}
+
+#[test]
+fn what_is_no_image_is_not_imported() {
+    let place = Place::new();
+    let nothing = run(place.slate(&["image", "import", "x", "nothing"]));
+    fails(
+        nothing,
+        FAILED,
+        &["nothing", "a directory with a root file system"],
+    );
+    place.write("text", "no archive\n");
+    let text = run(place.slate(&["image", "import", "x", "text"]));
+    fails(text, FAILED, &["text", "tar archive"]);
+    place.root("secret", &["nfsv4", "overlay"]);
+    place.write(
+        "secret/etc/ssh/ssh_host_rsa_key",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\n",
+    );
+    let secret = run(place.slate(&["image", "import", "x", "secret"]));
+    fails(
+        secret,
+        FAILED,
+        &[
+            "a private key",
+            "/etc/ssh/ssh_host_rsa_key",
+            "remove it from the image",
+        ],
+    );
+    let show = run(place.slate(&["image", "show", "x"]));
+    fails(show, FAILED, &["x:latest", "slate image build"]);
+}
+
+#[test]
+fn an_image_that_cannot_boot_says_what_it_lacks() {
+    let place = Place::new();
+    let import = |name: &str| succeeds(run(place.slate(&["image", "import", name, name])));
+    place.write("bare/etc/fstab", "");
+    says(
+        &import("bare"),
+        &["no kernel with its modules", "install linux-image-amd64"],
+    );
+    for (name, modules, lacks) in [
+        ("nfs", ["overlay", "x"], "nfsv4"),
+        ("overlay", ["nfsv4", "x"], "overlay"),
+    ] {
+        place.root(name, &modules);
+        let lacks = format!("has no {lacks} module");
+        says(
+            &import(name),
+            &[
+                &lacks,
+                "install the kernel's full set of modules",
+                "no signed shim",
+                "install shim-signed",
+                "no signed network GRUB",
+                "install grub-efi-amd64-signed",
+            ],
+        );
+    }
+}
+
+#[test]
+fn programs_that_are_missing_are_named_with_their_packages() {
+    let place = Place::new();
+    let mut build = place.slate(&["image", "build", "debian12"]);
+    build.env("PATH", "/nonexistent");
+    fails(run(build), NOT_READY, &["mmdebstrap", "install it: "]);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn virtual_nodes_need_their_programs() {
+    if impossible() {
+        return;
+    }
+    let place = Place::new();
+    let mut lab = place.slate(&["try", "--image", "x"]);
+    lab.env("PATH", "/nonexistent");
+    fails(run(lab), NOT_READY, &["qemu-system-x86_64", "install with"]);
+}
+
+/// A network of its own for [`Place`]'s daemon.
+struct Site {
+    place: Place,
+    network: Network,
+}
+
+/// What every start has in common.
+const UP: [&str; 5] = ["up", "--interface", "br0", "--dhcp", "authoritative"];
+
+impl Site {
+    /// With an image, so that nothing but what the test is about stands in the way.
+    fn new() -> Self {
+        let place = Place::new();
+        place.image();
+        let network = Network::new().expect("a network namespace");
+        Self { place, network }
+    }
+
+    fn run(&self, command: Command) -> (i32, String) {
+        said(&self.network.run(command).expect("the command starts"))
+    }
+
+    fn slate(&self, words: &[&str]) -> (i32, String) {
+        self.run(self.place.slate(words))
+    }
+
+    /// `slate up` where it must not come to serve.
+    fn up(&self, more: &[&str]) -> (i32, String) {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", "20", SLATE]);
+        command.args(UP).args(more);
+        self.place.dress(&mut command);
+        self.run(command)
+    }
+
+    /// A daemon that serves.
+    fn serve(&self, more: &[&str]) -> Daemon {
+        let mut command = self.place.slate(&UP);
+        command.args(more);
+        Daemon::start(&self.network, command)
+    }
+
+    fn shell(&self, script: &str) -> String {
+        let mut command = Command::new("sh");
+        command.args(["-ec", script]);
+        self.place.dress(&mut command);
+        succeeds(self.run(command))
+    }
+
+    /// A process of this program that holds a port in the network, until it is dropped.
+    fn hold(&self, port: &str) -> Daemon {
+        let program = std::env::current_exe().expect("this program");
+        let mut command = Command::new(program);
+        command
+            .args(["--ignored", "--exact", "holder", "--nocapture"])
+            .env(HOLD, port)
+            .stdin(Stdio::null());
+        Daemon::start_until(&self.network, command, HOLDS)
+    }
+}
+
+/// The variable that makes [`holder`] hold a port.
+const HOLD: &str = "SLATE_TEST_HOLD";
+const HOLDS: &str = "the port is held";
+
+/// No test: the other end of [`Site::hold`].
+#[test]
+#[ignore = "a helper of other tests"]
+fn holder() {
+    let Ok(port) = std::env::var(HOLD) else {
+        return;
+    };
+    let (protocol, address) = port.split_once(' ').expect("a protocol and an address");
+    let _udp = (protocol == "udp").then(|| UdpSocket::bind(address).expect("a free port"));
+    let _tcp = (protocol == "tcp").then(|| TcpListener::bind(address).expect("a free port"));
+    println!("{HOLDS}");
+    std::thread::sleep(PATIENCE);
+}
+
+/// Something that runs until it is dropped, and what it has said.
+struct Daemon {
+    _process: Process,
+    said: String,
+    lines: Receiver<String>,
+}
+
+impl Daemon {
+    fn start(network: &Network, command: Command) -> Self {
+        Self::start_until(network, command, "Power the machines on")
+    }
+
+    fn start_until(network: &Network, mut command: Command, ready: &str) -> Self {
+        let (sender, lines) = channel();
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = network.spawn(command).expect("the command starts");
+        let outputs: [Box<dyn Read + Send>; 2] = [
+            Box::new(process.take_stdout().expect("a pipe")),
+            Box::new(process.take_stderr().expect("a pipe")),
+        ];
+        for output in outputs {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let _ = sender.send(line);
+                }
+            });
+        }
+        let mut daemon = Self {
+            _process: process,
+            said: String::new(),
+            lines,
+        };
+        daemon.wait_for(ready);
+        daemon
+    }
+
+    /// Waits for a line that has this in it; all that was said until then.
+    fn wait_for(&mut self, text: &str) -> &str {
+        let end = Instant::now() + PATIENCE;
+        let from = self.said.len();
+        while !self.said[from..].contains(text) {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => self.said += &(line + "\n"),
+                Err(_) => panic!("{text:?} not in: {}", self.said),
+            }
+        }
+        println!("--- goes on\n{}", &self.said[from..]);
+        &self.said
+    }
+}
+
+/// Says why a test cannot run here, in the words that the test runner counts.
+fn impossible() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let root = status.lines().any(|line| line.starts_with("Uid:\t0\t0\t"));
+    if !root {
+        println!("skipped: only root can make a network");
+    }
+    !root
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn who_is_not_root_is_told() {
+    if impossible() {
+        return;
+    }
+    let site = Site::new();
+    let nobody = |words: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", SLATE])
+            .args(words)
+            .stdin(Stdio::null())
+            .current_dir("/");
+        site.run(command)
+    };
+    fails(nobody(&UP), NOT_READY, &["needs root", "sudo"]);
+    let import = nobody(&["image", "import", "x", "/etc"]);
+    fails(import, NOT_READY, &["/var/lib/slate", "as root"]);
+    fails(
+        nobody(&["try"]),
+        NOT_READY,
+        &["need root", "sudo slate try"],
+    );
+    let install = [
+        "service",
+        "install",
+        "--interface",
+        "br0",
+        "--dhcp",
+        "authoritative",
+    ];
+    fails(nobody(&install), NOT_READY, &[""]);
+    let daemon = site.serve(&[]);
+    let run_dir = site.place.path("run").display().to_string();
+    fs::set_permissions(
+        site.place.directory.path(),
+        fs::Permissions::from_mode(0o755),
+    )
+    .unwrap();
+    let list = nobody(&["--run-dir", &run_dir, "node", "list"]);
+    fails(
+        list,
+        NOT_READY,
+        &["control: Permission denied", "sudo", "group slate"],
+    );
+    drop(daemon);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_port_that_is_taken_has_an_owner() {
+    if impossible() {
+        return;
+    }
+    let site = Site::new();
+    for (port, number) in [
+        ("udp 0.0.0.0:67", 67),
+        ("udp 10.77.0.1:69", 69),
+        ("udp 0.0.0.0:80", 80),
+        ("tcp 0.0.0.0:80", 80),
+    ] {
+        let holder = site.hold(port);
+        let name = format!("port {number}/{}", &port[..3]);
+        fails(
+            site.up(&[]),
+            NOT_READY,
+            &[&name, " is taken by errors-", "kill "],
+        );
+        drop(holder);
+    }
+    let holder = site.hold("tcp 0.0.0.0:2049");
+    fails(
+        site.up(&["--nfs-port", "2049"]),
+        NOT_READY,
+        &["port 2049/tcp (NFS) is taken by errors-"],
+    );
+    let daemon = site.serve(&[]);
+    says(
+        &daemon.said,
+        &["port 2049/tcp (NFS) is taken by errors-", "NFS 2050"],
+    );
+    let plan = succeeds(site.slate(&["node", "plan", "52:77:00:00:00:01"]));
+    says(&plan, &["root=nfs:10.77.0.1:/images/", "port=2050"]);
+    drop(holder);
+    fails(
+        site.up(&[]),
+        NOT_READY,
+        &["is taken by slate", "port 67/udp (DHCP)"],
+    );
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_interface_must_be_there_up_and_have_an_address() {
+    if impossible() {
+        return;
+    }
+    let site = Site::new();
+    site.shell("ip link add bare type bridge; ip link set bare up; ip link add idle type bridge");
+    let up = |name: &str| site.slate(&["up", "--interface", name, "--dhcp", "authoritative"]);
+    fails(
+        up("eth9"),
+        NOT_READY,
+        &[
+            "no network interface eth9",
+            "choose one of: bare, br0, idle",
+        ],
+    );
+    fails(
+        up("bare"),
+        NOT_READY,
+        &[
+            "interface bare has no IPv4 address",
+            "ip address add 192.168.2.2/24 dev bare",
+        ],
+    );
+    fails(
+        up("idle"),
+        NOT_READY,
+        &["interface idle is down", "ip link set idle up"],
+    );
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_image_must_be_there_and_be_the_one() {
+    if impossible() {
+        return;
+    }
+    let site = Site::new();
+    fails(
+        site.up(&["--image", "other"]),
+        NOT_READY,
+        &["there is no image other", "Choose one of: tiny:latest"],
+    );
+    succeeds(run(site
+        .place
+        .slate(&["image", "import", "second", "root"])));
+    fails(
+        site.up(&[]),
+        NOT_READY,
+        &["several images: second, tiny", "--image NAME"],
+    );
+    fs::remove_dir_all(site.place.path("state")).unwrap();
+    fails(
+        site.up(&[]),
+        NOT_READY,
+        &["no image to boot", "slate image build"],
+    );
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_firewall_in_the_way_is_opened() {
+    if impossible() {
+        return;
+    }
+    let site = Site::new();
+    site.shell(RULES);
+    let daemon = site.serve(&[]);
+    let drops = "an nftables ruleset drops 67/udp on br0";
+    says(&daemon.said, &[drops, "--open-firewall", "nft insert rule"]);
+    drop(daemon);
+    let daemon = site.serve(&["--open-firewall"]);
+    says(&daemon.said, &["opened the firewall: nft insert rule"]);
+    drop(daemon);
+    let daemon = site.serve(&[]);
+    assert!(!daemon.said.contains("nftables"), "{}", daemon.said);
+    drop(daemon);
+    // What matters is the port that is served in the end.
+    site.shell("nft add rule inet filter input tcp dport 2050 drop");
+    let _holder = site.hold("tcp 0.0.0.0:2049");
+    let daemon = site.serve(&[]);
+    says(&daemon.said, &["an nftables ruleset drops 2050/tcp on br0"]);
+}
+
+const RULES: &str = "nft add table inet filter
+    nft 'add chain inet filter input { type filter hook input priority 0; policy accept; }'
+    nft add rule inet filter input udp dport 67 drop";
+
+/// A state directory on a disk of its own.
+struct TinyDisk {
+    path: PathBuf,
+}
+
+impl TinyDisk {
+    const SIZE: &str = "size=4m";
+
+    /// Where [`Place`]'s state is.
+    fn under(place: &Place) -> Self {
+        let path = place.path("state");
+        fs::create_dir_all(&path).expect("a folder");
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", Self::SIZE, "tiny"])
+            .arg(&path)
+            .status();
+        assert!(mount.expect("mount starts").success());
+        Self { path }
+    }
+
+    fn fill(&self) {
+        let mut file = fs::File::create(self.path.join("filler")).expect("a file");
+        let block = [0; 4096];
+        while file.write_all(&block).is_ok() {}
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.path.join("filler")).expect("a file to remove");
+    }
+}
+
+impl Drop for TinyDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.path)
+            .status();
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_full_disk_loses_nothing() {
+    if impossible() {
+        return;
+    }
+    let place = Place::new();
+    let disk = TinyDisk::under(&place);
+    place.image();
+    let network = Network::new().expect("a network namespace");
+    let site = Site { place, network };
+    let list = || succeeds(site.slate(&["image", "list", "--json"]));
+    let before = list();
+
+    site.place.root("big", &["nfsv4", "overlay"]);
+    site.shell("head -c 8000000 /dev/urandom > big/content");
+    let import = site.slate(&["image", "import", "big", "big"]);
+    fails(
+        import,
+        FAILED,
+        &["No space left on device", "free some disk space"],
+    );
+    assert_eq!(list(), before, "the store changed");
+    assert_eq!(
+        site.shell("ls -A state/store/tmp"),
+        "",
+        "rests of the import"
+    );
+
+    disk.fill();
+    fails(
+        site.up(&[]),
+        FAILED,
+        &["No space left on device", "Free some disk space"],
+    );
+    disk.free();
+    drop(site.serve(&[]));
+    disk.fill();
+    fails(site.up(&[]), FAILED, &["state.db", "free space"]);
+    disk.free();
+    let mut daemon = site.serve(&[]);
+    disk.fill();
+    let set = |name: &str| site.slate(&["node", "set", "52:77:00:00:00:01", "--name", name]);
+    // A first change may fit into what the database has already.
+    let refused = (0..100).map(|it| set(&format!("node{it}")));
+    let refused = refused.into_iter().find(|(code, _)| *code != 0);
+    let parts = ["could not be written to disk", "Free some disk space"];
+    fails(refused.expect("a refusal"), FAILED, &parts);
+    daemon.wait_for("no node is answered until the state can be written");
+    disk.free();
+    succeeds(set("other"));
+}
