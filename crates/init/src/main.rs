@@ -1,5 +1,5 @@
 //! `/init` of a node: a straight list of steps from the kernel's first process to the image's own
-//! init, and, under another name after the boot, the node's agent.
+//! init, and, under other names after the boot, the node's agent and the last stage of its shutdown.
 
 mod adopt;
 mod agent;
@@ -8,7 +8,9 @@ mod boot;
 mod dhcp;
 mod exchange;
 mod failure;
+mod guard;
 mod handover;
+mod last;
 mod modules;
 mod mount;
 mod network;
@@ -19,6 +21,9 @@ mod sys;
 mod uevent;
 
 fn main() {
+    if last::is_called() {
+        last::main();
+    }
     if std::process::id() == 1 {
         boot::main();
     }

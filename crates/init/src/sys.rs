@@ -42,9 +42,18 @@ pub fn credit_entropy(random: &File, seed: &[u8; 32]) -> io::Result<()> {
     check(result)
 }
 
-/// Maps a file for reading and locks all of it into memory for as long as this process lives.
-/// Answers its length in bytes.
-pub fn lock_file(file: &File) -> io::Result<usize> {
+/// Which of a file's pages [`lock_file`] keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// All of them; those that are not in memory yet are read.
+    All,
+    /// Those that are in memory now.
+    Present,
+}
+
+/// Locks pages of a file into memory, and holds the file open, for as long as this process lives.
+/// Answers how many bytes it locked.
+pub fn lock_file(file: &File, pages: Pages) -> io::Result<usize> {
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
     if length == 0 {
         return Ok(0);
@@ -64,9 +73,79 @@ pub fn lock_file(file: &File) -> io::Result<usize> {
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the range is the mapping just made.
-    check(unsafe { libc::mlock(start, length) })?;
-    Ok(length)
+    let page = rustix::param::page_size();
+    let mut present = vec![1; length.div_ceil(page)];
+    if pages == Pages::Present {
+        // SAFETY: the range is the mapping just made, and `present` has a byte for each page of it.
+        check(unsafe { libc::mincore(start, length, present.as_mut_ptr()) })?;
+    }
+    let mut locked = 0;
+    let mut at = 0;
+    for run in present.chunk_by(|one, other| one & 1 == other & 1) {
+        let (begin, size) = (at * page, run.len() * page);
+        at += run.len();
+        if run[0] & 1 == 1 {
+            // SAFETY: `begin` and `size` lie within the pages of the mapping just made.
+            check(unsafe { libc::mlock(start.byte_add(begin), size) })?;
+            locked += size.min(length - begin);
+        }
+    }
+    Ok(locked)
+}
+
+/// Gives this process, which must have one thread, mounts of its own: a copy of all that it has.
+pub fn own_mounts() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNS touches no memory and no descriptors.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })
+}
+
+/// Forks this process, which must have one thread. Answers true in the child.
+pub fn fork() -> io::Result<bool> {
+    // SAFETY: the caller has one thread, so the child finds no lock held that nobody releases.
+    let pid = unsafe { libc::fork() };
+    check(pid.min(0))?;
+    Ok(pid == 0)
+}
+
+/// SIGTERM no longer ends this process; it waits for [`sigterm_within`].
+pub fn hold_sigterm() -> io::Result<()> {
+    // SAFETY: the set is written by sigemptyset before anybody reads it, and outlives all calls.
+    let error = unsafe {
+        let set = sigterm();
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
+    };
+    if error == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(error))
+    }
+}
+
+/// Waits for a SIGTERM that was held; who sent it, if one came within `patience`.
+pub fn sigterm_within(patience: std::time::Duration) -> Option<libc::pid_t> {
+    let time = libc::timespec {
+        tv_sec: libc::time_t::try_from(patience.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(patience.subsec_nanos() as i32),
+    };
+    // SAFETY: siginfo_t is plain data for which zeroes are valid; set, info and time outlive the
+    // call; a signal that kill(2) or a process sent has a si_pid.
+    unsafe {
+        let set = sigterm();
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let signal = libc::sigtimedwait(&raw const set, &raw mut info, &raw const time);
+        (signal == libc::SIGTERM).then(|| info.si_pid())
+    }
+}
+
+/// The set of SIGTERM alone.
+fn sigterm() -> libc::sigset_t {
+    // SAFETY: sigemptyset initializes the set that sigaddset then changes.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        set
+    }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
