@@ -1,13 +1,15 @@
 //! The agent on the running node: reports multi-user and failed units, then prepares for a shutdown
 //! without a server, and tells the guard when a shutdown begins.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::param::page_size;
 use wire::beacon::Beacon;
 use wire::cmdline::BootArgs;
 use wire::stage::Stage;
@@ -15,7 +17,7 @@ use wire::stage::Stage;
 use crate::guard::Guard;
 use crate::last;
 use crate::report::{BEACON_PATH, Reporter};
-use crate::sys::{self, Pages};
+use crate::sys;
 
 /// When the report is repeated, in seconds after it: datagrams get lost.
 const REPEAT_AFTER_S: [u64; 3] = [1, 4, 15];
@@ -84,40 +86,92 @@ fn systemctl(arguments: &[&str]) -> String {
     })
 }
 
-/// Keeps in memory what nobody can do without: process 1's own code, for which a page that cannot
-/// be read is the end of the system, and the command that asks it for a shutdown.
+/// Keeps in memory what nobody can do without: the code of process 1, for which a page that cannot
+/// be read is the end of the system, and programs that a shutdown begins or reports failures of.
 fn keep(report: &Reporter) {
+    const PROGRAMS: [&str; 3] = [
+        "/usr/bin/systemctl",
+        "/usr/bin/umount",
+        "/usr/lib/systemd/systemd-executor",
+    ];
     let maps = fs::read_to_string("/proc/1/maps").unwrap_or_default();
     let mut files = mapped(&maps);
-    files.insert(PathBuf::from("/usr/bin/systemctl"));
-    let sizes = files.iter().filter_map(|path| {
+    for program in PROGRAMS {
+        files.entry(PathBuf::from(program)).or_default();
+    }
+    let locked = files.iter().filter_map(|(path, mappings)| {
         let file = File::open(path).ok()?;
-        sys::lock_file(&file, pages(path)).ok()
+        let pages = usize::try_from(file.metadata().ok()?.len())
+            .ok()?
+            .div_ceil(page_size());
+        // A shutdown runs code of systemd that never ran before; of libraries it uses what it has.
+        let wanted = if mappings.is_empty() || is_systemd(path) {
+            vec![true; pages]
+        } else {
+            used(mappings, pages).ok()?
+        };
+        sys::lock_file(&file, &wanted).ok()
     });
-    let (count, bytes) = sizes.fold((0, 0), |(count, sum), size| (count + 1, sum + size));
-    let text = format!("{count} files, {} KiB kept for shutdown", bytes / 1024);
+    let (count, pages) = locked.fold((0, 0), |(count, sum), pages| (count + 1, sum + pages));
+    let kib = pages * page_size() / 1024;
+    let text = format!("{count} files, {kib} KiB kept for shutdown");
     report.info(Stage::MultiUser, &text);
 }
 
-/// A shutdown runs code of systemd that never ran before; of the libraries it uses what it has.
-fn pages(path: &Path) -> Pages {
+fn is_systemd(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if name == "systemd" || name.starts_with("libsystemd-") {
-        Pages::All
-    } else {
-        Pages::Present
-    }
+    name == "systemd" || name.starts_with("libsystemd-")
 }
 
-/// The files in a `/proc/PID/maps`.
-fn mapped(maps: &str) -> BTreeSet<PathBuf> {
-    let paths = maps
-        .lines()
-        .filter_map(|line| line.find('/').map(|at| &line[at..]));
-    paths
-        .filter(|it| !it.ends_with(" (deleted)"))
-        .map(PathBuf::from)
-        .collect()
+/// A part of a file in a process's memory: address of its begin and end, offset in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mapping {
+    begin: u64,
+    end: u64,
+    offset: u64,
+}
+
+/// The files in a `/proc/PID/maps` and where they are mapped.
+fn mapped(maps: &str) -> BTreeMap<PathBuf, Vec<Mapping>> {
+    let mut files: BTreeMap<PathBuf, Vec<Mapping>> = BTreeMap::new();
+    for line in maps.lines() {
+        if let Some((path, mapping)) = mapping(line) {
+            files.entry(path).or_default().push(mapping);
+        }
+    }
+    files
+}
+
+/// Reads a line of proc_pid_maps(5), if it is about a file.
+fn mapping(line: &str) -> Option<(PathBuf, Mapping)> {
+    let path = &line[line.find('/')?..];
+    let mut fields = line.split(' ');
+    let (begin, end) = fields.next()?.split_once('-')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let mapping = Mapping {
+        begin: hex(begin)?,
+        end: hex(end)?,
+        offset: hex(fields.nth(1)?)?,
+    };
+    (!path.ends_with(" (deleted)")).then(|| (PathBuf::from(path), mapping))
+}
+
+/// Which of a file's pages process 1 has in its memory (proc_pid_pagemap(5)).
+fn used(mappings: &[Mapping], pages: usize) -> io::Result<Vec<bool>> {
+    const PRESENT: u64 = 1 << 63;
+    let size = page_size() as u64;
+    let map = File::open("/proc/1/pagemap")?;
+    let mut used = vec![false; pages];
+    for mapping in mappings {
+        let count = (mapping.end - mapping.begin) / size;
+        let mut entries = vec![0; usize::try_from(count).map_err(io::Error::other)? * 8];
+        map.read_exact_at(&mut entries, mapping.begin / size * 8)?;
+        let first = usize::try_from(mapping.offset / size).map_err(io::Error::other)?;
+        for (page, entry) in used.iter_mut().skip(first).zip(entries.as_chunks().0) {
+            *page |= u64::from_ne_bytes(*entry) & PRESENT != 0;
+        }
+    }
+    Ok(used)
 }
 
 #[cfg(test)]
@@ -125,12 +179,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mapped_files_are_found_once() {
-        let maps = "1-2 r-xp 0 0:1 5 /usr/bin/a b\n2-3 r--p 0 0:1 5 /usr/bin/a b\n\
+    fn mapped_files_are_found() {
+        let maps = "1000-2000 r-xp 00001000 0:1 5 /usr/bin/a b\n\
+                    2000-4000 r--p 00002000 0:1 5 /usr/bin/a b\n\
                     3-4 r-xp 0 0:0 0 [vdso]\n4-5 r-xp 0 0:1 6 /usr/bin/d (deleted)\n";
-        assert_eq!(
-            mapped(maps),
-            BTreeSet::from([PathBuf::from("/usr/bin/a b")])
-        );
+        let mapping = |begin, end, offset| Mapping { begin, end, offset };
+        let expected = vec![
+            mapping(0x1000, 0x2000, 0x1000),
+            mapping(0x2000, 0x4000, 0x2000),
+        ];
+        let files = mapped(maps);
+        assert_eq!(files.len(), 1);
+        assert_eq!(files[Path::new("/usr/bin/a b")], expected);
     }
 }

@@ -42,20 +42,13 @@ pub fn credit_entropy(random: &File, seed: &[u8; 32]) -> io::Result<()> {
     check(result)
 }
 
-/// Which of a file's pages [`lock_file`] keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pages {
-    /// All of them; those that are not in memory yet are read.
-    All,
-    /// Those that are in memory now.
-    Present,
-}
-
-/// Locks pages of a file into memory, and holds the file open, for as long as this process lives.
-/// Answers how many bytes it locked.
-pub fn lock_file(file: &File, pages: Pages) -> io::Result<usize> {
+/// Locks pages of a file into memory, those for which `wanted` is true, and holds the file open, for
+/// as long as this process lives. Answers how many pages it locked.
+pub fn lock_file(file: &File, wanted: &[bool]) -> io::Result<usize> {
+    let page = rustix::param::page_size();
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    if length == 0 {
+    let wanted = &wanted[..wanted.len().min(length.div_ceil(page))];
+    if wanted.is_empty() {
         return Ok(0);
     }
     // SAFETY: a fresh shared read-only mapping that nobody in this program ever reads through;
@@ -73,22 +66,14 @@ pub fn lock_file(file: &File, pages: Pages) -> io::Result<usize> {
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let page = rustix::param::page_size();
-    let mut present = vec![1; length.div_ceil(page)];
-    if pages == Pages::Present {
-        // SAFETY: the range is the mapping just made, and `present` has a byte for each page of it.
-        check(unsafe { libc::mincore(start, length, present.as_mut_ptr()) })?;
-    }
-    let mut locked = 0;
-    let mut at = 0;
-    for run in present.chunk_by(|one, other| one & 1 == other & 1) {
-        let (begin, size) = (at * page, run.len() * page);
-        at += run.len();
-        if run[0] & 1 == 1 {
-            // SAFETY: `begin` and `size` lie within the pages of the mapping just made.
-            check(unsafe { libc::mlock(start.byte_add(begin), size) })?;
-            locked += size.min(length - begin);
+    let (mut at, mut locked) = (0, 0);
+    for run in wanted.chunk_by(|one, other| one == other) {
+        if run[0] {
+            // SAFETY: `wanted` has no more pages than the mapping just made.
+            check(unsafe { libc::mlock(start.byte_add(at * page), run.len() * page) })?;
+            locked += run.len();
         }
+        at += run.len();
     }
     Ok(locked)
 }
