@@ -4,20 +4,22 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::param::page_size;
 use wire::beacon::Beacon;
 use wire::cmdline::BootArgs;
 use wire::stage::Stage;
 
 use crate::guard::Guard;
-use crate::last;
 use crate::report::{BEACON_PATH, Reporter};
 use crate::sys;
+use crate::{command, last};
 
 /// When the report is repeated, in seconds after it: datagrams get lost.
 const REPEAT_AFTER_S: [u64; 3] = [1, 4, 15];
@@ -41,15 +43,16 @@ pub fn main() -> ! {
     for unit in failed {
         report.failure(Stage::MultiUser, &unit);
     }
-    keep(&report);
-    let mut guard = Guard::start();
-    let ready = match &guard {
-        Ok(_) => last::install(),
-        Err(error) => Err(io::Error::other(error.to_string())),
-    };
-    if let Err(error) = ready {
-        let text = format!("no shutdown without the server: {error}");
-        report.failure(Stage::MultiUser, &text);
+    let kept = keep();
+    let mut held = Vec::new();
+    // The guard inherits what is held.
+    let mut guard = stand_in(&mut held).and_then(|()| Guard::start());
+    match &guard {
+        Ok(_) => report.info(Stage::MultiUser, &kept),
+        Err(error) => {
+            let text = format!("no shutdown without the server: {error}");
+            report.failure(Stage::MultiUser, &text);
+        }
     }
     let mut pauses = REPEAT_AFTER_S.map(Duration::from_secs).into_iter();
     loop {
@@ -66,6 +69,19 @@ pub fn main() -> ! {
         let _ = guard.shutting_down();
     }
     std::process::exit(0)
+}
+
+/// Takes the places that a shutdown starts from. To hold them open keeps the directories on the way
+/// known to the kernel, which otherwise asks the server for them again when memory is short.
+fn stand_in(held: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let mut paths = command::install()?;
+    paths.push(last::install()?);
+    paths.extend(["/run", "/proc", "/sys", "/dev"].map(str::to_owned));
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for path in paths {
+        held.push(open(path, flags, Mode::empty())?);
+    }
+    Ok(())
 }
 
 fn failed_units() -> Vec<String> {
@@ -87,13 +103,10 @@ fn systemctl(arguments: &[&str]) -> String {
 }
 
 /// Keeps in memory what nobody can do without: the code of process 1, for which a page that cannot
-/// be read is the end of the system, and programs that a shutdown begins or reports failures of.
-fn keep(report: &Reporter) {
-    const PROGRAMS: [&str; 3] = [
-        "/usr/bin/systemctl",
-        "/usr/bin/umount",
-        "/usr/lib/systemd/systemd-executor",
-    ];
+/// be read is the end of the system, and programs whose failure a shutdown would report. Answers how
+/// much that is.
+fn keep() -> String {
+    const PROGRAMS: [&str; 2] = ["/usr/bin/umount", "/usr/lib/systemd/systemd-executor"];
     let maps = fs::read_to_string("/proc/1/maps").unwrap_or_default();
     let mut files = mapped(&maps);
     for program in PROGRAMS {
@@ -114,8 +127,7 @@ fn keep(report: &Reporter) {
     });
     let (count, pages) = locked.fold((0, 0), |(count, sum), pages| (count + 1, sum + pages));
     let kib = pages * page_size() / 1024;
-    let text = format!("{count} files, {kib} KiB kept for shutdown");
-    report.info(Stage::MultiUser, &text);
+    format!("{count} files, {kib} KiB kept for shutdown")
 }
 
 fn is_systemd(path: &Path) -> bool {
@@ -158,7 +170,8 @@ fn mapping(line: &str) -> Option<(PathBuf, Mapping)> {
 
 /// Which of a file's pages process 1 has in its memory (proc_pid_pagemap(5)).
 fn used(mappings: &[Mapping], pages: usize) -> io::Result<Vec<bool>> {
-    const PRESENT: u64 = 1 << 63;
+    /// In memory, and a page of a file rather than a copy that process 1 has written to.
+    const PRESENT: u64 = 1 << 63 | 1 << 61;
     let size = page_size() as u64;
     let map = File::open("/proc/1/pagemap")?;
     let mut used = vec![false; pages];
@@ -168,7 +181,7 @@ fn used(mappings: &[Mapping], pages: usize) -> io::Result<Vec<bool>> {
         map.read_exact_at(&mut entries, mapping.begin / size * 8)?;
         let first = usize::try_from(mapping.offset / size).map_err(io::Error::other)?;
         for (page, entry) in used.iter_mut().skip(first).zip(entries.as_chunks().0) {
-            *page |= u64::from_ne_bytes(*entry) & PRESENT != 0;
+            *page |= u64::from_ne_bytes(*entry) & PRESENT == PRESENT;
         }
     }
     Ok(used)

@@ -28,19 +28,24 @@ const DISTRIBUTIONS: &str = "/run/slate/systemd-shutdown";
 /// A file that lies on the server as long as nobody changes it.
 const ON_SERVER: &str = "/usr/lib/systemd/systemd";
 /// How long the server may take to answer, processes to end, disks to be written.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(2);
 const END: Duration = Duration::from_secs(5);
 const WRITE: Duration = Duration::from_secs(60);
 
-/// Takes the place of systemd-shutdown, in the overlay's upper layer.
-pub fn install() -> io::Result<()> {
-    if fs::symlink_metadata(NAME)?.is_symlink() {
-        return Ok(());
+/// Takes the place of systemd-shutdown, in the overlay's upper layer. Answers its path.
+pub fn install() -> io::Result<String> {
+    if !fs::symlink_metadata(NAME)?.is_symlink() {
+        fs::copy(NAME, DISTRIBUTIONS)?;
+        let fresh = format!("{NAME}.slate");
+        symlink(AGENT_PATH, &fresh)?;
+        fs::rename(fresh, NAME)?;
     }
-    fs::copy(NAME, DISTRIBUTIONS)?;
-    let fresh = format!("{NAME}.slate");
-    symlink(AGENT_PATH, &fresh)?;
-    fs::rename(fresh, NAME)
+    Ok(NAME.to_owned())
+}
+
+/// Whether the server answers soon.
+pub fn server_answers() -> bool {
+    within(ANSWER, || ask(ON_SERVER).is_ok()).unwrap_or(false)
 }
 
 /// Whether this program runs in that place.
@@ -53,7 +58,7 @@ pub fn is_called() -> bool {
 pub fn main() -> ! {
     let report = Reporter::new();
     let first = std::process::id() == 1;
-    if !first || within(ANSWER, || ask(ON_SERVER).is_ok()).unwrap_or(false) {
+    if !first || server_answers() {
         let arguments = std::env::args_os().skip(1);
         let error = Command::new(DISTRIBUTIONS)
             .arg0(NAME)

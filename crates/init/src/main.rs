@@ -1,10 +1,12 @@
 //! `/init` of a node: a straight list of steps from the kernel's first process to the image's own
-//! init, and, under other names after the boot, the node's agent and the last stage of its shutdown.
+//! init, and, under other names after the boot, the node's agent, the last stage of its shutdown, and
+//! the commands that ask for one.
 
 mod adopt;
 mod agent;
 mod backoff;
 mod boot;
+mod command;
 mod dhcp;
 mod exchange;
 mod failure;
@@ -23,6 +25,9 @@ mod uevent;
 fn main() {
     if last::is_called() {
         last::main();
+    }
+    if let Some(name) = command::called() {
+        command::main(name);
     }
     if std::process::id() == 1 {
         boot::main();
