@@ -204,6 +204,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_agent_that_merely_ends_says_nothing_of_a_shutdown() {
+        let (agent, guard) = UnixStream::pair().unwrap();
+        drop(agent);
+        assert!(!wait(guard));
+        let (stream, guard) = UnixStream::pair().unwrap();
+        Guard { stream }.shutting_down().unwrap();
+        assert!(wait(guard));
+    }
+
+    #[test]
     fn managers_are_known_by_their_server() {
         assert!(is_manager("10.77.0.1-manager", "10.77.0.1"));
         assert!(is_manager("10.77.0.1-manag", "10.77.0.1"));
