@@ -162,22 +162,18 @@ fn end_waiting(server: &str) -> ! {
         }
     });
     let silent = || monotonic_us().saturating_sub(answered.load(Ordering::Acquire));
-    let mut round = 0;
     loop {
         thread::sleep(ROUND);
-        if Duration::from_micros(silent()) < PATIENCE {
-            continue;
-        }
-        let _ = unmount("/", UnmountFlags::FORCE);
-        if round % 10 == 0 {
+        if Duration::from_micros(silent()) >= PATIENCE {
+            let _ = unmount("/", UnmountFlags::FORCE);
             end_recovery(server);
         }
-        round += 1;
     }
 }
 
 /// Ends the kernel thread that tries to recover the NFS client's state: its requests are not among
-/// those that a forced unmount fails, and every open waits for it.
+/// those that a forced unmount fails, and every open waits for it, ten times over once the lease is in
+/// doubt.
 fn end_recovery(server: &str) {
     for entry in fs::read_dir(".").into_iter().flatten().flatten() {
         let path = entry.path();
