@@ -163,6 +163,11 @@ fn fstab() -> io::Result<()> {
 }
 
 fn agent_unit() -> io::Result<()> {
+    write(
+        "/run/systemd/user/default.target.d/50-slate.conf",
+        0o644,
+        handover::USER_DROP_IN.as_bytes(),
+    )?;
     enable("slate-agent.service", handover::AGENT_UNIT)
 }
 

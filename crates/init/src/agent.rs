@@ -1,26 +1,33 @@
-//! The agent on the running node: reports multi-user and failed units, then keeps what shutdown
-//! needs in memory, so that a node can be powered off while its server is away.
+//! The agent on the running node: reports multi-user and failed units, then prepares for a shutdown
+//! without a server, and tells the guard when a shutdown begins.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags, open};
+use rustix::param::page_size;
 use wire::beacon::Beacon;
 use wire::cmdline::BootArgs;
 use wire::stage::Stage;
 
+use crate::guard::Guard;
 use crate::report::{BEACON_PATH, Reporter};
 use crate::sys;
+use crate::{command, last};
 
 /// When the report is repeated, in seconds after it: datagrams get lost.
 const REPEAT_AFTER_S: [u64; 3] = [1, 4, 15];
 
-/// Reports, warms, stays.
+/// Reports, prepares, stays.
 pub fn main() -> ! {
     let report = Reporter::new();
+    let _ = sys::hold_sigterm();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let (args, _) = BootArgs::parse(line.trim_end());
     report.set_slate(args.slate);
@@ -36,23 +43,45 @@ pub fn main() -> ! {
     for unit in failed {
         report.failure(Stage::MultiUser, &unit);
     }
-    let mut needed = opened_at_shutdown();
-    let opened = needed.clone();
-    needed.extend(mapped_files());
-    // In this order, since the processes that run have the server's files mapped.
-    let (files, bytes) = lock_all(&needed);
-    copy_up(&opened);
-    report.info(
-        Stage::MultiUser,
-        &format!("{files} files, {} KiB kept for shutdown", bytes / 1024),
-    );
-    for seconds in REPEAT_AFTER_S {
-        thread::sleep(Duration::from_secs(seconds));
-        report.repeat();
+    let kept = keep();
+    let mut held = Vec::new();
+    // The guard inherits what is held.
+    let mut guard = stand_in(&mut held).and_then(|()| Guard::start());
+    match &guard {
+        Ok(_) => report.info(Stage::MultiUser, &kept),
+        Err(error) => {
+            let text = format!("no shutdown without the server: {error}");
+            report.failure(Stage::MultiUser, &text);
+        }
     }
+    let mut pauses = REPEAT_AFTER_S.map(Duration::from_secs).into_iter();
     loop {
-        thread::park();
+        let pause = pauses.next();
+        // Only process 1 ends an agent.
+        if sys::sigterm_within(pause.unwrap_or(Duration::MAX)) == Some(1) {
+            break;
+        }
+        if pause.is_some() {
+            report.repeat();
+        }
     }
+    if let Ok(guard) = &mut guard {
+        let _ = guard.shutting_down();
+    }
+    std::process::exit(0)
+}
+
+/// Takes the places that a shutdown starts from. To hold them open keeps the directories on the way
+/// known to the kernel, which otherwise asks the server for them again when memory is short.
+fn stand_in(held: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let mut paths = command::install()?;
+    paths.push(last::install()?);
+    paths.extend(["/run", "/proc", "/sys", "/dev"].map(str::to_owned));
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for path in paths {
+        held.push(open(path, flags, Mode::empty())?);
+    }
+    Ok(())
 }
 
 fn failed_units() -> Vec<String> {
@@ -61,66 +90,6 @@ fn failed_units() -> Vec<String> {
         .lines()
         .filter_map(|line| line.split_whitespace().next());
     names.map(str::to_owned).collect()
-}
-
-/// What a shutdown opens anew: its units, the programs that it starts, and what these read.
-fn opened_at_shutdown() -> BTreeSet<PathBuf> {
-    const PROGRAMS: [&str; 6] = [
-        "/usr/bin/systemctl",
-        "/usr/bin/umount",
-        "/usr/sbin/swapoff",
-        "/usr/lib/systemd/systemd-shutdown",
-        "/usr/lib/systemd/systemd-executor",
-        "/usr/lib/systemd/systemd-update-utmp",
-    ];
-    const FILES: [&str; 13] = [
-        "/etc/environment",
-        "/etc/fstab",
-        "/etc/group",
-        "/etc/gshadow",
-        "/etc/ld.so.cache",
-        "/etc/localtime",
-        "/etc/login.defs",
-        "/etc/nsswitch.conf",
-        "/etc/passwd",
-        "/etc/shadow",
-        // Of the managers of logged-in users.
-        "/usr/lib/systemd/user/exit.target",
-        "/usr/lib/systemd/user/shutdown.target",
-        "/usr/lib/systemd/user/systemd-exit.service",
-    ];
-    const DIRECTORIES: [&str; 2] = ["/etc/pam.d", "/etc/security"];
-    let stops = systemctl(&["show", "--property=ExecStop,ExecStopPost", "*"]);
-    let programs = PROGRAMS.into_iter().chain(programs(&stops));
-    let libraries = programs.flat_map(|it| closure(Path::new(it)));
-    let files = FILES.into_iter().map(PathBuf::from);
-    let entries = DIRECTORIES
-        .into_iter()
-        .filter_map(|it| fs::read_dir(it).ok());
-    let entries = entries.flatten().flatten().map(|it| it.path());
-    let found = libraries
-        .chain(files)
-        .chain(entries)
-        .chain(shutdown_units());
-    found.filter(|it| it.is_file()).collect()
-}
-
-/// The programs in `systemctl show --property=ExecStop`.
-fn programs(text: &str) -> impl Iterator<Item = &str> {
-    text.split_whitespace()
-        .filter_map(|word| word.strip_prefix("path="))
-}
-
-/// The files of all units that a shutdown starts. Process 1 reads them no sooner than it has to.
-fn shutdown_units() -> Vec<PathBuf> {
-    let mut list = vec!["list-dependencies", "--plain"];
-    let targets = ["poweroff.target", "reboot.target", "halt.target"];
-    list.extend(targets);
-    let units = systemctl(&list);
-    let mut show = vec!["show", "--value", "--property=FragmentPath,DropInPaths"];
-    show.extend(units.split_whitespace());
-    let paths = systemctl(&show);
-    paths.split_whitespace().map(PathBuf::from).collect()
 }
 
 fn systemctl(arguments: &[&str]) -> String {
@@ -133,67 +102,89 @@ fn systemctl(arguments: &[&str]) -> String {
     })
 }
 
-/// Copies files from the server into the overlay's upper layer, where opening them asks nobody. Any
-/// change of attributes does that, even of a program that runs.
-fn copy_up(files: &BTreeSet<PathBuf>) {
-    for path in files {
-        if let Ok(metadata) = fs::metadata(path) {
-            let _ = fs::set_permissions(path, metadata.permissions());
+/// Keeps in memory what nobody can do without: the code of process 1, for which a page that cannot
+/// be read is the end of the system, and programs whose failure a shutdown would report. Answers how
+/// much that is.
+fn keep() -> String {
+    const PROGRAMS: [&str; 2] = ["/usr/bin/umount", "/usr/lib/systemd/systemd-executor"];
+    let maps = fs::read_to_string("/proc/1/maps").unwrap_or_default();
+    let mut files = mapped(&maps);
+    for program in PROGRAMS {
+        files.entry(PathBuf::from(program)).or_default();
+    }
+    let locked = files.iter().filter_map(|(path, mappings)| {
+        let file = File::open(path).ok()?;
+        let pages = usize::try_from(file.metadata().ok()?.len())
+            .ok()?
+            .div_ceil(page_size());
+        // A shutdown runs code of systemd that never ran before; of libraries it uses what it has.
+        let wanted = if mappings.is_empty() || is_systemd(path) {
+            vec![true; pages]
+        } else {
+            used(mappings, pages).ok()?
+        };
+        sys::lock_file(&file, &wanted).ok()
+    });
+    let (count, pages) = locked.fold((0, 0), |(count, sum), pages| (count + 1, sum + pages));
+    let kib = pages * page_size() / 1024;
+    format!("{count} files, {kib} KiB kept for shutdown")
+}
+
+fn is_systemd(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name == "systemd" || name.starts_with("libsystemd-")
+}
+
+/// A part of a file in a process's memory: address of its begin and end, offset in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mapping {
+    begin: u64,
+    end: u64,
+    offset: u64,
+}
+
+/// The files in a `/proc/PID/maps` and where they are mapped.
+fn mapped(maps: &str) -> BTreeMap<PathBuf, Vec<Mapping>> {
+    let mut files: BTreeMap<PathBuf, Vec<Mapping>> = BTreeMap::new();
+    for line in maps.lines() {
+        if let Some((path, mapping)) = mapping(line) {
+            files.entry(path).or_default().push(mapping);
         }
     }
+    files
 }
 
-/// A program and its libraries, as its own dynamic loader finds them.
-fn closure(program: &Path) -> Vec<PathBuf> {
-    let Ok(program) = fs::canonicalize(program) else {
-        return Vec::new();
+/// Reads a line of proc_pid_maps(5), if it is about a file.
+fn mapping(line: &str) -> Option<(PathBuf, Mapping)> {
+    let path = &line[line.find('/')?..];
+    let mut fields = line.split(' ');
+    let (begin, end) = fields.next()?.split_once('-')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let mapping = Mapping {
+        begin: hex(begin)?,
+        end: hex(end)?,
+        offset: hex(fields.nth(1)?)?,
     };
-    let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
-    let loader = loaders.iter().find(|it| Path::new(it).exists());
-    let listed = loader.and_then(|it| Command::new(it).arg("--list").arg(&program).output().ok());
-    let text = listed.map_or(String::new(), |it| {
-        String::from_utf8_lossy(&it.stdout).into_owned()
-    });
-    let libraries = libraries(&text).filter_map(|it| fs::canonicalize(it).ok());
-    libraries.chain([program.clone()]).collect()
+    (!path.ends_with(" (deleted)")).then(|| (PathBuf::from(path), mapping))
 }
 
-/// The paths in the output of `ld.so --list`.
-fn libraries(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter_map(|line| {
-        let path = line.split_once("=>").map_or(line, |(_, path)| path);
-        path.split_whitespace()
-            .next()
-            .filter(|it| it.starts_with('/'))
-    })
-}
-
-/// The programs and libraries of all processes: a daemon must not wait for its server while it ends.
-fn mapped_files() -> BTreeSet<PathBuf> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let maps = processes.filter_map(|it| fs::read_to_string(it.path().join("maps")).ok());
-    maps.flat_map(|text| executables(&text)).collect()
-}
-
-/// The files of the executable mappings in a `/proc/PID/maps`.
-fn executables(maps: &str) -> Vec<PathBuf> {
-    let lines = maps
-        .lines()
-        .filter(|line| line.split(' ').nth(1).is_some_and(|it| it.contains('x')));
-    let paths = lines.filter_map(|line| line.find('/').map(|at| &line[at..]));
-    paths
-        .filter(|it| !it.ends_with(" (deleted)"))
-        .map(PathBuf::from)
-        .collect()
-}
-
-/// Locks files into memory and holds them open: how many, and how many bytes.
-fn lock_all(files: &BTreeSet<PathBuf>) -> (usize, usize) {
-    let sizes = files.iter().filter_map(|path| {
-        let file = File::open(path).ok()?;
-        sys::lock_file(&file).ok()
-    });
-    sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
+/// Which of a file's pages process 1 has in its memory (proc_pid_pagemap(5)).
+fn used(mappings: &[Mapping], pages: usize) -> io::Result<Vec<bool>> {
+    /// In memory, and a page of a file rather than a copy that process 1 has written to.
+    const PRESENT: u64 = 1 << 63 | 1 << 61;
+    let size = page_size() as u64;
+    let map = File::open("/proc/1/pagemap")?;
+    let mut used = vec![false; pages];
+    for mapping in mappings {
+        let count = (mapping.end - mapping.begin) / size;
+        let mut entries = vec![0; usize::try_from(count).map_err(io::Error::other)? * 8];
+        map.read_exact_at(&mut entries, mapping.begin / size * 8)?;
+        let first = usize::try_from(mapping.offset / size).map_err(io::Error::other)?;
+        for (page, entry) in used.iter_mut().skip(first).zip(entries.as_chunks().0) {
+            *page |= u64::from_ne_bytes(*entry) & PRESENT == PRESENT;
+        }
+    }
+    Ok(used)
 }
 
 #[cfg(test)]
@@ -201,24 +192,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loader_output_is_read() {
-        let text =
-            "\tlinux-vdso.so.1 (0x7)\n\tlibc.so.6 => /lib/libc.so.6 (0x7)\n\t/lib64/ld.so (0x7)\n";
-        let paths: Vec<&str> = libraries(text).collect();
-        assert_eq!(paths, ["/lib/libc.so.6", "/lib64/ld.so"]);
-    }
-
-    #[test]
-    fn programs_of_units() {
-        let text =
-            "ExecStop={ path=/bin/a ; argv[]=/bin/a x ; }\n\nExecStopPost={ path=/bin/b ; }\n";
-        assert_eq!(programs(text).collect::<Vec<_>>(), ["/bin/a", "/bin/b"]);
-    }
-
-    #[test]
-    fn only_executable_mappings_of_files_count() {
-        let maps = "1-2 r-xp 0 0:1 5 /usr/bin/a b\n2-3 r--p 0 0:1 5 /usr/share/c\n\
+    fn mapped_files_are_found() {
+        let maps = "1000-2000 r-xp 00001000 0:1 5 /usr/bin/a b\n\
+                    2000-4000 r--p 00002000 0:1 5 /usr/bin/a b\n\
                     3-4 r-xp 0 0:0 0 [vdso]\n4-5 r-xp 0 0:1 6 /usr/bin/d (deleted)\n";
-        assert_eq!(executables(maps), [PathBuf::from("/usr/bin/a b")]);
+        let mapping = |begin, end, offset| Mapping { begin, end, offset };
+        let expected = vec![
+            mapping(0x1000, 0x2000, 0x1000),
+            mapping(0x2000, 0x4000, 0x2000),
+        ];
+        let files = mapped(maps);
+        assert_eq!(files.len(), 1);
+        assert_eq!(files[Path::new("/usr/bin/a b")], expected);
     }
 }

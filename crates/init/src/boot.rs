@@ -26,7 +26,8 @@ use crate::{exchange, mount as root_mount, switch, uevent, warm};
 
 /// How long a node shows what is wrong with its configuration before it tries another boot.
 const REBOOT_AFTER: Duration = Duration::from_secs(60);
-const AGENT_PATH: &str = "/run/slate/agent";
+/// Where this program stays after the boot.
+pub const AGENT_PATH: &str = "/run/slate/agent";
 
 /// Boots. Never returns: the root's init takes this process over, or the machine reboots.
 pub fn main() -> ! {

@@ -16,19 +16,31 @@ pub struct Text {
     pub content: String,
 }
 
-/// The agent reports multi-user and stays, so that what shutdown needs stays in memory: no target
-/// stops it, and the `@` saves it from the last signals of a shutdown, as it does for daemons that
-/// serve the root file system.
+/// The agent reports multi-user and stays. The beginning of a shutdown ends its main process, which
+/// tells the guard; `KillMode=` and the `@` save the guard from the signals of a shutdown, as the
+/// `@` does for daemons that serve the root file system. A soft reboot is none of the targets: the
+/// system goes on after it, and so must the waiting for its server. To name the targets also has
+/// process 1 load them, and the units that they need, while there is a server to read from.
 pub const AGENT_UNIT: &str = "[Unit]
 Description=Cleanslate node agent
 DefaultDependencies=no
 After=multi-user.target
+Conflicts=poweroff.target reboot.target halt.target kexec.target
+Before=poweroff.target reboot.target halt.target kexec.target
 IgnoreOnIsolate=yes
+RefuseManualStop=yes
 
 [Service]
 ExecStart=@/run/slate/agent @slate-agent report
 Type=exec
+KillMode=process
 OOMScoreAdjust=-900
+";
+
+/// A drop-in for the managers of logged-in users: they load what ends them when they start, not when
+/// they are to end. [`AGENT_UNIT`] does the same for process 1.
+pub const USER_DROP_IN: &str = "[Unit]
+Before=exit.target
 ";
 
 /// Makes SSH host keys where neither the image nor an identity brings any. It has to precede

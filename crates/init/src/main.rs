@@ -1,14 +1,18 @@
 //! `/init` of a node: a straight list of steps from the kernel's first process to the image's own
-//! init, and, under another name after the boot, the node's agent.
+//! init, and, under other names after the boot, the node's agent, the last stage of its shutdown, and
+//! the commands that ask for one.
 
 mod adopt;
 mod agent;
 mod backoff;
 mod boot;
+mod command;
 mod dhcp;
 mod exchange;
 mod failure;
+mod guard;
 mod handover;
+mod last;
 mod modules;
 mod mount;
 mod network;
@@ -20,6 +24,12 @@ mod uevent;
 mod warm;
 
 fn main() {
+    if last::is_called() {
+        last::main();
+    }
+    if let Some(name) = command::called() {
+        command::main(name);
+    }
     if std::process::id() == 1 {
         boot::main();
     }

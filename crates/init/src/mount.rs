@@ -2,10 +2,11 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{XattrFlags, major, minor};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use wire::cmdline::NfsRoot;
@@ -20,6 +21,8 @@ const UPPER: &str = "/upper";
 /// The layers as the kernel lists them (proc_pid_mountinfo(5)): nobody sees them once they are
 /// detached.
 const LAYERS: &str = "/run/slate/layers";
+/// What mount(2) was given for the lower layer, for [`lower_again`].
+const ARGUMENTS: &str = "/run/slate/lower";
 
 /// Mounts the export and the overlay. `server` is used where `root=` names none, `client` is the
 /// node's own address. Answers what was mounted, for the log.
@@ -47,7 +50,15 @@ fn mount_lower(root: &NfsRoot, server: Ipv4Addr, client: Ipv4Addr) -> Result<Str
     for plan in plans(root, server, client) {
         let data = CString::new(plan.data).map_err(|error| lasting(root, server, &error))?;
         match mount(&source, LOWER, "nfs", plan.flags, data.as_c_str()) {
-            Ok(()) => return Ok(format!("{source} vers={}", plan.version)),
+            Ok(()) => {
+                let text = format!(
+                    "{source}\n{}\n{}",
+                    plan.flags.bits(),
+                    data.to_string_lossy()
+                );
+                fs::write(ARGUMENTS, text).map_err(|error| lasting(root, server, &error))?;
+                return Ok(format!("{source} vers={}", plan.version));
+            }
             Err(error) => last = error,
         }
         // Only these say that the server or the kernel lacks this version.
@@ -96,6 +107,35 @@ fn failure(root: &NfsRoot, server: Ipv4Addr, error: Errno) -> Failure {
         remedy,
         ..Failure::passing(Stage::Mount, cause, hint)
     }
+}
+
+/// Mounts the lower layer once more, at `target`; answers the server's address. Nobody is asked for
+/// more than a few look-ups, since the kernel takes the file system that it has; that it did is
+/// checked.
+pub fn lower_again(target: &str) -> io::Result<String> {
+    let text = fs::read_to_string(ARGUMENTS)?;
+    let (source, flags, data) = arguments(&text).ok_or(io::ErrorKind::InvalidData)?;
+    mount(source, target, "nfs", flags, data.as_c_str())?;
+    let device = fs::metadata(target)?.dev();
+    let device = format!("{}:{}", major(device), minor(device));
+    let layers = fs::read_to_string(LAYERS)?;
+    let mut lowers = layers.lines().filter(|line| line.contains(" /lower "));
+    if lowers.any(|line| line.split(' ').nth(2) == Some(&device)) {
+        let server = source.split(':').next().unwrap_or(source);
+        return Ok(server.to_owned());
+    }
+    unmount(target, UnmountFlags::DETACH)?;
+    let text = format!("{source}: {device} is another file system than the root's: {layers}");
+    Err(io::Error::other(text))
+}
+
+/// Reads what [`mount_lower`] left.
+fn arguments(text: &str) -> Option<(&str, MountFlags, CString)> {
+    let mut lines = text.lines();
+    let source = lines.next()?;
+    let flags = MountFlags::from_bits_retain(lines.next()?.parse().ok()?);
+    let data = CString::new(lines.next()?).ok()?;
+    Some((source, flags, data))
 }
 
 /// One attempt at mount(2).
@@ -159,7 +199,7 @@ fn options(options: &[String]) -> (MountFlags, Vec<String>) {
 
 /// The overlay keeps clones of both mounts of its own, so ours can go: nothing is left that
 /// shutdown would have to unmount.
-fn overlay() -> std::io::Result<()> {
+fn overlay() -> io::Result<()> {
     for directory in [UPPER, ROOT] {
         fs::create_dir_all(directory)?;
     }
@@ -188,7 +228,7 @@ fn overlay() -> std::io::Result<()> {
 
 /// What lies below mount points is nobody's business, but each attempt to make one of them anew
 /// (`mkdir -p`) would ask the server. Opaque directories of the upper layer answer for themselves.
-fn hide_mount_points() -> std::io::Result<()> {
+fn hide_mount_points() -> io::Result<()> {
     for (name, mode) in [
         ("dev", 0o755),
         ("proc", 0o555),

@@ -86,6 +86,14 @@ impl Site {
         (self.daemon, self.output) = up(&self.network, self.directory.path(), &self.options);
     }
 
+    /// From now on nothing gets through between the nodes and the daemon, which lives on.
+    pub fn isolate_nodes(&mut self) {
+        let mut command = Command::new("ip");
+        command.args(["link", "set", self.network.interface(), "down"]);
+        let output = self.network.run(command).expect("ip starts");
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// Runs `slate` beside the daemon; its standard output.
     pub fn slate(&self, arguments: &[&str]) -> String {
         let output = slate(self.directory.path())

@@ -170,17 +170,24 @@ fn assert_reads(reads: &str) {
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
 fn a_node_powers_off_while_its_server_is_alive() {
-    powers_off(|_| ());
+    ends("systemctl poweroff", |_| ());
 }
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
-fn full_a_node_powers_off_while_its_server_is_dead() {
-    powers_off(Site::kill_daemon);
+fn a_node_powers_off_while_its_server_is_dead() {
+    ends("systemctl poweroff", Site::kill_daemon);
 }
 
-/// Boots a node, logs in, does `before` to the server, and powers the node off in order.
-fn powers_off(before: impl FnOnce(&mut Site)) {
+#[test]
+#[ignore = "boots machines: cargo xtask test"]
+fn a_node_reboots_while_its_server_is_out_of_reach() {
+    ends("systemctl reboot", Site::isolate_nodes);
+}
+
+/// Boots a node, logs in, does `before` to the server, and ends the node in order, by `command`,
+/// while a session has its history to write and programs read from the root.
+fn ends(command: &str, before: impl FnOnce(&mut Site)) {
     if impossible(&TOOLS) {
         return;
     }
@@ -192,16 +199,38 @@ fn powers_off(before: impl FnOnce(&mut Site)) {
     assert_running(&console);
     // The agent takes a moment to keep what a shutdown needs; it says so when it has.
     wait_kept(&site, machine.mac());
+    guest(&console, BUSY);
     before(&mut site);
     let begun = Instant::now();
-    console.send_line("systemctl poweroff").expect("typing");
-    let off = machine.wait_off(Duration::from_secs(60)).expect("waiting");
-    assert!(off.is_some(), "no power-off: {}", console.last_lines(30));
+    console.send_line(command).expect("typing");
+    if command.ends_with("reboot") {
+        let line = |line: &str| line.contains("reboot: Restarting system");
+        let last = console.wait_line("the kernel's last line", SHUTDOWN, line);
+        last.unwrap_or_else(|error| panic!("{error}\n{}", console.last_lines(100)));
+    } else {
+        let off = machine.wait_off(SHUTDOWN).expect("waiting");
+        assert!(off.is_some(), "no power-off: {}", console.last_lines(100));
+    }
+    println!("{command}: done {:.1?} after it", begun.elapsed());
     let lines = console.lines();
-    let stuck = lines.iter().find(|line| line.text.contains("stop job"));
-    assert!(stuck.is_none(), "{stuck:?}");
-    println!("off {:.1?} after the command", begun.elapsed());
+    for wrong in ["stop job", "FAILED"] {
+        let line = lines.iter().find(|line| line.text.contains(wrong));
+        assert!(line.is_none(), "{line:?}\n{}", console.last_lines(100));
+    }
+    let kept = lines
+        .iter()
+        .find(|line| line.text.contains("kept for shutdown"));
+    println!("{}", kept.map_or("", |line| &line.text));
 }
+
+/// A bound on the stall that a dead server may cause: less than systemd grants any single unit.
+const SHUTDOWN: Duration = Duration::from_secs(60);
+
+/// A history to write, and two programs that read files which nobody else needs.
+const BUSY: &str = "set -o history; \
+    (find /usr/share -type f -exec cat {} + > /dev/null) & \
+    (while :; do grep -r nothing /usr/lib/python3 /usr/share > /dev/null 2>&1; done) & \
+    sleep 1";
 
 fn wait_kept(site: &Site, mac: MacAddress) {
     let end = Instant::now() + Duration::from_secs(60);
