@@ -277,8 +277,11 @@ impl Engine {
                 }
             }
             NfsActivity::Gone => {
-                client.alive = false;
-                self.tell(turn, Some(mac), EventKind::NfsGone { address });
+                // A machine that merely connects and hangs up, again and again, says nothing new.
+                let known = std::mem::replace(&mut client.alive, false);
+                if known {
+                    self.tell(turn, Some(mac), EventKind::NfsGone { address });
+                }
             }
         }
     }

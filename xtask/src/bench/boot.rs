@@ -73,7 +73,7 @@ pub fn run(options: Options) -> anyhow::Result<Report> {
 }
 
 /// Makes all nodes introduce themselves to the NFS server in the same words.
-const IDENTICAL: [&str; 2] = ["--kernel-args", "nfs.nfs4_unique_id=localhost"];
+const IDENTICAL: [&str; 2] = ["--kernel-args", "hostname=localhost nfs.nfs4_unique_id="];
 
 fn say(round: usize, rounds: usize, side: &str, boot: Option<&Boot>) {
     if let Some(boot) = boot {
