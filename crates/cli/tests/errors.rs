@@ -57,6 +57,7 @@ impl Place {
         command
             .env("SLATE_STATE_DIR", self.path("state"))
             .env("SLATE_RUN_DIR", self.path("run"))
+            .env("SLATE_CACHE_DIR", self.path("cache"))
             .env("SLATE", SLATE)
             .current_dir(self.directory.path())
             .stdin(Stdio::null());
