@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::activity::{Activity, Observer};
-use crate::exports::{Export, PSEUDO_ID, Table};
+use crate::exports::{Export, PSEUDO_ID, Place, Table};
 use crate::ident::{Keys, SessionId};
 use crate::rpc::{self, Call, Framed, MAX_RECORD, Message, Refusal};
 use crate::stats::{Client, Registry};
+use crate::status::{Result, Status};
+use crate::v3;
 use crate::v4::compound;
 use crate::v4::state::{Session, State};
-use crate::v4::status::Result;
 use crate::xdr::{Malformed, Reader, Writer};
 
 /// Sessions whose backchannel one connection may be.
@@ -161,18 +162,29 @@ impl Connection {
         self.client.tally.rpcs.fetch_add(1, Ordering::Relaxed);
         let start = reply.len();
         let result = match (call.program, call.version, call.procedure, call.credential) {
-            (crate::v4::PROGRAM, 4, 0, _) => {
+            (rpc::NFS, 3 | 4, 0, _) | (rpc::MOUNT, 3, 0, _) => {
                 rpc::accept(call.xid, reply);
                 Ok(())
             }
-            (crate::v4::PROGRAM, 4, 1, Some(credential)) => {
+            (rpc::NFS, 4, 2.., _) | (rpc::NFS, 3, 22.., _) | (rpc::MOUNT, 3, 6.., _) => {
+                Err(Refusal::ProcedureUnavailable)
+            }
+            (rpc::NFS, 3 | 4, _, None) | (rpc::MOUNT, 3, _, None) => Err(Refusal::AuthTooWeak),
+            (rpc::NFS, 4, _, Some(credential)) => {
                 rpc::accept(call.xid, reply);
                 let garbage = |_| Refusal::GarbageArguments;
                 compound::run(core, table, self, credential, args, reply, start).map_err(garbage)
             }
-            (crate::v4::PROGRAM, 4, 1, None) => Err(Refusal::AuthTooWeak),
-            (crate::v4::PROGRAM, 4, _, _) => Err(Refusal::ProcedureUnavailable),
-            (crate::v4::PROGRAM, _, _, _) => Err(Refusal::ProgramMismatch(4, 4)),
+            (rpc::NFS, 3, procedure, Some(credential)) => {
+                rpc::accept(call.xid, reply);
+                v3::Procedure::new(core, table, self, credential, args, reply).run(procedure)
+            }
+            (rpc::MOUNT, 3, procedure, Some(_)) => {
+                rpc::accept(call.xid, reply);
+                v3::mount::run(core, table, self, procedure, args, reply)
+            }
+            (rpc::NFS, ..) => Err(Refusal::ProgramMismatch(3, 4)),
+            (rpc::MOUNT, ..) => Err(Refusal::ProgramMismatch(3, 3)),
             _ => Err(Refusal::ProgramUnavailable),
         };
         if let Err(refusal) = result {
@@ -181,9 +193,9 @@ impl Connection {
         }
     }
 
-    /// Whether a session has been used over it.
-    pub(crate) fn has_session(&self) -> bool {
-        self.session.is_some() || !self.back.is_empty()
+    /// Whether a session or an exported tree has been used over it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.session.is_some() || !self.back.is_empty() || self.used != PSEUDO_ID
     }
 
     /// The session with this id.
@@ -228,6 +240,22 @@ impl Connection {
         }
     }
 
+    /// The inode of a handle that a client has sent.
+    pub(crate) fn open_handle<'t>(
+        &mut self,
+        core: &Core,
+        table: &'t Table,
+        handle: &[u8],
+    ) -> Result<Place<'t>> {
+        let (id, ino) = core.keys.open_handle(handle).ok_or(Status::BADHANDLE)?;
+        let Some(export) = table.export(&id) else {
+            self.note_stale(core, id);
+            return Err(Status::STALE);
+        };
+        self.note_use(core, export);
+        Ok(Place { export, ino })
+    }
+
     /// Tells when a client begins to use a tree.
     #[inline]
     pub(crate) fn note_use(&mut self, core: &Core, export: &Export) {
@@ -257,7 +285,7 @@ impl Connection {
     }
 
     /// Tells when a client uses a tree that is not exported.
-    pub(crate) fn note_stale(&mut self, core: &Core, id: [u8; 16]) {
+    fn note_stale(&mut self, core: &Core, id: [u8; 16]) {
         self.client.tally.stale.fetch_add(1, Ordering::Relaxed);
         if self.stale != id {
             self.stale = id;

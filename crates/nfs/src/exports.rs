@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use siphasher::sip::SipHasher24;
 
+use crate::status::{Result as Outcome, Status};
 use crate::tree::{Attr, DirEntry, Extent, FileKind, Time, Tree, TreeError, Usage};
 
 /// The id of the pseudo file system.
@@ -89,11 +90,8 @@ impl Exports {
     /// The exports: path and id, in order of path.
     pub fn list(&self) -> Vec<(String, [u8; 16])> {
         let table = self.snapshot().table;
-        table
-            .paths
-            .iter()
-            .map(|(path, (id, _))| (path.clone(), *id))
-            .collect()
+        let paths = table.paths();
+        paths.map(|(path, id)| (path.to_owned(), id)).collect()
     }
 
     /// The exports as they are now.
@@ -215,6 +213,13 @@ impl Table {
         }
     }
 
+    /// Paths and ids, in order of path.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = (&str, [u8; 16])> {
+        self.paths
+            .iter()
+            .map(|(path, (id, _))| (path.as_str(), *id))
+    }
+
     /// The export with this id.
     pub(crate) fn export(&self, id: &[u8; 16]) -> Option<&Export> {
         self.exports.get(id)
@@ -287,6 +292,17 @@ impl Place<'_> {
     #[inline]
     pub(crate) fn attr(&self) -> Result<Attr, TreeError> {
         self.export.tree.attr(self.ino)
+    }
+}
+
+/// A name that may be looked up (RFC 8881, section 14.5 and 18.13; RFC 1813, section 3.2).
+pub(crate) fn check_name(name: &[u8]) -> Outcome<&[u8]> {
+    match name {
+        b"" => Err(Status::INVAL),
+        b"." | b".." => Err(Status::BADNAME),
+        _ if name.len() > 255 => Err(Status::NAMETOOLONG),
+        _ if name.iter().any(|byte| matches!(byte, b'/' | 0)) => Err(Status::BADCHAR),
+        _ => Ok(name),
     }
 }
 

@@ -4,6 +4,9 @@
 
 use crate::xdr::{Malformed, Reader, Writer, length};
 
+/// Program numbers (RFC 1813, sections 2 and 5).
+pub(crate) const NFS: u32 = 100_003;
+pub(crate) const MOUNT: u32 = 100_005;
 /// Longest record that is taken. Requests of a read-only server are short.
 pub(crate) const MAX_RECORD: usize = 128 << 10;
 const LAST_FRAGMENT: u32 = 1 << 31;

@@ -44,9 +44,9 @@ pub struct Config {
     pub key: [u8; 32],
     /// Threads that serve connections, at least 1.
     pub threads: usize,
-    /// Most connections at once. More close the oldest ones that have no session; where there are
-    /// none, those of the address that has most; and where no address has more than the new one's,
-    /// the new one.
+    /// Most connections at once. More close the oldest ones that have neither a session nor used an
+    /// exported tree; where there are none, those of the address that has most; and where no address
+    /// has more than the new one's, the new one.
     pub max_connections: usize,
     /// Most connections at once of one address; more are closed at once.
     pub max_connections_per_address: usize,
@@ -366,7 +366,7 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // Out of descriptors.
                 Err(error) if error.kind() != io::ErrorKind::ConnectionAborted => {
-                    if !self.end_oldest_without_session() {
+                    if !self.end_oldest_unused() {
                         // Do not spin until some are free again.
                         return std::thread::sleep(Duration::from_millis(10));
                     }
@@ -378,7 +378,7 @@ impl Worker {
 
     /// Ends a connection that matters less than one more of `address`; false if there is none.
     fn make_room(&mut self, address: IpAddr) -> bool {
-        if self.end_oldest_without_session() {
+        if self.end_oldest_unused() {
             return true;
         }
         let crowd = |peer: &Peer| peer.connection.client.connections.load(Ordering::Relaxed);
@@ -395,11 +395,11 @@ impl Worker {
         }
     }
 
-    fn end_oldest_without_session(&mut self) -> bool {
+    fn end_oldest_unused(&mut self) -> bool {
         let idle = self
             .peers
             .iter()
-            .filter(|(_, peer)| !peer.connection.has_session());
+            .filter(|(_, peer)| !peer.connection.is_used());
         let oldest = idle.map(|(token, _)| *token).min();
         oldest.map(|token| self.end(token)).is_some()
     }

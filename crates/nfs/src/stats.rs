@@ -79,6 +79,12 @@ impl Tally {
         }
     }
 
+    /// Counts bytes of file content that were sent.
+    #[inline]
+    pub(crate) fn read(&self, bytes: u32) {
+        self.read_bytes.fetch_add(bytes.into(), Ordering::Relaxed);
+    }
+
     fn add(&self, other: &Tally) {
         let pairs = self.operations.iter().zip(&other.operations);
         let pairs = pairs.chain([

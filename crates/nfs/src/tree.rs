@@ -164,6 +164,21 @@ pub enum FileKind {
     Socket,
 }
 
+impl FileKind {
+    /// What version 3 (ftype3, RFC 1813) and version 4 (nfs_ftype4, RFC 8881) call it.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            FileKind::Regular => 1,
+            FileKind::Directory => 2,
+            FileKind::BlockDevice => 3,
+            FileKind::CharDevice => 4,
+            FileKind::Symlink => 5,
+            FileKind::Socket => 6,
+            FileKind::Fifo => 7,
+        }
+    }
+}
+
 /// What [`Tree::seek`] looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whence {

@@ -80,8 +80,11 @@ const FIELDS: [&str; 6] = [
 
 fn tshark(file: &Path) -> anyhow::Result<String> {
     let mut command = Command::new("tshark");
+    // A client's port below 1024 may be that of another protocol: look at the bytes first.
     command.arg("-r").arg(file).args([
         "-n",
+        "-o",
+        "tcp.try_heuristic_first:TRUE",
         "-Y",
         "dhcp or rpc",
         "-T",

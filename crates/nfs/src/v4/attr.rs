@@ -1,10 +1,11 @@
 //! File attributes (RFC 8881, section 5; RFC 7862, section 12; RFC 8276; RFC 9754).
 
-use super::status::{Result, Status};
-use super::{LEASE_SECONDS, MAX_READ};
+use super::LEASE_SECONDS;
+use crate::content::MAX_READ;
 use crate::exports::Place;
 use crate::ident::Keys;
-use crate::tree::{Attr, FileKind, Time};
+use crate::status::{Result, Status};
+use crate::tree::{Attr, Time};
 use crate::xdr::{Bitmap, Writer, length};
 
 const SUPPORTED_ATTRS: u32 = 0;
@@ -155,7 +156,7 @@ impl Subject<'_> {
         match bit {
             SUPPORTED_ATTRS => reply.bitmap(supported(self.place, self.minor)),
             SUPPATTR_EXCLCREAT => reply.bitmap(Bitmap::default()),
-            TYPE => reply.u32(kind_number(attr.kind)),
+            TYPE => reply.u32(attr.kind.number()),
             FH_EXPIRE_TYPE | RDATTR_ERROR => reply.u32(0),
             CHANGE => reply.u64(change(attr)),
             SIZE => reply.u64(attr.size),
@@ -232,18 +233,6 @@ impl Subject<'_> {
 /// Changes whenever the inode does; it never does within a tree.
 pub(super) fn change(attr: &Attr) -> u64 {
     (attr.ctime.seconds as u64).wrapping_shl(30) ^ u64::from(attr.ctime.nanos)
-}
-
-fn kind_number(kind: FileKind) -> u32 {
-    match kind {
-        FileKind::Regular => 1,
-        FileKind::Directory => 2,
-        FileKind::BlockDevice => 3,
-        FileKind::CharDevice => 4,
-        FileKind::Symlink => 5,
-        FileKind::Socket => 6,
-        FileKind::Fifo => 7,
-    }
 }
 
 fn time(time: Time, reply: &mut Writer) {

@@ -4,16 +4,15 @@
 //! operation that fails is cut back to its status.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::ops;
 use super::state::Session;
-use super::status::{Result, Status};
 use crate::connection::{Connection, Core};
 use crate::exports::{Place, Table};
 use crate::ident::StateOther;
 use crate::rpc::Credential;
-use crate::xdr::{Malformed, Reader, Writer, length};
+use crate::status::{Result, Status};
+use crate::xdr::{Malformed, Reader, Writer};
 
 const MAX_TAG: usize = 1024;
 /// Longest result of an operation that fails: number, status, and SETATTR's empty bitmap.
@@ -256,17 +255,8 @@ impl<'a> Compound<'a> {
 
     fn put_handle(&mut self) -> Result {
         let handle = self.args.opaque(128)?;
-        let (id, ino) = self
-            .core
-            .keys
-            .open_handle(handle)
-            .ok_or(Status::BADHANDLE)?;
-        let Some(export) = self.table.export(&id) else {
-            self.connection.note_stale(self.core, id);
-            return Err(Status::STALE);
-        };
-        self.connection.note_use(self.core, export);
-        self.go(Place { export, ino });
+        let place = self.connection.open_handle(self.core, self.table, handle)?;
+        self.go(place);
         Ok(())
     }
 
@@ -310,25 +300,5 @@ impl<'a> Compound<'a> {
             .as_ref()
             .map(|session| session.client)
             .ok_or(Status::OP_NOT_IN_SESSION)
-    }
-
-    pub(super) fn count_read(&self, bytes: usize) {
-        let bytes = u64::from(length(bytes));
-        self.connection
-            .client
-            .tally
-            .read_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-/// A name that may be looked up (RFC 8881, section 14.5 and 18.13).
-pub(super) fn check_name(name: &[u8]) -> Result<&[u8]> {
-    match name {
-        b"" => Err(Status::INVAL),
-        b"." | b".." => Err(Status::BADNAME),
-        _ if name.len() > 255 => Err(Status::NAMETOOLONG),
-        _ if name.iter().any(|byte| matches!(byte, b'/' | 0)) => Err(Status::BADCHAR),
-        _ => Ok(name),
     }
 }

@@ -3,19 +3,13 @@
 use std::ops::ControlFlow;
 
 use super::attr::Subject;
-use super::compound::{Compound, check_name};
-use super::status::{Result, Status};
-use crate::exports::Place;
-use crate::tree::{Attr, FileKind, TreeError};
-use crate::xdr::Writer;
+use super::compound::Compound;
+use crate::access;
+use crate::exports::{Place, check_name};
+use crate::page::Page;
+use crate::status::{Result, Status};
+use crate::tree::{FileKind, TreeError};
 
-const ACCESS_READ: u32 = 0x01;
-const ACCESS_LOOKUP: u32 = 0x02;
-const ACCESS_EXECUTE: u32 = 0x20;
-const ACCESS_XATTR_READ: u32 = 0x40;
-const ACCESS_XATTR_LIST: u32 = 0x100;
-const ACCESS_KNOWN: u32 = 0x3f;
-const ACCESS_KNOWN_XATTR: u32 = 0x1c0;
 /// Extended attributes that clients may see; the protocol leaves the prefix out.
 const XATTR_PREFIX: &[u8] = b"user.";
 
@@ -79,49 +73,17 @@ impl<'a> Compound<'a> {
         }
     }
 
-    /// What the caller may do, writing excepted.
-    pub(super) fn may(&self, attr: &Attr) -> u32 {
-        let granted = self.permission_bits(attr);
-        let mut access = 0;
-        if granted & 4 != 0 {
-            access |= ACCESS_READ | ACCESS_XATTR_READ | ACCESS_XATTR_LIST;
-        }
-        if granted & 1 != 0 {
-            access |= if attr.kind == FileKind::Directory {
-                ACCESS_LOOKUP
-            } else {
-                ACCESS_EXECUTE
-            };
-        }
-        access
-    }
-
-    /// The caller's rwx bits for an inode.
-    fn permission_bits(&self, attr: &Attr) -> u32 {
-        let caller = &self.credential;
-        if caller.uid == 0 {
-            let runs = attr.kind == FileKind::Directory || attr.mode & 0o111 != 0;
-            return if runs { 7 } else { 6 };
-        }
-        if caller.uid == attr.uid {
-            attr.mode >> 6 & 7
-        } else if caller.in_group(attr.gid) {
-            attr.mode >> 3 & 7
-        } else {
-            attr.mode & 7
-        }
-    }
-
     pub(super) fn access(&mut self) -> Result {
         let asked = self.args.u32()?;
         let attr = self.here()?.attr()?;
         let known = if self.minor >= 2 {
-            ACCESS_KNOWN | ACCESS_KNOWN_XATTR
+            access::KNOWN | access::KNOWN_XATTR
         } else {
-            ACCESS_KNOWN
+            access::KNOWN
         };
         self.reply.u32(asked & known);
-        self.reply.u32(asked & known & self.may(&attr));
+        self.reply
+            .u32(asked & known & access::granted(&self.credential, &attr));
         Ok(())
     }
 
@@ -158,11 +120,7 @@ impl<'a> Compound<'a> {
         }
         self.reply.u64(0);
         let first = self.reply.len();
-        let mut page = Page {
-            limit,
-            full: false,
-            failed: None,
-        };
+        let mut page = Page::new(limit);
         let (table, minor, keys) = (self.table, self.minor, &self.core.keys);
         let reply = &mut *self.reply;
         here.export.tree.readdir(here.ino, cookie, &mut |entry| {
@@ -242,11 +200,7 @@ impl<'a> Compound<'a> {
         self.reply.u32(0);
         // The limit covers the cookie, the names with their count, and the end flag.
         let limit = start + max.min(self.room()).saturating_sub(4);
-        let mut page = Page {
-            limit,
-            full: false,
-            failed: None,
-        };
+        let mut page = Page::new(limit);
         let (mut at, mut count) = (0_u64, 0);
         let reply = &mut *self.reply;
         here.export.tree.xattr_names(here.ino, &mut |name| {
@@ -271,32 +225,5 @@ impl<'a> Compound<'a> {
         self.reply.set_u32(start + 8, count);
         self.reply.bool(!page.full);
         Ok(())
-    }
-}
-
-/// A list that ends before it gets longer than its limit.
-struct Page {
-    /// Where in the reply it has to end.
-    limit: usize,
-    /// An entry did not fit.
-    full: bool,
-    failed: Option<Status>,
-}
-
-impl Page {
-    /// Writes an entry, or takes it back if it does not fit.
-    fn entry(
-        &mut self,
-        reply: &mut Writer,
-        write: impl FnOnce(&mut Writer) -> Result,
-    ) -> ControlFlow<()> {
-        let before = reply.len();
-        self.failed = write(reply).err();
-        self.full = reply.len() > self.limit;
-        if self.full || self.failed.is_some() {
-            reply.truncate(before);
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
     }
 }

@@ -4,15 +4,15 @@
 //! files: opening, locking and closing change nothing here. On a tree that never changes nothing
 //! can conflict, as only read access and read locks are granted.
 
-use std::os::unix::fs::FileExt;
-
 use super::attr::change;
 use super::compound::Compound;
-use super::status::{Result, Status};
-use super::{MAX_READ, ops};
+use super::ops;
+use crate::access;
+use crate::content::{self, MAX_READ};
 use crate::exports::Place;
 use crate::ident::{StateKind, StateOther};
-use crate::tree::{Attr, Extent, FileKind, Whence};
+use crate::status::{Result, Status};
+use crate::tree::{Attr, FileKind, Whence};
 use crate::xdr::{Bitmap, Reader, Writer};
 
 const SHARE_READ: u32 = 1;
@@ -156,8 +156,7 @@ impl<'a> Compound<'a> {
             self.go(found?);
         }
         let (here, attr) = self.file()?;
-        // A file that may be executed may be read for that; its owner may always read it.
-        if self.may(&attr) & 0x21 == 0 && self.credential.uid != attr.uid {
+        if !access::may_read(&self.credential, &attr) {
             return Err(Status::ACCESS);
         }
         self.write_open(here, args.share, change(&before))
@@ -337,24 +336,9 @@ impl<'a> Compound<'a> {
         Ok(u32::try_from(wanted.min(room as u64)).unwrap_or(MAX_READ))
     }
 
-    /// Appends `len` bytes of a file, which has them, and padding.
     fn copy(&mut self, here: Place<'_>, offset: u64, len: u32) -> Result {
-        if len == 0 {
-            return Ok(());
-        }
-        let size = len as usize;
-        let mut filler = Filler {
-            left: self.reply.space(size),
-            failed: false,
-        };
-        here.export
-            .tree
-            .read(here.ino, offset, len, &mut |extent| filler.take(extent))?;
-        if filler.failed || !filler.left.is_empty() {
-            return Err(Status::IO);
-        }
-        self.reply.pad(size);
-        self.count_read(size);
+        content::append(here, offset, len, self.reply)?;
+        self.connection.client.tally.read(len);
         Ok(())
     }
 
@@ -477,33 +461,5 @@ fn write_refusal(why: u32, reply: &mut Writer) {
     reply.u32(why);
     if why == WHY_RESOURCE {
         reply.bool(false);
-    }
-}
-
-/// Fills the space of a READ with extents.
-struct Filler<'a> {
-    left: &'a mut [u8],
-    failed: bool,
-}
-
-impl Filler<'_> {
-    fn take(&mut self, extent: Extent<'_>) {
-        let len = match extent {
-            Extent::Bytes(bytes) => bytes.len(),
-            Extent::File { len, .. } | Extent::Zero(len) => len as usize,
-        };
-        let left = std::mem::take(&mut self.left);
-        let Some((space, rest)) = left.split_at_mut_checked(len) else {
-            self.failed = true;
-            return;
-        };
-        self.left = rest;
-        match extent {
-            Extent::Bytes(bytes) => space.copy_from_slice(bytes),
-            Extent::Zero(_) => space.fill(0),
-            Extent::File { file, offset, .. } => {
-                self.failed |= file.read_exact_at(space, offset).is_err();
-            }
-        }
     }
 }

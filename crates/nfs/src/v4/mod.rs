@@ -7,12 +7,7 @@ mod file;
 pub(crate) mod ops;
 mod session;
 pub(crate) mod state;
-pub(crate) mod status;
 
-/// RPC program number of NFS.
-pub(crate) const PROGRAM: u32 = 100_003;
-/// Largest READ.
-pub(crate) const MAX_READ: u32 = 1 << 20;
 /// Seconds after which a client without calls would lose its state, if state could be lost here. It
 /// also bounds how long a Linux client waits between attempts to reconnect (half of it), so it is
 /// short; but not shorter, since every third of it the client gives up the delegations that it did

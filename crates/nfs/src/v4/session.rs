@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::compound::Compound;
 use super::state::{Created, MAX_OPERATIONS, MAX_REPLY, MAX_SLOTS, SessionShape, Turn};
-use super::status::{Result, Status};
 use crate::activity::Activity;
 use crate::rpc::{self, MAX_RECORD};
+use crate::status::{Result, Status};
 use crate::xdr::{Bitmap, Reader, Writer};
 
 const EXCHANGE_UPDATE: u32 = 1 << 30;

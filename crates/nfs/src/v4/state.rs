@@ -14,15 +14,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::status::{Result, Status};
 use crate::ident::{Keys, SessionId, SessionParts};
+use crate::status::{Result, Status};
 
 /// Slots of a session.
 pub(crate) const MAX_SLOTS: u32 = 64;
 /// Operations of a compound.
 pub(crate) const MAX_OPERATIONS: u32 = 64;
 /// Longest reply: a READ of full size and what is around it.
-pub(crate) const MAX_REPLY: u32 = super::MAX_READ + (64 << 10);
+pub(crate) const MAX_REPLY: u32 = crate::content::MAX_READ + (64 << 10);
 /// Longest reply that is kept for a repetition of its call, and how many of them a session has.
 const MAX_KEPT_REPLY: usize = 1024;
 const MAX_KEPT_REPLIES: usize = 8;

@@ -1,4 +1,4 @@
-//! The server as a client on a socket sees it: what RFC 8881 and RFC 7862 ask of it, and what it
+//! The server as a client on a socket sees it: what RFC 8881, RFC 7862 and RFC 1813 ask of it, and what it
 //! promises beyond them.
 
 mod bounds;
@@ -11,6 +11,7 @@ mod records;
 mod restart;
 mod sessions;
 mod states;
+mod v3;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;

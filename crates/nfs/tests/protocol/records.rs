@@ -13,10 +13,10 @@ fn other_programs_versions_and_procedures_are_told_apart() {
     // MSG_ACCEPTED, a verifier of two words, the status, and for a mismatch the served versions.
     let cases: [([u32; 3], &[u32]); 7] = [
         ([NFS, 4, 0], &[0, 0, 0, 0]),
-        ([NFS, 3, 0], &[0, 0, 0, 2, 4, 4]),
-        ([NFS, 5, 1], &[0, 0, 0, 2, 4, 4]),
+        ([NFS, 3, 0], &[0, 0, 0, 0]),
+        ([NFS, 2, 0], &[0, 0, 0, 2, 3, 4]),
+        ([NFS, 5, 1], &[0, 0, 0, 2, 3, 4]),
         ([NFS, 4, 2], &[0, 0, 0, 3]),
-        ([100_005, 3, 0], &[0, 0, 0, 1]),
         ([100_227, 3, 0], &[0, 0, 0, 1]),
         ([0, 0, 0], &[0, 0, 0, 1]),
     ];

@@ -1,4 +1,5 @@
-//! Status codes (RFC 8881, section 15.1).
+//! Status codes: of version 4 (RFC 8881, section 15.1), and those of version 3 and of MOUNT, which
+//! are a part of them (RFC 1813, sections 2.6 and 5.1.5).
 
 use crate::tree::TreeError;
 use crate::xdr::Malformed;
@@ -55,6 +56,18 @@ impl Status {
     pub(crate) const WRONG_TYPE: Status = Status(10083);
     pub(crate) const UNION_NOTSUPP: Status = Status(10090);
     pub(crate) const NOXATTR: Status = Status(10095);
+}
+
+impl Status {
+    /// What version 3 calls this.
+    pub(crate) fn v3(self) -> u32 {
+        const LAST_V3: u32 = 10_008;
+        match self {
+            Status::BADNAME | Status::BADCHAR => Status::ACCESS.0,
+            Status(number) if number <= LAST_V3 => number,
+            _ => Status::INVAL.0,
+        }
+    }
 }
 
 impl From<Malformed> for Status {
