@@ -380,11 +380,12 @@ impl nfs::Observer for Observer {
         let (address, activity) = match activity {
             Activity::Mounted { address, .. } => (address, NfsActivity::Mounted),
             Activity::Gone { address } => (address, NfsActivity::Gone),
+            Activity::Stale { address, id } => (address, NfsActivity::Stale(id)),
             Activity::Collision { address, owner } => {
-                let owner = String::from_utf8_lossy(&owner);
-                return tracing::warn!(%address, %owner, "several NFS clients behind one address have one name");
+                let owner = String::from_utf8_lossy(&owner).into_owned();
+                (address, NfsActivity::Collision(owner))
             }
-            other => return tracing::debug!(?other, "NFS"),
+            other @ Activity::Connected { .. } => return tracing::debug!(?other, "NFS"),
         };
         let std::net::IpAddr::V4(address) = address else {
             return;

@@ -218,6 +218,20 @@ pub enum EventKind {
         /// Its address.
         address: Ipv4Addr,
     },
+    /// The node uses an image version that is not served any more, and gets errors for it.
+    NfsStale {
+        /// Its address.
+        address: Ipv4Addr,
+        /// The first half of the version's digest, in hexadecimal.
+        version: String,
+    },
+    /// Several NFS clients at one node's address call themselves the same.
+    NfsCollision {
+        /// Their address.
+        address: Ipv4Addr,
+        /// The name, made printable.
+        owner: String,
+    },
     /// The identity document was given out.
     IdentityGiven,
     /// The identity document was refused.
@@ -253,6 +267,8 @@ impl EventKind {
             | EventKind::TransferFailed { .. }
             | EventKind::Failed { .. }
             | EventKind::Stuck { .. }
+            | EventKind::NfsStale { .. }
+            | EventKind::NfsCollision { .. }
             | EventKind::IdentityRefused { .. }
             | EventKind::BeaconRefused { .. } => Severity::Warning,
             _ => Severity::Info,
@@ -390,6 +406,16 @@ impl EventKind {
             EventKind::NfsGone { address } => {
                 write!(out, "closed its NFS connections from {address}")
             }
+            EventKind::NfsStale { address, version } => write!(
+                out,
+                "uses image version {version}… from {address}, which is not served any more: \
+                 reboot it"
+            ),
+            EventKind::NfsCollision { address, owner } => write!(
+                out,
+                "several NFS clients at {address} call themselves {owner:?}: give each a \
+                 nfs.nfs4_unique_id of its own"
+            ),
             EventKind::IdentityGiven => write!(out, "got its identity"),
             EventKind::IdentityRefused { cause } => write!(out, "was refused an identity: {cause}"),
             EventKind::BeaconRefused { address, cause } => {

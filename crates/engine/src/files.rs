@@ -399,7 +399,7 @@ fn text(status: u16, text: &str) -> HttpAnswer {
 }
 
 /// A path as events may show it.
-fn printable(path: &str) -> String {
+pub(crate) fn printable(path: &str) -> String {
     let shown = |it: char| {
         if it.is_ascii_graphic() || it == ' ' {
             it

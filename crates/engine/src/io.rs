@@ -111,6 +111,10 @@ pub enum NfsActivity {
     Mounted,
     /// Its last connection closed.
     Gone,
+    /// It uses a tree that is not exported: the first half of the image version's digest.
+    Stale([u8; 16]),
+    /// Several clients at the address have this name.
+    Collision(String),
     /// Totals of this client since the daemon started.
     Counters(NfsCounters),
 }

@@ -27,6 +27,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng as _;
@@ -77,7 +78,12 @@ pub struct Engine {
 struct NfsClient {
     alive: bool,
     counters: NfsCounters,
+    /// When an error of its own was told last.
+    told: Option<Timestamp>,
 }
+
+/// A client's errors are told this often, however often it makes them.
+const NFS_ERROR_EVERY: Duration = Duration::from_secs(60);
 
 /// One call of [`Engine::handle`]: the time, and what came of it so far.
 struct Turn {
@@ -283,6 +289,30 @@ impl Engine {
                     self.tell(turn, Some(mac), EventKind::NfsGone { address });
                 }
             }
+            NfsActivity::Stale(id) => {
+                let version = id.iter().map(|byte| format!("{byte:02x}")).collect();
+                self.nfs_error(turn, mac, address, EventKind::NfsStale { address, version });
+            }
+            NfsActivity::Collision(owner) => {
+                let owner = files::printable(&owner);
+                self.nfs_error(
+                    turn,
+                    mac,
+                    address,
+                    EventKind::NfsCollision { address, owner },
+                );
+            }
+        }
+    }
+
+    fn nfs_error(&mut self, turn: &mut Turn, mac: Mac, address: Ipv4Addr, kind: EventKind) {
+        let client = self.nfs.entry(address).or_default();
+        let due = client
+            .told
+            .is_none_or(|at| turn.now >= at + NFS_ERROR_EVERY);
+        if due {
+            client.told = Some(turn.now);
+            self.tell(turn, Some(mac), kind);
         }
     }
 }

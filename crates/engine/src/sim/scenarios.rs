@@ -435,3 +435,30 @@ fn a_plan_that_nobody_boots_does_not_hide_the_running_boot() {
         Some(boot)
     );
 }
+
+#[test]
+fn a_node_on_a_retired_version_is_told_of_but_not_all_the_time() {
+    let mut world = World::new(9, GOOD, config());
+    world.power_on(1);
+    world.boot_all(5 * MINUTE);
+    let address = world.machines[0].held.expect("an address").address;
+    let stale = |address| Input::Nfs {
+        address,
+        activity: NfsActivity::Stale([0xab; 16]),
+    };
+    let told = |world: &World| world.count(|it| matches!(it, EventKind::NfsStale { .. }));
+    for _ in 0..100 {
+        world.input(stale(address));
+        // Of a machine that is no node, nothing is told.
+        world.input(stale(Ipv4Addr::new(192, 0, 2, 1)));
+    }
+    assert_eq!(told(&world), 1);
+    world.run_until(2 * MINUTE, |_| false);
+    world.input(stale(address));
+    assert_eq!(told(&world), 2);
+    let line = world.events.last().expect("an event").kind.to_string();
+    assert!(
+        line.contains("abababab") && line.contains("reboot"),
+        "{line}"
+    );
+}
