@@ -119,7 +119,7 @@ impl Client {
     }
 
     fn message(&self) -> Message {
-        let mut message = request(self.mac, self.xid);
+        let mut message = Message::request(self.mac, self.xid);
         let mut put = |code, value: &[u8]| {
             message.options.push(DhcpOption {
                 code,
@@ -142,25 +142,6 @@ impl Client {
             &[SUBNET, ROUTER, DNS, HOSTNAME, DOMAIN, MTU, LEASE_TIME],
         );
         message
-    }
-}
-
-/// A client's message without options. The reply is to be broadcast: the interface has no address yet.
-fn request(mac: Mac, xid: u32) -> Message {
-    Message {
-        op: Op::Request,
-        hops: 0,
-        xid,
-        secs: 0,
-        broadcast: true,
-        ciaddr: Ipv4Addr::UNSPECIFIED,
-        yiaddr: Ipv4Addr::UNSPECIFIED,
-        siaddr: Ipv4Addr::UNSPECIFIED,
-        giaddr: Ipv4Addr::UNSPECIFIED,
-        mac,
-        sname: Vec::new(),
-        file: Vec::new(),
-        options: Vec::new(),
     }
 }
 
@@ -244,7 +225,7 @@ mod tests {
     const SERVER: [u8; 4] = [10, 0, 0, 1];
 
     fn reply(client: &Client, kind: u8, more: &[(u8, &[u8])]) -> Vec<u8> {
-        let mut message = request(MAC, client.xid);
+        let mut message = Message::request(MAC, client.xid);
         message.op = Op::Reply;
         message.yiaddr = Ipv4Addr::new(10, 0, 0, 9);
         for (code, value) in [(MESSAGE_TYPE, &[kind][..]), (SERVER_ID, &SERVER)]

@@ -175,6 +175,26 @@ pub mod option {
 }
 
 impl Message {
+    /// A client's message without options. The reply is to be broadcast, as the client has no
+    /// address yet.
+    pub fn request(mac: Mac, xid: u32) -> Message {
+        Message {
+            op: Op::Request,
+            hops: 0,
+            xid,
+            secs: 0,
+            broadcast: true,
+            ciaddr: Ipv4Addr::UNSPECIFIED,
+            yiaddr: Ipv4Addr::UNSPECIFIED,
+            siaddr: Ipv4Addr::UNSPECIFIED,
+            giaddr: Ipv4Addr::UNSPECIFIED,
+            mac,
+            sname: Vec::new(),
+            file: Vec::new(),
+            options: Vec::new(),
+        }
+    }
+
     /// Decodes one datagram.
     pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
         let mut reader = Reader::new(bytes);
@@ -431,21 +451,8 @@ mod tests {
     use super::*;
 
     fn discover() -> Message {
-        let mut message = Message {
-            op: Op::Request,
-            hops: 0,
-            xid: 0x1234_5678,
-            secs: 4,
-            broadcast: true,
-            ciaddr: Ipv4Addr::UNSPECIFIED,
-            yiaddr: Ipv4Addr::UNSPECIFIED,
-            siaddr: Ipv4Addr::UNSPECIFIED,
-            giaddr: Ipv4Addr::UNSPECIFIED,
-            mac: Mac([0x52, 0x54, 0, 1, 2, 3]),
-            sname: Vec::new(),
-            file: Vec::new(),
-            options: Vec::new(),
-        };
+        let mut message = Message::request(Mac([0x52, 0x54, 0, 1, 2, 3]), 0x1234_5678);
+        message.secs = 4;
         message.push(option::MESSAGE_TYPE, [1]);
         message.push(option::MAX_SIZE, [0x05, 0xc0]);
         message.push(option::PARAMETERS, [1, 2, 3, 54, 66, 67]);

@@ -12,19 +12,8 @@ const NODE: Mac = Mac([0x68, 0x05, 0xca, 0x93, 0x95, 0xa5]);
 
 fn request(mac: Mac, xid: u32) -> Message {
     Message {
-        op: Op::Request,
-        hops: 0,
-        xid,
-        secs: 0,
         broadcast: false,
-        ciaddr: Ipv4Addr::UNSPECIFIED,
-        yiaddr: Ipv4Addr::UNSPECIFIED,
-        siaddr: Ipv4Addr::UNSPECIFIED,
-        giaddr: Ipv4Addr::UNSPECIFIED,
-        mac,
-        sname: Vec::new(),
-        file: Vec::new(),
-        options: Vec::new(),
+        ..Message::request(mac, xid)
     }
 }
 

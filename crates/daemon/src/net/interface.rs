@@ -1,5 +1,6 @@
 //! The interface that nodes are on: its index, address and prefix.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
@@ -15,21 +16,38 @@ pub fn find(name: &str) -> Result<Interface, Error> {
         name: name.to_owned(),
         present: names(),
     })?;
-    let output = Command::new("ip")
-        .args(["-4", "-json", "address", "show", "dev", name])
-        .output()
-        .map_err(|error| Error::io("starting ip (package iproute2)", error))?;
-    let without = || Error::InterfaceAddress {
+    let found = address(name).map_err(|cause| {
+        Error::io(
+            "asking for the interface's address",
+            io::Error::other(cause),
+        )
+    })?;
+    let (address, prefix) = found.ok_or_else(|| Error::InterfaceAddress {
         name: name.to_owned(),
-    };
-    let (address, prefix) = first_address(&output.stdout).ok_or_else(without)?;
+    })?;
     Ok(Interface::new(InterfaceId(index), address, prefix))
 }
 
-fn names() -> Vec<String> {
+/// The interface's first global address with its prefix length, or why it cannot be known.
+pub fn address(name: &str) -> Result<Option<(Ipv4Addr, u8)>, String> {
+    let output = Command::new("ip")
+        .args(["-4", "-json", "address", "show", "dev", name])
+        .output()
+        .map_err(|error| format!("starting ip (package iproute2): {error}"))?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        return Err(message.trim().to_owned());
+    }
+    Ok(first_address(&output.stdout))
+}
+
+/// All interfaces by name but the loopback, sorted.
+pub fn names() -> Vec<String> {
     let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten();
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| name != "lo").collect()
+    let mut names: Vec<String> = names.filter(|name| name != "lo").collect();
+    names.sort();
+    names
 }
 
 /// The first global address in the output of `ip -4 -json address`, with its prefix length.
@@ -50,11 +68,15 @@ fn first_address(json: &[u8]) -> Option<(Ipv4Addr, u8)> {
 mod tests {
     #[test]
     fn the_address_in_what_ip_prints() {
-        let json = br#"[{},{"ifindex":2,"addr_info":[{"family":"inet","local":"10.77.0.1","prefixlen":24,"scope":"global"}]}]"#;
+        let json = br#"[{},{"ifindex":2,"addr_info":[
+            {"family":"inet","local":"169.254.3.4","prefixlen":16,"scope":"link"},
+            {"family":"inet","local":"10.77.0.1","prefixlen":24,"scope":"global"}]}]"#;
         assert_eq!(
             super::first_address(json),
             Some(([10, 77, 0, 1].into(), 24))
         );
-        assert_eq!(super::first_address(b"[]"), None);
+        for none in [&b"[]"[..], br#"[{"addr_info":[]}]"#, b"[{}]", b""] {
+            assert_eq!(super::first_address(none), None);
+        }
     }
 }

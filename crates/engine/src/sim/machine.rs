@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use wire::beacon::{Beacon, BeaconEvent, Kind};
 use wire::cmdline::{BootArgs, SlateArgs};
-use wire::dhcp4::{MAX_BUDGET_BYTES, Message, MessageType, Op, option};
+use wire::dhcp4::{MAX_BUDGET_BYTES, Message, MessageType, option};
 use wire::identity::Request as IdentityRequest;
 use wire::mac::Mac;
 use wire::stage::Stage;
@@ -183,21 +183,7 @@ impl Machine {
     }
 
     fn message(&self, kind: MessageType) -> Message {
-        let mut message = Message {
-            op: Op::Request,
-            hops: 0,
-            xid: self.xid,
-            secs: 0,
-            broadcast: true,
-            ciaddr: Ipv4Addr::UNSPECIFIED,
-            yiaddr: Ipv4Addr::UNSPECIFIED,
-            siaddr: Ipv4Addr::UNSPECIFIED,
-            giaddr: Ipv4Addr::UNSPECIFIED,
-            mac: self.mac,
-            sname: Vec::new(),
-            file: Vec::new(),
-            options: Vec::new(),
-        };
+        let mut message = Message::request(self.mac, self.xid);
         message.push(option::MESSAGE_TYPE, [kind.code()]);
         message.push(option::PARAMETERS, [1, 2, 3, 4, 5, 6, 12, 13, 15, 66, 67]);
         message.push(option::MAX_SIZE, [0x05, 0xb8]);

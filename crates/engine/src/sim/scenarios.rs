@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use wire::dhcp4::{MAX_BUDGET_BYTES, Op, option};
+use wire::dhcp4::{MAX_BUDGET_BYTES, option};
 use wire::identity::Request as IdentityRequest;
 use wire::stage::Stage;
 
@@ -177,21 +177,7 @@ fn the_pool_runs_out_and_recovers() {
 /// A DISCOVER of a machine that nobody knows.
 fn stranger(number: u32) -> Vec<u8> {
     let [a, b, c, d] = number.to_be_bytes();
-    let mut message = Message {
-        op: Op::Request,
-        hops: 0,
-        xid: number,
-        secs: 0,
-        broadcast: true,
-        ciaddr: Ipv4Addr::UNSPECIFIED,
-        yiaddr: Ipv4Addr::UNSPECIFIED,
-        siaddr: Ipv4Addr::UNSPECIFIED,
-        giaddr: Ipv4Addr::UNSPECIFIED,
-        mac: Mac([0x02, 0xff, a, b, c, d]),
-        sname: Vec::new(),
-        file: Vec::new(),
-        options: Vec::new(),
-    };
+    let mut message = Message::request(Mac([0x02, 0xff, a, b, c, d]), number);
     message.push(option::MESSAGE_TYPE, [MessageType::Discover.code()]);
     message.push(option::CLASS, *b"PXEClient:Arch:00007:UNDI:003001");
     message.push(option::ARCHITECTURE, [0, 7]);
