@@ -6,7 +6,9 @@
 mod firmware;
 mod harness;
 mod identical;
+mod keeper;
 mod native;
+mod restart;
 mod seed;
 mod service;
 mod stages;
