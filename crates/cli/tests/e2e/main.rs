@@ -7,6 +7,7 @@ mod firmware;
 mod harness;
 mod identical;
 mod keeper;
+mod libnfs;
 mod native;
 mod restart;
 mod seed;
