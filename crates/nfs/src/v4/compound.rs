@@ -27,8 +27,9 @@ pub(super) struct Compound<'a> {
     pub(super) minor: u32,
     pub(super) args: Reader<'a>,
     pub(super) reply: &'a mut Writer,
-    /// Operations of the call.
+    /// Operations of the call, and its length without the header.
     pub(super) count: u32,
+    pub(super) request_len: usize,
     /// Where the reply begins.
     pub(super) reply_start: usize,
     pub(super) current: Option<Place<'a>>,
@@ -56,6 +57,7 @@ pub(crate) fn run(
     reply: &mut Writer,
     reply_start: usize,
 ) -> std::result::Result<(), Malformed> {
+    let request_len = args.len();
     let tag = args.opaque(MAX_TAG)?;
     let minor = args.u32()?;
     let count = args.u32()?;
@@ -73,6 +75,7 @@ pub(crate) fn run(
         args,
         reply,
         count,
+        request_len,
         reply_start,
         current: None,
         saved: None,

@@ -31,6 +31,9 @@ impl Compound<'_> {
         if self.count > session.max_operations {
             return Err(Status::TOO_MANY_OPS);
         }
+        if self.request_len > session.max_request as usize {
+            return Err(Status::REQ_TOO_BIG);
+        }
         match session.take_turn(slot, sequence)? {
             Turn::Run => {}
             Turn::Replay(reply) => {
@@ -125,6 +128,7 @@ impl Compound<'_> {
         let shape = SessionShape {
             back: flags & SESSION_BACK_CHANNEL != 0,
             slot_count: fore.requests,
+            max_request: fore.max_request,
             max_reply: fore.max_reply,
             max_operations: fore.operations,
         };

@@ -73,6 +73,7 @@ pub const BADSLOT: u32 = 10053;
 pub const COMPLETE_ALREADY: u32 = 10054;
 pub const SEQ_MISORDERED: u32 = 10063;
 pub const SEQUENCE_POS: u32 = 10064;
+pub const REQ_TOO_BIG: u32 = 10065;
 pub const REP_TOO_BIG: u32 = 10066;
 pub const TOO_MANY_OPS: u32 = 10070;
 pub const OP_NOT_IN_SESSION: u32 = 10071;

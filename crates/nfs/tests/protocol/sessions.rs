@@ -1,6 +1,7 @@
 //! Clients, sessions, slots (RFC 8881, section 2.10 and 18.33 to 18.51).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
 
 use crate::Site;
 use crate::client::{LINUX, Ops, Peer, Shape, walk};
@@ -339,4 +340,50 @@ fn replies_keep_to_the_limit_of_the_session() {
             assert_eq!(status, REP_TOO_BIG);
         }
     }
+}
+
+#[test]
+fn machines_of_one_name_behind_one_address_are_reported_once_and_elsewhere_not() {
+    #[derive(Default)]
+    struct Collisions(Mutex<Vec<(IpAddr, Vec<u8>)>>);
+
+    impl nfs::Observer for Collisions {
+        fn observe(&self, activity: nfs::Activity) {
+            if let nfs::Activity::Collision { address, owner } = activity {
+                self.0.lock().expect("no panic").push((address, owner));
+            }
+        }
+    }
+
+    let seen = Arc::new(Collisions::default());
+    let site = Site::with(|config| config.observer = Some(seen.clone()));
+    // The same name at many addresses, each of which restarted once, is none.
+    for address in 2..20 {
+        for verifier in 0..2 {
+            let node = Peer::connect_from(Ipv4Addr::new(127, 0, 0, address), site.address);
+            node.mount(b"localhost", verifier, LINUX);
+        }
+    }
+    assert_eq!(*seen.0.lock().expect("no panic"), []);
+    for round in 0..20 {
+        site.connect().mount(b"localhost", round % 2, LINUX);
+    }
+    let expected = (IpAddr::V4(Ipv4Addr::LOCALHOST), b"localhost".to_vec());
+    assert_eq!(*seen.0.lock().expect("no panic"), [expected]);
+}
+
+#[test]
+fn a_request_above_the_limit_of_the_session_is_refused() {
+    let site = Site::new();
+    let shape = Shape {
+        request: 512,
+        ..LINUX
+    };
+    let mut client = site.connect().mount(b"small", 1, shape);
+    assert_eq!(client.status(walk("hello")), OK);
+    let long = Ops::new().put_root().lookup(&[b'x'; 500]);
+    assert_eq!(client.try_run(&long).0, REQ_TOO_BIG);
+    // The slot is as it was.
+    client.sequence -= 1;
+    assert_eq!(client.status(walk("hello")), OK);
 }
