@@ -235,10 +235,7 @@ impl State {
             .get(&id)
             .is_some_and(|client| client.confirmed);
         if update && !known {
-            let other = clients
-                .by_owner
-                .get(&key)
-                .is_some_and(|owner| owner.current != id);
+            let other = clients.has_confirmed(&key);
             return Err(if other {
                 Status::NOT_SAME
             } else {
@@ -455,6 +452,18 @@ fn is_used(session: &Weak<Session>) -> bool {
 }
 
 impl Clients {
+    /// Whether any incarnation of an owner is confirmed.
+    fn has_confirmed(&self, key: &OwnerKey) -> bool {
+        let is_confirmed = |id| {
+            let client = self.by_id.get(id);
+            client.is_some_and(|client| client.confirmed)
+        };
+        let owner = self.by_owner.get(key);
+        owner.is_some_and(|owner| {
+            is_confirmed(&owner.current) || owner.earlier.iter().any(is_confirmed)
+        })
+    }
+
     /// The client with this id, which is made if it is not there: it becomes the youngest.
     fn admit(&mut self, id: u64) -> &mut Client {
         if !self.by_id.contains_key(&id) {

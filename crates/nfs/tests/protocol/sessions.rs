@@ -53,6 +53,32 @@ fn a_session_too_small_for_anything_is_refused() {
 }
 
 #[test]
+fn channels_that_carry_nothing_are_refused_and_narrow_ones_are_not() {
+    let site = Site::new();
+    let mut peer = site.connect();
+    let (client, sequence) = peer.exchange_id(b"client", 1);
+    // Longest request and reply, operations; of each channel. Numbers of the RDMA list.
+    for (fore, back, rdma, expected) in [
+        ([512, 512, 8], [4096, 4096, 1], 0, TOOSMALL),
+        ([512, 512, 8], [10, 4096, 2], 0, TOOSMALL),
+        ([512, 512, 8], [4096, 10, 2], 0, TOOSMALL),
+        ([512, 512, 8], [4096, 4096, 2], 2, BADXDR),
+        ([400, 400, 8], [400, 400, 2], 1, OK),
+    ] {
+        let create = Ops::new().op(CREATE_SESSION, |args| {
+            args.u64(client).words(&[sequence, 0]);
+            for [request, reply, operations] in [fore, back] {
+                args.words(&[0, request, reply, 0, operations, 4]);
+                args.u32(rdma).words(&vec![9; rdma as usize]);
+            }
+            args.words(&[0x4000_0000, 1, 0]);
+        });
+        let (status, _) = peer.compound(&create);
+        assert_eq!(status, expected, "{fore:?} {back:?} {rdma}");
+    }
+}
+
+#[test]
 fn a_slot_takes_one_call_after_the_other() {
     let site = Site::new();
     let mut client = site.client();
@@ -243,10 +269,14 @@ fn an_update_of_a_client_needs_that_client() {
     const UPDATE: u32 = 1 << 30;
     let site = Site::new();
     let mut client = site.client();
+    site.connect().exchange_id(b"passer-by", 1);
     for (owner, verifier, expected) in [
         (&b"client"[..], 1, OK),
         (b"client", 2, NOT_SAME),
         (b"nobody", 1, NOENT),
+        // Known, but never confirmed.
+        (b"passer-by", 1, NOENT),
+        (b"passer-by", 2, NOENT),
     ] {
         let update = Ops::new().exchange_id(owner, verifier, UPDATE);
         assert_eq!(client.peer.compound(&update).0, expected);
