@@ -203,6 +203,7 @@ impl<'a> Compound<'a> {
             ops::NVERIFY => self.verify(false),
             ops::READDIR => self.read_directory(),
             ops::READLINK => self.read_link(),
+            ops::RENAME => self.rename(),
             ops::SECINFO => self.security(),
             ops::SECINFO_NO_NAME => self.security_no_name(),
             ops::OPEN => self.open(),

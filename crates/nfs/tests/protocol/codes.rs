@@ -19,6 +19,7 @@ pub const PUTROOTFH: u32 = 24;
 pub const READ: u32 = 25;
 pub const READDIR: u32 = 26;
 pub const READLINK: u32 = 27;
+pub const RENAME: u32 = 29;
 pub const RESTOREFH: u32 = 31;
 pub const SAVEFH: u32 = 32;
 pub const SECINFO: u32 = 33;
