@@ -65,6 +65,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::SshClient,
         Tool::Mmdebstrap,
         Tool::Tcpdump,
+        Tool::Libnfs,
     ];
     let built = install::ensure_build();
     install::ensure(&tools, &[])?;

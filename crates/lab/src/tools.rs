@@ -25,6 +25,8 @@ pub enum Tool {
     MuslCompiler,
     /// `tcpdump`, which shows what was really sent.
     Tcpdump,
+    /// The commands of libnfs, `nfs-ls` among them.
+    Libnfs,
 }
 
 impl Tool {
@@ -39,6 +41,7 @@ impl Tool {
             Self::Mmdebstrap => "mmdebstrap",
             Self::MuslCompiler => "musl-gcc",
             Self::Tcpdump => "tcpdump",
+            Self::Libnfs => "nfs-ls",
         }
     }
 
@@ -53,6 +56,7 @@ impl Tool {
             Self::Mmdebstrap => "make the Debian image",
             Self::MuslCompiler => "compile static programs",
             Self::Tcpdump => "look at packets",
+            Self::Libnfs => "read over NFS with another client than the kernel's",
         }
     }
 
@@ -89,6 +93,9 @@ impl Tool {
             (Self::MuslCompiler, Fedora) => "musl-gcc",
             (Self::MuslCompiler, Suse | Arch) => "musl",
             (Self::Tcpdump, _) => "tcpdump",
+            (Self::Libnfs, Debian | Fedora) => "libnfs-utils",
+            (Self::Libnfs, Arch) => "libnfs",
+            (Self::Libnfs, Suse) => return None,
         })
     }
 }

@@ -47,6 +47,7 @@ impl Status {
     pub(crate) const COMPLETE_ALREADY: Status = Status(10054);
     pub(crate) const SEQ_MISORDERED: Status = Status(10063);
     pub(crate) const SEQUENCE_POS: Status = Status(10064);
+    pub(crate) const REQ_TOO_BIG: Status = Status(10065);
     pub(crate) const REP_TOO_BIG: Status = Status(10066);
     pub(crate) const TOO_MANY_OPS: Status = Status(10070);
     pub(crate) const OP_NOT_IN_SESSION: Status = Status(10071);

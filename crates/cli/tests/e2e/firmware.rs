@@ -67,7 +67,7 @@ fn boot_and_forget(image: &str, kernel: &str, count: u16) {
     }
 }
 
-fn power_on(site: &Site, index: u16) -> Machine {
+pub(crate) fn power_on(site: &Site, index: u16) -> Machine {
     let firmware = Firmware::find(false).expect("firmware is installed");
     let mut hardware = Qemu::new(firmware, MEMORY_MIB).expect("a copy of its variables");
     if kvm_usable() {

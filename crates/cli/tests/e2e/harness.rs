@@ -8,8 +8,10 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use lab::{Console, MacAddress, Machine, Network, Process, Tool};
+use lab::{Console, MacAddress, Machine, Network, Process, Tool, Uml};
 use serde_json::Value;
+
+use crate::keeper::Keeper;
 
 /// How long anything may take that a machine does by itself.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -43,6 +45,9 @@ pub struct Site {
     options: Vec<String>,
     daemon: Process,
     output: Receiver<String>,
+    keeper: Option<Keeper>,
+    /// Holds the state and the control socket of the daemon that runs.
+    home: PathBuf,
     directory: tempfile::TempDir,
 }
 
@@ -61,7 +66,7 @@ impl Site {
             .chain(options)
             .map(|&option| option.to_owned())
             .collect();
-        let (daemon, output) = up(&network, directory.path(), &options);
+        let (daemon, output) = up(&network, directory.path(), &options, None);
         let mut site = Self {
             network,
             digest: String::new(),
@@ -69,6 +74,8 @@ impl Site {
             options,
             daemon,
             output,
+            keeper: None,
+            home: directory.path().to_path_buf(),
             directory,
         };
         let shown = site.slate_json(&["image", "show", image, "--json"]);
@@ -81,9 +88,45 @@ impl Site {
         self.daemon.kill().expect("the daemon can be killed");
     }
 
-    /// Starts the daemon again after [`Site::kill_daemon`]; returns when it serves.
+    /// Ends the daemon in order.
+    pub fn stop_daemon(&mut self) {
+        self.daemon.terminate().expect("the daemon can be ended");
+        let status = self.daemon.wait_timeout(PATIENCE).expect("waiting");
+        assert!(status.is_some_and(|it| it.success()), "{status:?}");
+    }
+
+    /// Starts the daemon again after it ended; returns when it serves.
     pub fn start_daemon(&mut self) {
-        (self.daemon, self.output) = up(&self.network, self.directory.path(), &self.options);
+        let keeper = self.keeper.as_ref();
+        (self.daemon, self.output) = up(&self.network, &self.home, &self.options, keeper);
+    }
+
+    /// Daemons that are started from now on leave their NFS socket to the next one.
+    pub fn keep_socket(&mut self) {
+        self.keeper = Some(Keeper::new(&self.path("notify")));
+    }
+
+    /// Makes the state of another server `name`, which has copies of the key and of the images and
+    /// nothing else: [`Site::start_daemon`] starts that one from now on.
+    pub fn prepare_other_server(&mut self, name: &str) {
+        let home = self.path(name);
+        let state = home.join("state");
+        std::fs::create_dir_all(&state).expect("a state directory");
+        for part in ["keys", "store"] {
+            let from = std::fs::canonicalize(self.home.join("state").join(part));
+            copy(&from.expect("a part of the state"), &state.join(part));
+        }
+        self.home = home;
+        self.keeper = None;
+    }
+
+    /// Replaces the store that all tests share by a copy, so that an image may be added.
+    pub fn give_own_store(&mut self) {
+        self.kill_daemon();
+        let place = self.path("state/store");
+        std::fs::remove_file(&place).expect("it is a link");
+        copy(&self.store, &place);
+        self.start_daemon();
     }
 
     /// From now on nothing gets through between the nodes and the daemon, which lives on.
@@ -96,7 +139,7 @@ impl Site {
 
     /// Runs `slate` beside the daemon; its standard output.
     pub fn slate(&self, arguments: &[&str]) -> String {
-        let output = slate(self.directory.path())
+        let output = slate(&self.home)
             .args(arguments)
             .output()
             .expect("slate starts");
@@ -168,6 +211,23 @@ impl Site {
     }
 }
 
+/// Copies a directory of files that are never written to: links do, where they can be made.
+fn copy(from: &Path, to: &Path) {
+    let copy = |option: &str| {
+        let mut command = Command::new("cp");
+        command.args(["--archive", option]).arg(from).arg(to);
+        command.output().expect("cp starts").status.success()
+    };
+    if !copy("--link") {
+        let _ = std::fs::remove_dir_all(to);
+        assert!(
+            copy("--reflink=auto"),
+            "{} cannot be copied",
+            from.display()
+        );
+    }
+}
+
 /// The state directory with an image, made by `slate image build` if there is none. It outlives
 /// the tests.
 fn built(image: &str) -> PathBuf {
@@ -210,13 +270,18 @@ fn slate_at(state: &Path, run: &Path) -> Command {
 }
 
 /// Starts the daemon and waits until it serves.
-fn up(network: &Network, directory: &Path, options: &[String]) -> (Process, Receiver<String>) {
+fn up(
+    network: &Network,
+    home: &Path,
+    options: &[String],
+    keeper: Option<&Keeper>,
+) -> (Process, Receiver<String>) {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
-        .open(directory.join("up.log"))
+        .open(home.join("up.log"))
         .expect("a log");
-    let mut command = slate(directory);
+    let mut command = slate(home);
     command
         .args(["up", "--interface", network.interface()])
         .args([
@@ -226,9 +291,11 @@ fn up(network: &Network, directory: &Path, options: &[String]) -> (Process, Rece
             "virtual",
             "--console-login",
         ])
-        .args(options)
-        .stdout(Stdio::piped())
-        .stderr(log);
+        .args(options);
+    if let Some(keeper) = keeper {
+        command = keeper.as_service(&command);
+    }
+    command.stdout(Stdio::piped()).stderr(log);
     let mut daemon = network.spawn(command).expect("slate starts");
     let printed = daemon.take_stdout().expect("its output is a pipe");
     let (sender, output) = mpsc::channel();
@@ -243,7 +310,7 @@ fn up(network: &Network, directory: &Path, options: &[String]) -> (Process, Rece
             return (daemon, output);
         }
     }
-    let errors = std::fs::read_to_string(directory.join("up.log")).unwrap_or_default();
+    let errors = std::fs::read_to_string(home.join("up.log")).unwrap_or_default();
     panic!("slate up does not serve: {errors}");
 }
 
@@ -254,6 +321,63 @@ pub fn guest(console: &Console, command: &str) -> String {
         .unwrap_or_else(|error| panic!("{command}: {error}"));
     assert_eq!(output.status, 0, "{command}: {}", output.text);
     output.text.trim().to_owned()
+}
+
+/// Runs a shell script on a directory of this machine; what it printed.
+pub fn script(script: &str, directory: &Path) -> String {
+    let output = Command::new("sh")
+        .args(["-ec", script, "sh"])
+        .arg(directory)
+        .output()
+        .expect("sh starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(errors, "");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The modules of NFS 3, in the order in which they can be loaded. User-Mode Linux nodes have only
+/// the modules of their initramfs.
+const VERSION_3: [&str; 2] = ["fs/nfs_common/nfs_acl.ko", "fs/nfs/nfsv3.ko"];
+
+/// Copies the modules of NFS 3 for User-Mode Linux into a directory.
+pub fn copy_version_3(directory: &Path) {
+    let modules = Uml::modules().expect("its modules are installed");
+    for module in VERSION_3 {
+        let from = modules.join("kernel").join(module);
+        let name = from.file_name().expect("a file's name");
+        std::fs::copy(&from, directory.join(name)).expect("a module can be copied");
+    }
+}
+
+/// Loads them in a node, from a directory there.
+pub fn load_version_3(console: &Console, directory: &str) {
+    for module in VERSION_3 {
+        let name = module.rsplit('/').next().unwrap_or_default();
+        guest(console, &format!("insmod {directory}/{name}"));
+    }
+}
+
+/// Mounts an image by its digest over one version of NFS, on a node with the address `own`.
+pub fn mount(console: &Console, own: &str, version: &str, digest: &str, place: &str) {
+    let server = lab::GATEWAY;
+    // The kernel is told everything: neither side has a portmapper.
+    let (kind, options) = if version == "3" {
+        (
+            "nfs",
+            "nolock,port=2049,mountport=2049,proto=tcp,mountproto=tcp".to_owned(),
+        )
+    } else {
+        ("nfs4", format!("clientaddr={own}"))
+    };
+    let command = format!(
+        "mkdir -p {place} && mount -i -t {kind} -o ro,vers={version},addr={server},{options} \
+         {server}:/images/{digest} {place}"
+    );
+    guest(console, &command);
+    let of_place = format!("awk '$2 == \"{place}\" {{ print $4 }}' /proc/mounts");
+    let mounted = guest(console, &of_place);
+    assert!(mounted.contains(&format!("vers={version},")), "{mounted}");
 }
 
 /// Asserts that the root is the served image, by its digest.

@@ -48,6 +48,41 @@ fn nodes_that_all_call_themselves_localhost_are_told_apart() {
         }
     }
     assert!(!site.log().contains("NFS"), "{}", site.log());
+    for (name, group) in [("named", &named), ("identical", &identical)] {
+        assert_within_budget(name, group);
+    }
+}
+
+/// Operations that a node may ask for until somebody has logged in: what was seen on a busy machine,
+/// where boots are slow and delegations are given back meanwhile, and about a third more. The last
+/// line is for those that are not listed.
+#[rustfmt::skip]
+const BUDGET: [(&str, u64); 16] = [
+    ("SEQUENCE", 3600), ("PUTFH", 3600), ("GETATTR", 1500), ("READ", 1000), ("LOOKUP", 830),
+    ("ACCESS", 760), ("OPEN", 550), ("GETFH", 480), ("CLOSE", 450), ("DELEGRETURN", 250),
+    ("READLINK", 210), ("READDIR", 100), ("TEST_STATEID", 80), ("LISTXATTRS", 30),
+    ("FREE_STATEID", 80), ("others", 8),
+];
+
+/// No node of a group asked for more than it may; prints what the busiest asked for.
+fn assert_within_budget(name: &str, group: &Group) {
+    let mut most: BTreeMap<String, u64> = BTreeMap::new();
+    for calls in &group.nfs {
+        for (operation, count) in calls.by_op.as_object().expect("counts") {
+            let count = count.as_u64().expect("a number");
+            let entry = most.entry(operation.clone()).or_default();
+            *entry = count.max(*entry);
+        }
+    }
+    println!("{name}: {most:?}");
+    for (operation, count) in most {
+        let line = BUDGET.iter().find(|(name, _)| *name == operation);
+        let budget = line.unwrap_or(&BUDGET[BUDGET.len() - 1]).1;
+        assert!(
+            count <= budget,
+            "{name}: {count} of {operation}, more than {budget}"
+        );
+    }
 }
 
 /// What was seen of nodes that were powered on together, in the order of their numbers.

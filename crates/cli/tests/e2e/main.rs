@@ -6,7 +6,10 @@
 mod firmware;
 mod harness;
 mod identical;
+mod keeper;
+mod libnfs;
 mod native;
+mod restart;
 mod seed;
 mod service;
 mod stages;

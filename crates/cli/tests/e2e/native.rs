@@ -1,7 +1,6 @@
 //! User-Mode Linux nodes: the kernel's real NFS client at native speed, several at once, without
 //! firmware. Their initramfs and command lines come from the command, as a firmware's would.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -75,96 +74,6 @@ fn renews(site: &Site, machine: &Machine, up_ms: u64) {
     let own = guest(machine.console(), "ip -4 -o address show scope global");
     let expected = format!(" {}/", address(site, machine.mac()));
     assert!(own.contains(&expected), "{own}");
-}
-
-#[test]
-#[ignore = "boots machines: cargo xtask test"]
-fn reads_go_on_when_the_daemon_is_killed_and_started_again() {
-    if impossible(&TOOLS) {
-        return;
-    }
-    let mut site = Site::new("debian12", &[]);
-    let machine = power_on(&site, &initrd(&site), 1);
-    site.wait_up(machine.mac(), 1);
-    let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
-    let mounts = guest(console, "cat /proc/self/mountinfo");
-    guest(console, AS_PACKAGED);
-    guest(console, READER);
-    std::thread::sleep(Duration::from_secs(6));
-    for _ in 0..2 {
-        site.kill_daemon();
-        let killed = Instant::now();
-        site.start_daemon();
-        println!("the daemon serves {:.2?} after its kill", killed.elapsed());
-        std::thread::sleep(Duration::from_secs(8));
-    }
-    guest(
-        console,
-        "touch /run/enough; while ! test -e /run/ended; do sleep 0.2; done",
-    );
-    assert_reads(&guest(console, "cat /run/reads"));
-    let node = site.slate_json(&["node", "show", &machine.mac().to_string(), "--json"]);
-    let bytes = node["nfs"]["bytes"].as_u64().expect("a number");
-    println!(
-        "{} MB read from the last of three daemons",
-        bytes / 1_000_000
-    );
-    assert!(
-        bytes > 50_000_000,
-        "the reads came from the node's own memory"
-    );
-    let log = guest(
-        console,
-        "dmesg | grep -iE 'stale|nfs.*error' || :; cat /run/reader-errors",
-    );
-    assert_eq!(log, "", "the kernel complains");
-    assert_eq!(
-        guest(console, "cat /proc/self/mountinfo"),
-        mounts,
-        "something was mounted anew"
-    );
-}
-
-/// Reads the image's kernel over the network again and again, until it is told to stop; writes a
-/// line for each time: seconds since the boot, SHA-256.
-const READER: &str = "cat > /run/reader <<'end'\n\
-    until test -e /run/enough; do\n\
-    echo 3 > /proc/sys/vm/drop_caches\n\
-    sum=$(sha256sum /boot/vmlinuz-*)\n\
-    read up idle < /proc/uptime\n\
-    echo $up ${sum%% *} >> /run/reads\n\
-    done\n\
-    touch /run/ended\n\
-    end\n\
-    setsid sh /run/reader 2> /run/reader-errors > /dev/null &";
-
-/// The image's kernel is what its package says.
-const AS_PACKAGED: &str = "cd / && grep -h ' boot/vmlinuz-' var/lib/dpkg/info/linux-image-*.md5sums | \
-    md5sum --check --status";
-
-/// Every read gave the same content, and none took long.
-fn assert_reads(reads: &str) {
-    let reads: Vec<(f64, &str)> = reads
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(at, sum)| (at.parse().expect("seconds"), sum))
-        .collect();
-    let sums: HashSet<&str> = reads.iter().map(|(_, sum)| *sum).collect();
-    assert_eq!(sums.len(), 1, "different content: {sums:?}");
-    assert!(sums.iter().all(|sum| sum.len() == 64), "{sums:?}");
-    let mut gaps: Vec<f64> = reads.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
-    gaps.sort_by(f64::total_cmp);
-    let (usual, longest) = (gaps[gaps.len() / 2], gaps[gaps.len() - 1]);
-    println!(
-        "{} reads, each {usual:.2} s, the longest {longest:.2} s",
-        reads.len()
-    );
-    assert!(
-        longest - usual < 5.0,
-        "a read stalled for {:.2} s",
-        longest - usual
-    );
 }
 
 #[test]

@@ -27,8 +27,9 @@ pub(super) struct Compound<'a> {
     pub(super) minor: u32,
     pub(super) args: Reader<'a>,
     pub(super) reply: &'a mut Writer,
-    /// Operations of the call.
+    /// Operations of the call, and its length without the header.
     pub(super) count: u32,
+    pub(super) request_len: usize,
     /// Where the reply begins.
     pub(super) reply_start: usize,
     pub(super) current: Option<Place<'a>>,
@@ -56,6 +57,7 @@ pub(crate) fn run(
     reply: &mut Writer,
     reply_start: usize,
 ) -> std::result::Result<(), Malformed> {
+    let request_len = args.len();
     let tag = args.opaque(MAX_TAG)?;
     let minor = args.u32()?;
     let count = args.u32()?;
@@ -73,6 +75,7 @@ pub(crate) fn run(
         args,
         reply,
         count,
+        request_len,
         reply_start,
         current: None,
         saved: None,
@@ -200,6 +203,7 @@ impl<'a> Compound<'a> {
             ops::NVERIFY => self.verify(false),
             ops::READDIR => self.read_directory(),
             ops::READLINK => self.read_link(),
+            ops::RENAME => self.rename(),
             ops::SECINFO => self.security(),
             ops::SECINFO_NO_NAME => self.security_no_name(),
             ops::OPEN => self.open(),

@@ -16,12 +16,7 @@ const XATTR_PREFIX: &[u8] = b"user.";
 impl<'a> Compound<'a> {
     /// The current file handle, which has to be a directory.
     fn directory(&self) -> Result<Place<'a>> {
-        let here = self.here()?;
-        match here.attr()?.kind {
-            FileKind::Directory => Ok(here),
-            FileKind::Symlink => Err(Status::SYMLINK),
-            _ => Err(Status::NOTDIR),
-        }
+        self.here().and_then(directory)
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Result<Place<'a>> {
@@ -46,6 +41,16 @@ impl<'a> Compound<'a> {
         let parent = self.table.parent(self.directory()?)?.ok_or(Status::NOENT)?;
         self.go(parent);
         Ok(())
+    }
+
+    /// RENAME: what is wrong with the call itself comes before what would be wrong with any.
+    pub(super) fn rename(&mut self) -> Result {
+        let (old, new) = (self.args.opaque(4096)?, self.args.opaque(4096)?);
+        directory(self.saved.ok_or(Status::NOFILEHANDLE)?)?;
+        self.directory()?;
+        check_name(old)?;
+        check_name(new)?;
+        Err(Status::ROFS)
     }
 
     fn subject(&self, place: Place<'a>) -> Subject<'a> {
@@ -225,5 +230,14 @@ impl<'a> Compound<'a> {
         self.reply.set_u32(start + 8, count);
         self.reply.bool(!page.full);
         Ok(())
+    }
+}
+
+/// The place, which has to be a directory.
+fn directory(place: Place<'_>) -> Result<Place<'_>> {
+    match place.attr()?.kind {
+        FileKind::Directory => Ok(place),
+        FileKind::Symlink => Err(Status::SYMLINK),
+        _ => Err(Status::NOTDIR),
     }
 }

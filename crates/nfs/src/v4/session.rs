@@ -8,7 +8,7 @@ use super::state::{Created, MAX_OPERATIONS, MAX_REPLY, MAX_SLOTS, SessionShape, 
 use crate::activity::Activity;
 use crate::rpc::{self, MAX_RECORD};
 use crate::status::{Result, Status};
-use crate::xdr::{Bitmap, Reader, Writer};
+use crate::xdr::{Reader, Writer};
 
 const EXCHANGE_UPDATE: u32 = 1 << 30;
 const EXCHANGE_NON_PNFS: u32 = 1 << 16;
@@ -18,8 +18,10 @@ const EXCHANGE_VALID: u32 = 0x4007_0103;
 const EXCHANGE_VALID_2: u32 = EXCHANGE_VALID | 4;
 const SESSION_BACK_CHANNEL: u32 = 2;
 const STATUS_BACK_PATH_DOWN_SESSION: u32 = 0x200;
-const MIN_REQUEST: u32 = 512;
-const MIN_REPLY: u32 = 512;
+const MIN_REQUEST: u32 = 256;
+const MIN_REPLY: u32 = 256;
+/// A callback has a CB_SEQUENCE and one operation more.
+const MIN_BACK_OPERATIONS: u32 = 2;
 
 impl Compound<'_> {
     pub(super) fn sequence(&mut self) -> Result {
@@ -30,6 +32,9 @@ impl Compound<'_> {
         let session = self.connection.session(self.core, &id)?;
         if self.count > session.max_operations {
             return Err(Status::TOO_MANY_OPS);
+        }
+        if self.request_len > session.max_request as usize {
+            return Err(Status::REQ_TOO_BIG);
         }
         match session.take_turn(slot, sequence)? {
             Turn::Run => {}
@@ -121,10 +126,15 @@ impl Compound<'_> {
         if flags & !7 != 0 {
             return Err(Status::INVAL);
         }
+        if back.operations < MIN_BACK_OPERATIONS {
+            return Err(Status::TOOSMALL);
+        }
+        back.check()?;
         let fore = fore.granted()?;
         let shape = SessionShape {
             back: flags & SESSION_BACK_CHANNEL != 0,
             slot_count: fore.requests,
+            max_request: fore.max_request,
             max_reply: fore.max_reply,
             max_operations: fore.operations,
         };
@@ -228,15 +238,23 @@ impl Channel {
             operations: args.u32()?,
             requests: args.u32()?,
         };
-        let _rdma: Bitmap = args.bitmap()?;
+        if args.count(1)? == 1 {
+            let _rdma_inline = args.u32()?;
+        }
         Ok(channel)
+    }
+
+    /// Whether anything fits it.
+    fn check(self) -> Result {
+        if self.max_request < MIN_REQUEST || self.max_reply < MIN_REPLY {
+            return Err(Status::TOOSMALL);
+        }
+        Ok(())
     }
 
     /// What a client gets that asks for this.
     fn granted(self) -> Result<Channel> {
-        if self.max_request < MIN_REQUEST || self.max_reply < MIN_REPLY {
-            return Err(Status::TOOSMALL);
-        }
+        self.check()?;
         Ok(Channel {
             max_request: self.max_request.min(MAX_RECORD as u32),
             max_reply: self.max_reply.min(MAX_REPLY),

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::ident::{Keys, SessionId, SessionParts};
+use crate::rpc::MAX_RECORD;
 use crate::status::{Result, Status};
 
 /// Slots of a session.
@@ -45,7 +46,8 @@ pub(crate) struct Session {
     pub(crate) client: u64,
     /// The client asked for a backchannel.
     pub(crate) wants_back: bool,
-    /// Longest reply that it takes.
+    /// Longest request that it said it would send, and longest reply that it takes.
+    pub(crate) max_request: u32,
     pub(crate) max_reply: u32,
     pub(crate) max_operations: u32,
     /// Live connections that are its backchannel.
@@ -135,6 +137,7 @@ impl Session {
 pub(crate) struct SessionShape {
     pub(crate) back: bool,
     pub(crate) slot_count: u32,
+    pub(crate) max_request: u32,
     pub(crate) max_reply: u32,
     pub(crate) max_operations: u32,
 }
@@ -232,10 +235,7 @@ impl State {
             .get(&id)
             .is_some_and(|client| client.confirmed);
         if update && !known {
-            let other = clients
-                .by_owner
-                .get(&key)
-                .is_some_and(|owner| owner.current != id);
+            let other = clients.has_confirmed(&key);
             return Err(if other {
                 Status::NOT_SAME
             } else {
@@ -351,6 +351,7 @@ impl State {
         let shape = SessionShape {
             back: parts.back,
             slot_count: MAX_SLOTS,
+            max_request: MAX_RECORD as u32,
             max_reply: MAX_REPLY,
             max_operations: MAX_OPERATIONS,
         };
@@ -414,6 +415,7 @@ impl Session {
             id,
             client: parts.client,
             wants_back: parts.back,
+            max_request: shape.max_request,
             max_reply: shape.max_reply,
             max_operations: shape.max_operations,
             back_connections: AtomicUsize::new(0),
@@ -450,6 +452,18 @@ fn is_used(session: &Weak<Session>) -> bool {
 }
 
 impl Clients {
+    /// Whether any incarnation of an owner is confirmed.
+    fn has_confirmed(&self, key: &OwnerKey) -> bool {
+        let is_confirmed = |id| {
+            let client = self.by_id.get(id);
+            client.is_some_and(|client| client.confirmed)
+        };
+        let owner = self.by_owner.get(key);
+        owner.is_some_and(|owner| {
+            is_confirmed(&owner.current) || owner.earlier.iter().any(is_confirmed)
+        })
+    }
+
     /// The client with this id, which is made if it is not there: it becomes the youngest.
     fn admit(&mut self, id: u64) -> &mut Client {
         if !self.by_id.contains_key(&id) {
@@ -609,6 +623,7 @@ mod tests {
     const SHAPE: SessionShape = SessionShape {
         back: true,
         slot_count: MAX_SLOTS,
+        max_request: MAX_RECORD as u32,
         max_reply: MAX_REPLY,
         max_operations: MAX_OPERATIONS,
     };

@@ -102,10 +102,18 @@ fn a_peer_that_does_not_speak_rpc_is_hung_up_on() {
         too_long_in_pieces.extend_from_slice(&(50_000_u32).to_be_bytes());
         too_long_in_pieces.resize(too_long_in_pieces.len() + 50_000, 0);
     }
+    let far_too_long = ((1_u32 << 31) | (64 << 20)).to_be_bytes().to_vec();
     let endless = vec![0; 4];
     let short = record(&[0; 8]);
     let web = b"GET / HTTP/1.1\r\n\r\n".to_vec();
-    for bytes in [too_long, too_long_in_pieces, endless, short, web] {
+    for bytes in [
+        too_long,
+        far_too_long,
+        too_long_in_pieces,
+        endless,
+        short,
+        web,
+    ] {
         let mut peer = site.connect();
         // The server may hang up before it has taken everything.
         let _ = peer.stream.write_all(&bytes);

@@ -1,6 +1,7 @@
 //! Clients, sessions, slots (RFC 8881, section 2.10 and 18.33 to 18.51).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
 
 use crate::Site;
 use crate::client::{LINUX, Ops, Peer, Shape, walk};
@@ -48,6 +49,32 @@ fn a_session_too_small_for_anything_is_refused() {
         };
         let (status, _) = peer.compound(&Ops::new().create_session(client, sequence, shape));
         assert_eq!(status, TOOSMALL);
+    }
+}
+
+#[test]
+fn channels_that_carry_nothing_are_refused_and_narrow_ones_are_not() {
+    let site = Site::new();
+    let mut peer = site.connect();
+    let (client, sequence) = peer.exchange_id(b"client", 1);
+    // Longest request and reply, operations; of each channel. Numbers of the RDMA list.
+    for (fore, back, rdma, expected) in [
+        ([512, 512, 8], [4096, 4096, 1], 0, TOOSMALL),
+        ([512, 512, 8], [10, 4096, 2], 0, TOOSMALL),
+        ([512, 512, 8], [4096, 10, 2], 0, TOOSMALL),
+        ([512, 512, 8], [4096, 4096, 2], 2, BADXDR),
+        ([400, 400, 8], [400, 400, 2], 1, OK),
+    ] {
+        let create = Ops::new().op(CREATE_SESSION, |args| {
+            args.u64(client).words(&[sequence, 0]);
+            for [request, reply, operations] in [fore, back] {
+                args.words(&[0, request, reply, 0, operations, 4]);
+                args.u32(rdma).words(&vec![9; rdma as usize]);
+            }
+            args.words(&[0x4000_0000, 1, 0]);
+        });
+        let (status, _) = peer.compound(&create);
+        assert_eq!(status, expected, "{fore:?} {back:?} {rdma}");
     }
 }
 
@@ -242,10 +269,14 @@ fn an_update_of_a_client_needs_that_client() {
     const UPDATE: u32 = 1 << 30;
     let site = Site::new();
     let mut client = site.client();
+    site.connect().exchange_id(b"passer-by", 1);
     for (owner, verifier, expected) in [
         (&b"client"[..], 1, OK),
         (b"client", 2, NOT_SAME),
         (b"nobody", 1, NOENT),
+        // Known, but never confirmed.
+        (b"passer-by", 1, NOENT),
+        (b"passer-by", 2, NOENT),
     ] {
         let update = Ops::new().exchange_id(owner, verifier, UPDATE);
         assert_eq!(client.peer.compound(&update).0, expected);
@@ -339,4 +370,50 @@ fn replies_keep_to_the_limit_of_the_session() {
             assert_eq!(status, REP_TOO_BIG);
         }
     }
+}
+
+#[test]
+fn machines_of_one_name_behind_one_address_are_reported_once_and_elsewhere_not() {
+    #[derive(Default)]
+    struct Collisions(Mutex<Vec<(IpAddr, Vec<u8>)>>);
+
+    impl nfs::Observer for Collisions {
+        fn observe(&self, activity: nfs::Activity) {
+            if let nfs::Activity::Collision { address, owner } = activity {
+                self.0.lock().expect("no panic").push((address, owner));
+            }
+        }
+    }
+
+    let seen = Arc::new(Collisions::default());
+    let site = Site::with(|config| config.observer = Some(seen.clone()));
+    // The same name at many addresses, each of which restarted once, is none.
+    for address in 2..20 {
+        for verifier in 0..2 {
+            let node = Peer::connect_from(Ipv4Addr::new(127, 0, 0, address), site.address);
+            node.mount(b"localhost", verifier, LINUX);
+        }
+    }
+    assert_eq!(*seen.0.lock().expect("no panic"), []);
+    for round in 0..20 {
+        site.connect().mount(b"localhost", round % 2, LINUX);
+    }
+    let expected = (IpAddr::V4(Ipv4Addr::LOCALHOST), b"localhost".to_vec());
+    assert_eq!(*seen.0.lock().expect("no panic"), [expected]);
+}
+
+#[test]
+fn a_request_above_the_limit_of_the_session_is_refused() {
+    let site = Site::new();
+    let shape = Shape {
+        request: 512,
+        ..LINUX
+    };
+    let mut client = site.connect().mount(b"small", 1, shape);
+    assert_eq!(client.status(walk("hello")), OK);
+    let long = Ops::new().put_root().lookup(&[b'x'; 500]);
+    assert_eq!(client.try_run(&long).0, REQ_TOO_BIG);
+    // The slot is as it was.
+    client.sequence -= 1;
+    assert_eq!(client.status(walk("hello")), OK);
 }
