@@ -28,9 +28,9 @@ impl Outgoing {
 
     /// Sends what the peer takes of the replies, and keeps the rest.
     pub(crate) fn send(&mut self, stream: &TcpStream, reply: &Writer) -> io::Result<()> {
-        let pieces = reply.pieces().flat_map(|(stored, attached)| {
-            [stored, attached.map_or(&[][..], |bytes| &bytes[..])]
-        });
+        let pieces = reply
+            .pieces()
+            .flat_map(|(stored, attached)| [stored, attached.map_or(&[][..], |bytes| &bytes[..])]);
         let mut sent = write(stream, pieces)?;
         // What was sent is left out of the pieces; what is left of them is kept.
         let mut left = |len: usize| {
@@ -41,7 +41,8 @@ impl Outgoing {
         for (stored, attached) in reply.pieces() {
             if let Some(start) = left(stored.len()) {
                 self.copied += stored.len() - start;
-                self.pieces.push_back(Bytes::copy_from_slice(&stored[start..]));
+                self.pieces
+                    .push_back(Bytes::copy_from_slice(&stored[start..]));
             }
             if let Some(bytes) = attached
                 && let Some(start) = left(bytes.len())
@@ -72,10 +73,7 @@ impl Outgoing {
 }
 
 /// Writes until the socket is full; how much it took.
-fn write<'a>(
-    mut stream: &TcpStream,
-    pieces: impl Iterator<Item = &'a [u8]>,
-) -> io::Result<usize> {
+fn write<'a>(mut stream: &TcpStream, pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
     let pieces = pieces.filter(|piece| !piece.is_empty());
     let mut slices: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
     let (mut rest, mut sent) = (&mut slices[..], 0);
@@ -106,7 +104,11 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         stream.set_nonblocking(true).unwrap();
         let (mut peer, _) = listener.accept().unwrap();
-        let large = Bytes::from((0..9_000_000_u32).map(|at| (at % 251) as u8).collect::<Vec<_>>());
+        let large = Bytes::from(
+            (0..9_000_000_u32)
+                .map(|at| (at % 251) as u8)
+                .collect::<Vec<_>>(),
+        );
         let mut reply = Writer::default();
         reply.fixed(b"head");
         reply.attach(large.clone());

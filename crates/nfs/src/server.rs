@@ -199,7 +199,8 @@ impl Direct {
         self.bytes.clear();
         for (stored, attached) in self.reply.pieces() {
             self.bytes.extend_from_slice(stored);
-            self.bytes.extend_from_slice(attached.map_or(&[], |bytes| &bytes[..]));
+            self.bytes
+                .extend_from_slice(attached.map_or(&[], |bytes| &bytes[..]));
         }
         Some(&self.bytes)
     }

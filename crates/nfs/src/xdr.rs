@@ -363,7 +363,10 @@ mod tests {
         writer.set_u32(0, 7);
         writer.set_u32(second, 8);
         writer.set_u32(20, 9);
-        assert_eq!(whole(&writer), b"\0\0\0\x07abcd\0\0\0\x08efghijkl\0\0\0\x09");
+        assert_eq!(
+            whole(&writer),
+            b"\0\0\0\x07abcd\0\0\0\x08efghijkl\0\0\0\x09"
+        );
         assert_eq!(writer.bytes_from(second), None);
         assert_eq!(writer.bytes_from(12), None);
         assert_eq!(writer.bytes_from(20), Some(&[0, 0, 0, 9][..]));
