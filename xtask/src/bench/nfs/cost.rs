@@ -60,16 +60,14 @@ fn processor_ns(process: &str) -> anyhow::Result<u64> {
     Ok(sum)
 }
 
-/// The memory of a process that nothing else uses, in bytes.
+/// The memory of a process that is neither shared nor a file's, in bytes.
 pub fn memory_bytes(process: u32) -> anyhow::Result<u64> {
     let path = format!("/proc/{process}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    let line = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|rest| first_number(rest.trim_start()))
-            .with_context(|| format!("{path}: no {name}"))
-    };
-    Ok((line("Private_Clean:")? + line("Private_Dirty:")?) << 10)
+    let mut lines = text.lines();
+    let line = lines.find_map(|line| line.strip_prefix("Private_Dirty:"));
+    let kib = line.and_then(first_number);
+    Ok(kib.with_context(|| format!("{path}: no Private_Dirty"))? << 10)
 }
 
 fn first_number(text: &str) -> Option<u64> {
