@@ -168,7 +168,7 @@ impl Bench {
         let boot = has_boot.then(boot).transpose()?;
         let their_boot = || {
             let peer = Peer::prepare(&archive, &folder)?;
-            boots::theirs(&peer, &scratch).context("booting from the peer's servers")
+            boots::theirs(&ours, &peer, &scratch).context("booting from the peer's servers")
         };
         let their_boot = (has_boot && !options.ours).then(their_boot).transpose()?;
         Ok(Self {

@@ -114,8 +114,7 @@ impl Peer {
             .len())
     }
 
-    /// Its initramfs.
-    pub fn initrd(&self) -> PathBuf {
+    fn initrd(&self) -> PathBuf {
         self.tftp.join("initrd")
     }
 
