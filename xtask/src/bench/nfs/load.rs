@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::client::Client;
+use super::client::{ANONYMOUS, Client};
 use super::cost::{Cost, Meter, memory_bytes};
 use super::drive::{Member, Round, Script, crowd, pipeline, settle};
 use super::recording::Recording;
@@ -157,9 +157,9 @@ fn one(order: &Order, name: &str) -> anyhow::Result<Figures> {
         "getattr" => (walker.attributes(source)?, 64),
         "access" => (walker.access(source)?, 64),
         "lookup" => (walker.lookup(source)?, 64),
-        "read-4k" => (walker.reads(source, 4 << 10)?, 32),
-        "read-64k" => (walker.reads(source, 64 << 10)?, 16),
-        "read-1m" => (walker.reads(source, 1 << 20)?, 8),
+        "read-4k" => (walker.reads(source, 4 << 10, None)?, 32),
+        "read-64k" => (walker.reads(source, 64 << 10, None)?, 16),
+        "read-1m" => (walker.reads(source, 1 << 20, None)?, 8),
         "crowd" => return attributes_for_all(order, name, &walker.attributes(source)?),
         "replay" => return replay(order, name, &mut walker),
         "idle" => return idle(order, name, &walker.attributes(source)?),
@@ -225,7 +225,7 @@ fn replay(order: &Order, name: &str, walker: &mut Walker) -> anyhow::Result<Figu
 /// One client boots while all others read without end.
 fn replay_among_readers(order: &Order, name: &str, walker: &mut Walker) -> anyhow::Result<Figures> {
     let replay = prepare(order, walker)?;
-    let targets = walker.reads(&order.source, 64 << 10)?;
+    let targets = walker.reads(&order.source, 64 << 10, Some(ANONYMOUS))?;
     let clients = clients(order, name)?.into_iter().enumerate();
     let members = clients.map(|(at, client)| {
         let script: Box<dyn Script + '_> = if at == 0 {

@@ -206,8 +206,14 @@ impl Walker {
         })
     }
 
-    /// READ of `count` bytes, from many files that are at least that long.
-    pub fn reads(&mut self, source: &Path, count: u32) -> anyhow::Result<Vec<Target>> {
+    /// READ of `count` bytes, from many files that are at least that long; with `state`, or where
+    /// there is none with the files opened.
+    pub fn reads(
+        &mut self,
+        source: &Path,
+        count: u32,
+        state: Option<State>,
+    ) -> anyhow::Result<Vec<Target>> {
         let mut entries = source::entries(source)?;
         entries.retain(|it| it.metadata.is_file() && it.metadata.len() >= count.into());
         let files = source::spread(entries, FILES);
@@ -215,7 +221,8 @@ impl Walker {
             // Not always the start of the file.
             let pieces = entry.metadata.len() / u64::from(count);
             let offset = index as u64 % pieces * u64::from(count);
-            self.read(&source.join(&entry.path), &entry.path, offset, count)
+            let piece = Piece::load(&source.join(&entry.path), offset, count as usize)?;
+            self.read(&entry.path, piece, (offset, count), state)
                 .with_context(|| format!("of {}", entry.path.display()))
         });
         targets.collect()
@@ -223,14 +230,13 @@ impl Walker {
 
     fn read(
         &mut self,
-        disk: &Path,
         path: &Path,
-        offset: u64,
-        count: u32,
+        piece: Piece,
+        (offset, count): (u64, u32),
+        state: Option<State>,
     ) -> anyhow::Result<Target> {
-        let piece = Piece::load(disk, offset, count as usize)?;
         let handle = self.handle(path)?;
-        let state = self.open(&handle)?;
+        let state = state.map_or_else(|| self.open(&handle), Ok)?;
         let operations = Operations::on(&handle).read(&state, offset, count);
         let reply = self.client.call(&operations)?;
         let mut results = reply.results()?;
