@@ -2,6 +2,8 @@
 
 mod boot;
 mod capture;
+mod ganesha;
+mod nfs;
 mod ours;
 mod peer;
 mod row;
@@ -12,25 +14,35 @@ use anyhow::{Context, bail};
 
 /// How often each side is measured unless `--rounds` says otherwise.
 const ROUNDS: usize = 3;
+/// Clients that call at once unless `--clients` says otherwise.
+const CLIENTS: usize = 200;
 
 /// What the user asked for.
-#[derive(Clone, Copy)]
 struct Options {
     json: bool,
     rounds: usize,
     /// Leave the peer out.
     ours: bool,
+    /// Clients that call at once in `bench nfs`.
+    clients: usize,
+    /// The loads of `bench nfs` that are wanted; none means all.
+    only: Vec<String>,
 }
 
 /// Runs the benchmark that `arguments` name.
 pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let Some((&name, rest)) = arguments.split_first() else {
-        bail!("which benchmark? known: boot");
+        bail!("which benchmark? known: boot, nfs");
     };
+    if let (nfs::GENERATOR, [order]) = (name, rest) {
+        nfs::generate(order)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let options = Options::parse(rest)?;
     let report = match name {
-        "boot" => boot::run(options)?,
-        _ => bail!("unknown benchmark: {name}; known: boot"),
+        "boot" => boot::run(&options)?,
+        "nfs" => nfs::run(&options)?,
+        _ => bail!("unknown benchmark: {name}; known: boot, nfs"),
     };
     if options.json {
         println!("{:#}", report.as_json());
@@ -46,25 +58,32 @@ impl Options {
             json: false,
             rounds: ROUNDS,
             ours: false,
+            clients: CLIENTS,
+            only: Vec::new(),
         };
         let mut words = arguments.iter();
         while let Some(&word) = words.next() {
             match word {
                 "--json" => options.json = true,
                 "--ours" => options.ours = true,
-                "--rounds" => {
-                    let number = words.next().context("--rounds: expected a number")?;
-                    options.rounds = number
-                        .parse()
-                        .ok()
-                        .filter(|rounds| *rounds > 0)
-                        .with_context(|| {
-                            format!("--rounds: expected a number above 0, got {number}")
-                        })?;
+                "--rounds" => options.rounds = above_zero(word, words.next())?,
+                "--clients" => options.clients = above_zero(word, words.next())?,
+                "--only" => {
+                    let loads = words.next().context("--only: expected loads")?;
+                    options.only = loads.split(',').map(str::to_owned).collect();
                 }
-                _ => bail!("unknown option: {word}; known: --json, --ours, --rounds N"),
+                _ => bail!(
+                    "unknown option: {word}; known: --json, --ours, --rounds N, --clients N, \
+                     --only LOAD,..."
+                ),
             }
         }
         Ok(options)
     }
+}
+
+fn above_zero(option: &str, number: Option<&&str>) -> anyhow::Result<usize> {
+    let number = number.with_context(|| format!("{option}: expected a number"))?;
+    let parsed = number.parse().ok().filter(|number| *number > 0);
+    parsed.with_context(|| format!("{option}: expected a number above 0, got {number}"))
 }

@@ -14,6 +14,7 @@ use engine::{Engine, ImageRef, Input, Interface, NfsActivity};
 use image::Store;
 use image::initramfs::Profile;
 use nfs::Activity;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::content::Contents;
 use crate::control::{Status, server as control};
@@ -31,9 +32,22 @@ use crate::{Drivers, Error, Listening, Notice, Options, listeners};
 ///
 /// Blocks the calling thread and starts its own others. Returns `Ok` after an orderly stop.
 pub fn run(options: Options) -> Result<(), Error> {
+    raise_descriptor_limit();
     let daemon = Daemon::start(options)?;
     daemon.wait();
     Ok(())
+}
+
+/// Every node takes several descriptors, and a shell's programs get 1024 unless they ask for more.
+fn raise_descriptor_limit() {
+    const DESCRIPTORS: u64 = 65_536;
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit
+        .maximum
+        .map_or(Some(DESCRIPTORS), |most| Some(most.min(DESCRIPTORS)));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
 }
 
 /// A running daemon.

@@ -92,6 +92,15 @@ impl Tree for Served {
         if let Some(recorder) = &self.1 {
             recorder.note(ino, offset, len.into());
         }
+        // Where mapping fails, reading says why, if it fails as well.
+        if let Ok(Some(content)) = self.0.map(ino) {
+            let start = content
+                .len()
+                .min(usize::try_from(offset).unwrap_or(usize::MAX));
+            let end = content.len().min(start.saturating_add(len as usize));
+            each(nfs::Extent::Held(content.slice(start..end)));
+            return Ok(());
+        }
         for extent in self.0.read(ino, offset, len.into()).map_err(failed)? {
             match &extent {
                 Extent::Bytes(bytes) => each(nfs::Extent::Bytes(bytes)),
@@ -236,6 +245,7 @@ mod tests {
         let mut out = Vec::new();
         tree.read(ino, offset, len, &mut |extent| match extent {
             nfs::Extent::Bytes(bytes) => out.extend_from_slice(bytes),
+            nfs::Extent::Held(bytes) => out.extend_from_slice(&bytes),
             nfs::Extent::Zero(len) => out.resize(out.len() + len as usize, 0),
             nfs::Extent::File { file, offset, len } => {
                 let start = out.len();

@@ -276,6 +276,18 @@ impl StoredTree {
         Ok(extents)
     }
 
+    /// The whole content of a regular file that is in an object, where that is mapped; `None` for
+    /// content that is held in the metadata. Only the kernel should read it, to send it: a disk that
+    /// fails would end the process.
+    pub fn map(&self, nid: Nid) -> Result<Option<Bytes>> {
+        let inode = self.file(nid)?;
+        if inode.is_external() && inode.size > 0 {
+            let digest = self.image.object(&inode)?;
+            return self.objects.map(digest, inode.size).map(Some);
+        }
+        Ok(None)
+    }
+
     /// The kept extended attributes of an inode: full name and value, sorted by name.
     pub fn xattrs(&self, nid: Nid) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut kept = Vec::new();

@@ -16,44 +16,22 @@ pub(crate) fn append(here: Place<'_>, offset: u64, len: u32, reply: &mut Writer)
         return Ok(());
     }
     let size = len as usize;
-    let mut filler = Filler {
-        left: reply.space(size),
-        failed: false,
-    };
+    let end = reply.len() + size;
+    let mut failed = false;
     here.export
         .tree
-        .read(here.ino, offset, len, &mut |extent| filler.take(extent))?;
-    if filler.failed || !filler.left.is_empty() {
+        .read(here.ino, offset, len, &mut |extent| match extent {
+            Extent::Bytes(bytes) => reply.fixed(bytes),
+            Extent::Held(bytes) => reply.attach(bytes),
+            Extent::Zero(len) => reply.space(len as usize).fill(0),
+            Extent::File { file, offset, len } => {
+                let space = reply.space(len as usize);
+                failed |= file.read_exact_at(space, offset).is_err();
+            }
+        })?;
+    if failed || reply.len() != end {
         return Err(Status::IO);
     }
     reply.pad(size);
     Ok(())
-}
-
-/// Fills the space of a READ with extents.
-struct Filler<'a> {
-    left: &'a mut [u8],
-    failed: bool,
-}
-
-impl Filler<'_> {
-    fn take(&mut self, extent: Extent<'_>) {
-        let len = match extent {
-            Extent::Bytes(bytes) => bytes.len(),
-            Extent::File { len, .. } | Extent::Zero(len) => len as usize,
-        };
-        let left = std::mem::take(&mut self.left);
-        let Some((space, rest)) = left.split_at_mut_checked(len) else {
-            self.failed = true;
-            return;
-        };
-        self.left = rest;
-        match extent {
-            Extent::Bytes(bytes) => space.copy_from_slice(bytes),
-            Extent::Zero(_) => space.fill(0),
-            Extent::File { file, offset, .. } => {
-                self.failed |= file.read_exact_at(space, offset).is_err();
-            }
-        }
-    }
 }

@@ -20,6 +20,7 @@ mod connection;
 mod content;
 mod exports;
 mod ident;
+mod outgoing;
 mod page;
 mod rpc;
 mod server;

@@ -222,7 +222,7 @@ mod tests {
         }
         call.set_u32(28, 28);
         call.truncate(68);
-        let Ok(Message::Call(call)) = message(&mut Reader::new(call.bytes())) else {
+        let Ok(Message::Call(call)) = message(&mut Reader::new(call.bytes_from(0).unwrap())) else {
             panic!("expected a call");
         };
         let credential = call.credential.unwrap();

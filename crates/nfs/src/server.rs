@@ -5,8 +5,8 @@
 //! what a slow peer leaves over is kept with its connection.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::net::sockopt;
 
 use crate::activity::Observer;
 use crate::connection::{Connection, Core, NotRpc};
 use crate::exports::{ExportError, Exports, Snapshot};
+use crate::outgoing::Outgoing;
 use crate::rpc::MAX_RECORD;
 use crate::stats::Stats;
 use crate::tree::Tree;
@@ -29,6 +30,8 @@ use crate::xdr::Writer;
 const INPUT_LEN: usize = 2 * MAX_RECORD;
 /// Replies are sent when so much has come together.
 const FLUSH_LEN: usize = 256 << 10;
+/// A connection that has been sent so much in one visit is visited again when the others have been.
+const VISIT_LEN: usize = 1 << 20;
 /// What a thread's writer may keep between events.
 const WRITER_KEEP_LEN: usize = 2 << 20;
 /// Accepted connections that may wait for their thread.
@@ -162,6 +165,7 @@ impl Server {
             connection: Connection::open(&self.shared.core, address),
             shared: Arc::clone(&self.shared),
             reply: Writer::default(),
+            bytes: Vec::new(),
         }
     }
 
@@ -175,6 +179,7 @@ pub struct Direct {
     shared: Arc<Shared>,
     connection: Connection,
     reply: Writer,
+    bytes: Vec<u8>,
 }
 
 impl Direct {
@@ -191,7 +196,13 @@ impl Direct {
         {
             bytes = rest;
         }
-        Some(self.reply.bytes())
+        self.bytes.clear();
+        for (stored, attached) in self.reply.pieces() {
+            self.bytes.extend_from_slice(stored);
+            self.bytes
+                .extend_from_slice(attached.map_or(&[], |bytes| &bytes[..]));
+        }
+        Some(&self.bytes)
     }
 }
 
@@ -246,6 +257,8 @@ struct Worker {
     exports: Snapshot,
     listeners: Vec<TcpListener>,
     peers: HashMap<u64, Peer>,
+    /// Those who have had enough for one visit, but have more to be answered.
+    waiting: VecDeque<u64>,
     /// Bytes kept for slow peers.
     kept: usize,
     /// Visits to peers.
@@ -263,7 +276,9 @@ struct Peer {
     /// Received bytes that are no whole record yet, or cannot be answered yet.
     unread: Vec<u8>,
     /// Replies that the peer does not take.
-    unsent: Vec<u8>,
+    unsent: Outgoing,
+    /// It waits for its next visit.
+    waits: bool,
     /// The last visit on which it took or sent something.
     moved: u64,
 }
@@ -296,6 +311,7 @@ impl Worker {
             epoll,
             listeners: Vec::new(),
             peers: HashMap::new(),
+            waiting: VecDeque::new(),
             kept: 0,
             visits: 0,
             next_token: 0,
@@ -310,8 +326,13 @@ impl Worker {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }; 256];
+        const AT_ONCE: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         while !self.shared.stop.load(Ordering::Relaxed) {
-            let count = match epoll::wait(&self.epoll, &mut events, None) {
+            let patience = (!self.waiting.is_empty()).then_some(&AT_ONCE);
+            let count = match epoll::wait(&self.epoll, &mut events, patience) {
                 Ok(count) => count,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(_) => break,
@@ -322,6 +343,11 @@ impl Worker {
                     WAKE => self.take_inbox(),
                     token if token & LISTENERS != 0 => self.accept(token & !LISTENERS),
                     token => self.serve(token, event.flags),
+                }
+            }
+            for _ in 0..self.waiting.len() {
+                if let Some(token) = self.waiting.pop_front() {
+                    self.visit(token);
                 }
             }
         }
@@ -434,7 +460,8 @@ impl Worker {
             stream,
             connection,
             unread: Vec::new(),
-            unsent: Vec::new(),
+            unsent: Outgoing::default(),
+            waits: false,
             moved: self.visits,
         };
         self.peers.insert(token, peer);
@@ -442,6 +469,14 @@ impl Worker {
     }
 
     fn serve(&mut self, token: u64, flags: epoll::EventFlags) {
+        if flags.intersects(epoll::EventFlags::ERR) {
+            self.end(token);
+        } else if self.peers.get(&token).is_some_and(|peer| !peer.waits) {
+            self.visit(token);
+        }
+    }
+
+    fn visit(&mut self, token: u64) {
         let Some(peer) = self.peers.get_mut(&token) else {
             return;
         };
@@ -457,18 +492,21 @@ impl Worker {
         };
         let result = if was_blocked {
             turn.resume(peer)
+        } else if peer.waits {
+            turn.go_on(peer)
         } else {
             turn.receive(peer)
         };
         self.reply.truncate(0);
         self.reply.shrink(WRITER_KEEP_LEN);
         self.kept = self.kept + peer.kept() - before;
-        let broken = flags.intersects(epoll::EventFlags::ERR);
         let is_blocked = !peer.unsent.is_empty();
         let failed = is_blocked != was_blocked
             && rewatch(&self.epoll, &peer.stream, token, is_blocked).is_err();
-        if result.is_err() || broken || failed {
+        if result.is_err() || failed {
             self.end(token);
+        } else if peer.waits {
+            self.waiting.push_back(token);
         }
         self.keep_within_limit();
     }
@@ -487,7 +525,7 @@ impl Worker {
 
 impl Peer {
     fn kept(&self) -> usize {
-        self.unread.len() + self.connection.kept() + self.unsent.len()
+        self.unread.len() + self.connection.kept() + self.unsent.kept()
     }
 }
 
@@ -518,15 +556,17 @@ impl Turn<'_> {
 
     /// Sends what was left over; once it is gone, answers what had to wait for it.
     fn resume(&mut self, peer: &mut Peer) -> Result<(), Hangup> {
-        let sent = send(&peer.stream, &peer.unsent)?;
-        peer.unsent.drain(..sent);
-        if sent > 0 {
+        if peer.unsent.resume(&peer.stream)? {
             peer.moved = self.visit;
         }
-        if !peer.unsent.is_empty() {
-            return Ok(());
+        if peer.unsent.is_empty() {
+            self.go_on(peer)?;
         }
-        peer.unsent = Vec::new();
+        Ok(())
+    }
+
+    /// Answers what was received before and had to wait.
+    fn go_on(&mut self, peer: &mut Peer) -> Result<(), Hangup> {
         let len = peer.unread.len();
         self.input[..len].copy_from_slice(&peer.unread);
         peer.unread.clear();
@@ -534,10 +574,12 @@ impl Turn<'_> {
     }
 
     /// Answers the records in the first `len` bytes of the input, as long as the peer takes the
-    /// replies.
+    /// replies and has not had enough for one visit.
     fn answer(&mut self, peer: &mut Peer, len: usize) -> Result<(), Hangup> {
         let mut rest = &self.input[..len];
-        while peer.unsent.is_empty() {
+        let mut answered = 0;
+        peer.waits = false;
+        while peer.unsent.is_empty() && !peer.waits {
             let (core, table) = (&self.shared.core, &self.exports.table);
             let next = peer.connection.advance(core, table, rest, self.reply)?;
             match next {
@@ -545,6 +587,8 @@ impl Turn<'_> {
                 None => break,
             }
             if self.reply.len() >= FLUSH_LEN {
+                answered += self.reply.len();
+                peer.waits = answered >= VISIT_LEN;
                 flush(peer, self.reply)?;
             }
         }
@@ -552,32 +596,20 @@ impl Turn<'_> {
         if peer.unread.is_empty() {
             peer.unread = Vec::new();
         }
-        flush(peer, self.reply)
+        flush(peer, self.reply)?;
+        // Where the peer does not take its replies, that is what it waits for.
+        peer.waits &= peer.unsent.is_empty();
+        Ok(())
     }
 }
 
 /// Sends the replies; what the peer does not take stays with it.
 fn flush(peer: &mut Peer, reply: &mut Writer) -> Result<(), Hangup> {
     if peer.unsent.is_empty() && reply.len() > 0 {
-        let sent = send(&peer.stream, reply.bytes())?;
-        peer.unsent.extend_from_slice(reply.bytes_from(sent));
+        peer.unsent.send(&peer.stream, reply)?;
         reply.truncate(0);
     }
     Ok(())
-}
-
-/// Sends until the socket is full; returns how much it took.
-fn send(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    let mut sent = 0;
-    while sent < bytes.len() {
-        match stream.write(&bytes[sent..]) {
-            Ok(count) => sent += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(sent)
 }
 
 fn is_transient(error: &io::Error) -> bool {

@@ -8,6 +8,8 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 /// An immutable file tree, addressed by inode number.
 ///
 /// Inode numbers are below 2^32 and must be the same every time that the same tree is exported:
@@ -94,10 +96,14 @@ pub struct DirEntry<'a> {
 }
 
 /// A piece of a file's content.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Extent<'a> {
     /// Bytes that the tree holds in memory.
     Bytes(&'a [u8]),
+    /// Bytes that stay in memory for as long as somebody has this. They are sent from where they
+    /// are, and nothing but the kernel reads them: so they may be the mapping of a file. Should the
+    /// file lose them nevertheless, the connection ends.
+    Held(Bytes),
     /// Bytes that another file holds.
     File {
         /// The file, open for reading.

@@ -3,6 +3,8 @@
 //! Nothing here panics, whatever the input; lengths from the wire are compared with what is there
 //! before they are used, and allocate nothing.
 
+use bytes::Bytes;
+
 /// Input that ends early or holds a length above its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
@@ -141,48 +143,105 @@ pub(crate) const fn padding(len: usize) -> usize {
     len.wrapping_neg() & 3
 }
 
-/// Collects replies. The storage stays when the content is cleared, and is zeroed only once.
+/// Collects replies. The storage stays when the content is cleared, and is zeroed only once. Content
+/// of files is not copied: it is attached, and counts as if it were there.
 #[derive(Default)]
 pub(crate) struct Writer {
     storage: Vec<u8>,
-    len: usize,
+    /// Bytes in the storage that are used.
+    used: usize,
+    /// In order of their places.
+    attached: Vec<Attached>,
+    attached_len: usize,
+}
+
+/// Bytes that are not in the storage.
+struct Attached {
+    /// Where in the storage they would be.
+    at: usize,
+    bytes: Bytes,
 }
 
 impl Writer {
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.used + self.attached_len
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.storage[..self.len]
+    /// The content from `at` on, if nothing of it is attached.
+    pub(crate) fn bytes_from(&self, at: usize) -> Option<&[u8]> {
+        let last = self.attached.last();
+        if last.is_some_and(|last| last.at + self.attached_len > at) {
+            return None;
+        }
+        self.storage[..self.used].get(at - self.attached_len..)
     }
 
-    /// The content from `at` on; empty if there is none.
-    pub(crate) fn bytes_from(&self, at: usize) -> &[u8] {
-        self.bytes().get(at..).unwrap_or_default()
+    /// All content, in pieces: what is in the storage, and what is attached after it.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (&[u8], Option<&Bytes>)> {
+        let mut from = 0;
+        let ends = self.attached.iter().map(|it| (it.at, Some(&it.bytes)));
+        ends.chain([(self.used, None)]).map(move |(end, attached)| {
+            let stored = &self.storage[from..end];
+            from = end;
+            (stored, attached)
+        })
     }
 
     /// Forgets everything after the first `len` bytes.
     pub(crate) fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        while let Some(last) = self.attached.last() {
+            let before = self.attached_len - last.bytes.len();
+            if last.at + before < len {
+                break;
+            }
+            self.attached_len = before;
+            self.attached.pop();
+        }
+        self.used = self.used.min(len - self.attached_len);
     }
 
     /// Gives storage back that a rare large reply left.
     pub(crate) fn shrink(&mut self, max: usize) {
         if self.storage.len() > max {
+            self.truncate(0);
             self.storage = vec![0; max];
-            self.len = 0;
         }
+    }
+
+    /// Where in the storage the byte `at` of the content is, or would be. It is never within what is
+    /// attached, and seldom before that.
+    #[inline]
+    fn place(&self, at: usize) -> usize {
+        let mut before = self.attached_len;
+        for attached in self.attached.iter().rev() {
+            if attached.at + before <= at {
+                break;
+            }
+            before -= attached.bytes.len();
+        }
+        at - before
+    }
+
+    /// Appends bytes that stay where they are.
+    pub(crate) fn attach(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.attached_len += bytes.len();
+        self.attached.push(Attached {
+            at: self.used,
+            bytes,
+        });
     }
 
     /// Appends `len` bytes of unspecified content, for the caller to fill.
     #[inline]
     pub(crate) fn space(&mut self, len: usize) -> &mut [u8] {
-        let end = self.len + len;
+        let end = self.used + len;
         if end > self.storage.len() {
             self.storage.resize(end.next_power_of_two().max(4096), 0);
         }
-        let start = std::mem::replace(&mut self.len, end);
+        let start = std::mem::replace(&mut self.used, end);
         &mut self.storage[start..end]
     }
 
@@ -233,7 +292,8 @@ impl Writer {
     /// Overwrites the word at `at`, which was written before.
     #[inline]
     pub(crate) fn set_u32(&mut self, at: usize, value: u32) {
-        if let Some(slot) = self.storage.get_mut(at..at + 4) {
+        let place = self.place(at);
+        if let Some(slot) = self.storage.get_mut(place..place + 4) {
             slot.copy_from_slice(&value.to_be_bytes());
         }
     }
@@ -256,7 +316,7 @@ mod tests {
         writer.bool(true);
         writer.opaque(b"hello");
         writer.bitmap(Bitmap::of(&[0, 33, 95]));
-        let mut reader = Reader::new(writer.bytes());
+        let mut reader = Reader::new(writer.bytes_from(0).unwrap());
         assert_eq!(reader.u32(), Ok(7));
         assert_eq!(reader.u64(), Ok(1 << 40));
         assert_eq!(reader.bool(), Ok(true));
@@ -286,6 +346,44 @@ mod tests {
             Err(Malformed)
         );
         assert_eq!(Reader::new(&[0, 0, 0, 2]).bool(), Err(Malformed));
+    }
+
+    #[test]
+    fn attached_bytes_count_where_they_are() {
+        let whole = |writer: &Writer| {
+            let pieces = writer.pieces();
+            pieces
+                .flat_map(|(stored, attached)| [stored, attached.map_or(&[], |it| &it[..])])
+                .collect::<Vec<_>>()
+                .concat()
+        };
+        let mut writer = Writer::default();
+        writer.u32(1);
+        writer.attach(Bytes::from_static(b"abcd"));
+        let second = writer.len();
+        assert_eq!(second, 8);
+        writer.u32(2);
+        writer.attach(Bytes::from_static(b"efghijkl"));
+        writer.u32(3);
+        writer.set_u32(0, 7);
+        writer.set_u32(second, 8);
+        writer.set_u32(20, 9);
+        assert_eq!(
+            whole(&writer),
+            b"\0\0\0\x07abcd\0\0\0\x08efghijkl\0\0\0\x09"
+        );
+        assert_eq!(writer.bytes_from(second), None);
+        assert_eq!(writer.bytes_from(12), None);
+        assert_eq!(writer.bytes_from(20), Some(&[0, 0, 0, 9][..]));
+        writer.truncate(20);
+        assert_eq!(writer.len(), 20);
+        writer.truncate(12);
+        assert_eq!(whole(&writer), b"\0\0\0\x07abcd\0\0\0\x08");
+        writer.truncate(second);
+        writer.u32(4);
+        assert_eq!(whole(&writer), b"\0\0\0\x07abcd\0\0\0\x04");
+        writer.truncate(4);
+        assert_eq!(writer.bytes_from(0), Some(&[0, 0, 0, 7][..]));
     }
 
     #[test]

@@ -16,7 +16,8 @@ use crate::{dist, install};
 
 /// What both sides add to the kernel's command line: the console that is watched.
 pub const KERNEL_ARGS: &str = "console=ttyS0,115200n8";
-const IMAGE: &str = "debian12";
+/// The image.
+pub const IMAGE: &str = "debian12";
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Dracut's initramfs does not fit into less.
 const MEMORY_MIB: u32 = 2048;
@@ -29,14 +30,14 @@ const TOOLS: [Tool; 5] = [
 ];
 
 /// Runs it: boots of each side, in turn.
-pub fn run(options: Options) -> anyhow::Result<Report> {
+pub fn run(options: &Options) -> anyhow::Result<Report> {
     let rounds = options.rounds;
     if !is_root() {
         bail!("the benchmark makes networks and exports files: run it as root");
     }
     install::ensure(&TOOLS, &peer::PROGRAMS)?;
     let folder = target_directory()?.join("bench");
-    let cache = std::env::var_os("SLATE_CACHE_DIR").map_or_else(|| folder.clone(), PathBuf::from);
+    let cache = cache(&folder);
     let ours = Ours::prepare(dist::build()?, folder.join("ours"), IMAGE, &cache)?;
     let peer = (!options.ours)
         .then(|| Peer::prepare(&archive(&cache)?, &folder))
@@ -82,8 +83,13 @@ fn say(round: usize, rounds: usize, side: &str, boot: Option<&Boot>) {
     }
 }
 
+/// Where archives of images are kept: `folder`, unless the environment names another.
+pub fn cache(folder: &Path) -> PathBuf {
+    std::env::var_os("SLATE_CACHE_DIR").map_or_else(|| folder.to_owned(), PathBuf::from)
+}
+
 /// The image's archive, which building our image left in the cache.
-fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
+pub fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
     let entries = std::fs::read_dir(cache).context("listing the cache of images")?;
     let archives = entries.flatten().map(|entry| entry.path()).filter(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

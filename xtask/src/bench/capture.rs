@@ -56,11 +56,16 @@ impl Capture {
         Ok(Self { tcpdump, file })
     }
 
-    /// Stops, and reads what was sent until `end` (seconds since the epoch).
-    pub fn finish(mut self, end: f64) -> anyhow::Result<Traffic> {
+    /// Stops.
+    pub fn stop(mut self) -> anyhow::Result<PathBuf> {
         self.tcpdump.terminate()?;
         self.tcpdump.wait_timeout(Duration::from_secs(10))?;
-        let rows = tshark(&self.file)?;
+        Ok(self.file)
+    }
+
+    /// Stops, and reads what was sent until `end` (seconds since the epoch).
+    pub fn finish(self, end: f64) -> anyhow::Result<Traffic> {
+        let rows = tshark(&self.stop()?)?;
         let traffic = rows
             .lines()
             .filter_map(Packet::parse)

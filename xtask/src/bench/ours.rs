@@ -77,14 +77,7 @@ impl Ours {
         let network = Network::new()?;
         let _daemon = self.start(&network, options)?;
         let initrd = self.folder.join("uml-initrd");
-        let modules = Uml::modules().context("the modules of User-Mode Linux are not installed")?;
-        let mut build = self.slate(&["image", "initrd"]);
-        build
-            .arg("--modules")
-            .arg(modules)
-            .arg("--output")
-            .arg(&initrd);
-        must_succeed(build.stdout(Stdio::null()))?;
+        self.write_uml_initrd(&initrd)?;
         let machines: Vec<Machine> = (1..=4)
             .map(|index| self.power_on(&network, &initrd, index))
             .collect::<anyhow::Result<_>>()?;
@@ -97,15 +90,49 @@ impl Ours {
         Ok(slowest)
     }
 
+    /// Writes an initramfs for User-Mode Linux nodes.
+    pub fn write_uml_initrd(&self, initrd: &Path) -> anyhow::Result<()> {
+        let modules = Uml::modules().context("the modules of User-Mode Linux are not installed")?;
+        let mut build = self.slate(&["image", "initrd"]);
+        build
+            .arg("--modules")
+            .arg(modules)
+            .arg("--output")
+            .arg(initrd);
+        must_succeed(build.stdout(Stdio::null()))
+    }
+
+    /// What an earlier boot of the image read, if one has been seen.
+    pub fn trace(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let cache = self.folder.join("state/cache");
+        let kept = std::fs::read_dir(&cache).into_iter().flatten().flatten();
+        let trace = kept
+            .map(|entry| entry.path())
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with("trace-") && path.extension().is_none()
+            })
+            .max_by_key(|path| path.metadata().and_then(|it| it.modified()).ok());
+        let read = |path: PathBuf| {
+            std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
+        };
+        trace.map(read).transpose()
+    }
+
+    /// Plans a boot of a node; its kernel command line.
+    pub fn command_line(&self, mac: MacAddress) -> anyhow::Result<String> {
+        let plan = self.ask(&["node", "plan", &mac.to_string(), "--json"])?;
+        let command_line = plan["cmdline"].as_str();
+        Ok(command_line
+            .context("slate node plan names no cmdline")?
+            .to_owned())
+    }
+
     fn power_on(&self, network: &Network, initrd: &Path, index: u16) -> anyhow::Result<Machine> {
         let mac = MacAddress::nth(index);
-        let plan = self.ask(&["node", "plan", &mac.to_string(), "--json"])?;
-        let command_line = plan["cmdline"]
-            .as_str()
-            .context("slate node plan names no cmdline")?;
         let hardware = Hardware::Uml(Uml {
             initrd: Some(initrd.to_owned()),
-            command_line: command_line.to_owned(),
+            command_line: self.command_line(mac)?,
             memory_mib: UML_MEMORY_MIB,
         });
         Ok(Machine::power_on(

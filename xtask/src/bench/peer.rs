@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use lab::{GATEWAY, Network, Process};
 
 use super::boot::KERNEL_ARGS;
+use super::ganesha::{self, Ganesha};
 use crate::install::Extra;
 use crate::workspace::must_succeed;
 
@@ -17,11 +18,7 @@ pub const PROGRAMS: [Extra; 6] = [
         package: "dnsmasq-base",
         purpose: "be the peer's DHCP and TFTP server",
     },
-    Extra {
-        path: "/usr/bin/ganesha.nfsd",
-        package: "nfs-ganesha-vfs",
-        purpose: "be the peer's NFS server",
-    },
+    ganesha::PROGRAM,
     Extra {
         path: "/usr/bin/tcpdump",
         package: "tcpdump",
@@ -167,22 +164,12 @@ impl Peer {
             command.stdin(Stdio::null()).stderr(Stdio::null());
             network.spawn(command).context("starting dnsmasq")?
         };
-        let config = self.write("ganesha.conf", &self.ganesha_config())?;
-        let mut command = Command::new("ganesha.nfsd");
-        command
-            .arg("-F")
-            .arg("-f")
-            .arg(config)
-            .arg("-L")
-            .arg(self.scratch.join("ganesha.log"));
-        command
-            .arg("-p")
-            .arg(self.scratch.join("ganesha.pid"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let ganesha = network.spawn(command).context("starting ganesha")?;
-        wait_for_port(network)?;
+        let ganesha = Ganesha {
+            root: &self.root,
+            export: "/export/root",
+            numeric_owners: true,
+        };
+        let ganesha = ganesha.start(network, &self.scratch)?;
         Ok(Servers {
             _dnsmasq: dnsmasq,
             _ganesha: ganesha,
@@ -205,16 +192,6 @@ impl Peer {
             self.scratch.join("leases").display(),
         )
     }
-
-    fn ganesha_config(&self) -> String {
-        format!(
-            "NFS_CORE_PARAM {{ Protocols=4; NFS_Port=2049; Bind_addr={GATEWAY}; Enable_NLM=false; Enable_RQUOTA=false; mount_path_pseudo=true; }}\n\
-             NFSv4 {{ Graceless=true; Minor_Versions=1,2; RecoveryBackend=fs; Delegations=false; Only_Numeric_Owners=true; }}\n\
-             EXPORT {{ Export_Id=1; Path={}; Pseudo=/export/root; Access_Type=RO; Squash=No_Root_Squash; SecType=sys; \
-             Protocols=4; Transports=TCP; FSAL {{ Name=VFS; }} }}\n",
-            self.root.display(),
-        )
-    }
 }
 
 /// Runs a script of two arguments in a mount namespace of its own; it keeps only its errors.
@@ -231,16 +208,4 @@ fn run_script(script: &str, from: &Path, to: &Path) -> anyhow::Result<()> {
 fn is_kernel(path: &Path) -> bool {
     path.file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
-}
-
-fn wait_for_port(network: &Network) -> anyhow::Result<()> {
-    let mut probe = Command::new("bash");
-    probe.args(["-c", &format!("for i in $(seq 100); do (: < /dev/tcp/{GATEWAY}/2049) 2>/dev/null && exit; sleep 0.2; done; exit 1")]);
-    probe.stdin(Stdio::null());
-    let answer = network.run(probe)?;
-    ensure!(
-        answer.status.success(),
-        "ganesha does not listen after 20 s: see its log"
-    );
-    Ok(())
 }

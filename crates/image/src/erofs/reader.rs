@@ -212,7 +212,7 @@ impl<B: AsRef<[u8]>> Image<B> {
     pub fn object(&self, inode: &Inode) -> Result<Digest> {
         let mut found = None;
         self.each_xattr(inode, |name, value| {
-            if name.full() == REDIRECT.as_bytes() {
+            if name.is(REDIRECT) {
                 found = object_of(value);
             }
         })?;
@@ -374,6 +374,12 @@ pub struct XattrName<'a> {
 }
 
 impl XattrName<'_> {
+    /// Whether it is this name.
+    fn is(&self, full: &str) -> bool {
+        let rest = full.strip_prefix(self.prefix);
+        rest.is_some_and(|rest| rest.as_bytes() == self.rest)
+    }
+
     /// The whole name.
     pub fn full(&self) -> Vec<u8> {
         [self.prefix.as_bytes(), self.rest].concat()
@@ -445,12 +451,15 @@ impl<'a> DirectoryBlock<'a> {
 
 /// The object that a redirect (`/xx/…`) names.
 fn object_of(redirect: &[u8]) -> Option<Digest> {
-    let text = std::str::from_utf8(redirect).ok()?;
-    let (head, rest) = text.strip_prefix('/')?.split_once('/')?;
-    if head.len() != 2 {
+    let [b'/', high, low, b'/', rest @ ..] = redirect else {
         return None;
-    }
-    format!("{head}{rest}").parse().ok()
+    };
+    // Asked for at every READ: nothing is allocated.
+    let mut name = [0; 64];
+    let (head, tail) = name.split_at_mut(2);
+    head.copy_from_slice(&[*high, *low]);
+    tail.get_mut(..rest.len())?.copy_from_slice(rest);
+    std::str::from_utf8(&name).ok()?.parse().ok()
 }
 
 fn corrupt<T>(what: &'static str, offset: usize) -> Result<T> {

@@ -1,4 +1,4 @@
-//! Objects opened on demand, a bounded number of them kept open.
+//! Objects opened and mapped on demand, a bounded number of them kept.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,14 +7,19 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use wire::digest::Digest;
 
+use super::map::map;
 use crate::error::{Error, Result};
 
 /// Locks that the kept objects are spread over, so that readers seldom meet.
 const SHARDS: usize = 16;
 /// Objects that one shard keeps open: 256 descriptors in all.
-const SHARD_MAX: usize = 16;
+const OPEN_MAX: usize = 16;
+/// Objects that one shard keeps mapped: 4096 in all, of the 65530 mappings that a process may have
+/// (vm.max_map_count). A boot reads several hundred.
+const MAPPED_MAX: usize = 256;
 
 /// The path of an object in a store.
 pub fn object_path(store: &Path, digest: Digest) -> PathBuf {
@@ -27,14 +32,24 @@ pub struct Objects {
     store: PathBuf,
     /// Where an import under way keeps those that the store lacks.
     staged: Option<PathBuf>,
-    shards: [Mutex<Shard>; SHARDS],
+    open: [Mutex<Shard<Arc<File>>>; SHARDS],
+    mapped: [Mutex<Shard<Bytes>>; SHARDS],
 }
 
-#[derive(Default)]
-struct Shard {
-    open: HashMap<Digest, (Arc<File>, u64)>,
+/// Some of the objects that are kept ready.
+struct Shard<T> {
+    kept: HashMap<Digest, (T, u64)>,
     /// Counts uses: the object with the smallest number was used longest ago.
     clock: u64,
+}
+
+impl<T> Default for Shard<T> {
+    fn default() -> Shard<T> {
+        Shard {
+            kept: HashMap::new(),
+            clock: 0,
+        }
+    }
 }
 
 impl Objects {
@@ -43,7 +58,8 @@ impl Objects {
         Objects {
             store: store.to_owned(),
             staged: None,
-            shards: Default::default(),
+            open: Default::default(),
+            mapped: Default::default(),
         }
     }
 
@@ -57,12 +73,26 @@ impl Objects {
 
     /// An object, which has to be `size` bytes long.
     pub fn open(&self, digest: Digest, size: u64) -> Result<Arc<File>> {
-        if let Some(file) = self.shard(digest).get(digest) {
+        let shard = &self.open[shard(digest)];
+        if let Some(file) = lock(shard).get(digest) {
             return Ok(file);
         }
         let file = Arc::new(self.open_checked(digest, size)?);
-        self.shard(digest).keep(digest, Arc::clone(&file));
+        lock(shard).keep(digest, Arc::clone(&file), OPEN_MAX);
         Ok(file)
+    }
+
+    /// The content of an object, which has to be `size` bytes long, where it is mapped. Whoever
+    /// touches it takes the disk's errors as signals: it is for the kernel, to send it.
+    pub fn map(&self, digest: Digest, size: u64) -> Result<Bytes> {
+        let shard = &self.mapped[shard(digest)];
+        if let Some(bytes) = lock(shard).get(digest) {
+            return Ok(bytes);
+        }
+        let file = self.open_checked(digest, size)?;
+        let bytes = map(&file).map_err(|source| self.error("mapping", digest, source))?;
+        lock(shard).keep(digest, bytes.clone(), MAPPED_MAX);
+        Ok(bytes)
     }
 
     /// An error of the system about an object.
@@ -113,31 +143,34 @@ impl Objects {
             })
         }
     }
-
-    fn shard(&self, digest: Digest) -> MutexGuard<'_, Shard> {
-        let shard = &self.shards[usize::from(digest.0[0]) % SHARDS];
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Shard {
-    fn get(&mut self, digest: Digest) -> Option<Arc<File>> {
+fn shard(digest: Digest) -> usize {
+    usize::from(digest.0[0]) % SHARDS
+}
+
+fn lock<T>(shard: &Mutex<Shard<T>>) -> MutexGuard<'_, Shard<T>> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T: Clone> Shard<T> {
+    fn get(&mut self, digest: Digest) -> Option<T> {
         self.clock += 1;
-        let (file, used) = self.open.get_mut(&digest)?;
+        let (object, used) = self.kept.get_mut(&digest)?;
         *used = self.clock;
-        Some(Arc::clone(file))
+        Some(object.clone())
     }
 
-    fn keep(&mut self, digest: Digest, file: Arc<File>) {
+    fn keep(&mut self, digest: Digest, object: T, max: usize) {
         self.clock += 1;
-        self.open.insert(digest, (file, self.clock));
-        if self.open.len() > SHARD_MAX {
+        self.kept.insert(digest, (object, self.clock));
+        if self.kept.len() > max {
             let oldest = self
-                .open
+                .kept
                 .iter()
                 .min_by_key(|(_, (_, used))| *used)
                 .map(|(digest, _)| *digest);
-            oldest.map(|digest| self.open.remove(&digest));
+            oldest.map(|digest| self.kept.remove(&digest));
         }
     }
 }

@@ -459,7 +459,11 @@ fn parts_and_holes() -> Result<()> {
     let parts = tree.read(inline, 2000, 1 << 40)?;
     assert!(matches!(&parts[..], [Extent::Bytes(bytes)] if **bytes == pattern(2048)[2000..]));
     assert!(tree.read(inline, 2048, 1)?.is_empty());
+    assert!(tree.map(inline)?.is_none());
     let holes = tree.walk_path("holes")?;
+    let mapped = tree.map(holes)?.expect("content");
+    assert_eq!(mapped.len() as u64, tree.attr(holes)?.size);
+    assert_eq!(mapped[70_009..70_011], [1, 0]);
     let extents = tree.read(holes, 70_000, 20)?;
     let [
         Extent::File {

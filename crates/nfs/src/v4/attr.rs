@@ -226,7 +226,7 @@ impl Subject<'_> {
         let values_at = ours.len() + 4;
         ours.truncate(0);
         self.write(wanted, &mut ours)?;
-        Ok(ours.bytes_from(values_at) == values)
+        Ok(ours.bytes_from(values_at) == Some(values))
     }
 }
 

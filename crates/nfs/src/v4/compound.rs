@@ -241,8 +241,9 @@ impl<'a> Compound<'a> {
             self.reply.fixed(&replay);
         } else if self.keep_reply
             && let Some(session) = &self.session
+            && let Some(reply) = self.reply.bytes_from(status_at)
         {
-            session.keep_reply(self.slot, self.reply.bytes_from(status_at));
+            session.keep_reply(self.slot, reply);
         }
     }
 

@@ -155,7 +155,7 @@ impl Compound<'_> {
         self.reply.u32(flags & SESSION_BACK_CHANNEL);
         fore.write(self.reply);
         back.write(self.reply);
-        let reply = self.reply.bytes_from(body);
+        let reply = self.reply.bytes_from(body).unwrap_or_default();
         self.core.state.keep_create_reply(client, reply);
         Ok(())
     }

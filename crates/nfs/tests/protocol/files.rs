@@ -1,7 +1,11 @@
 //! Names, attributes and contents.
 
+use std::io::Write;
+
 use crate::Site;
-use crate::client::{Client, Credential, Ops, Results, walk};
+use crate::client::{
+    Client, Credential, LINUX, Ops, ROOT, Results, call_body, compound_args, record, walk,
+};
 use crate::codes::*;
 use crate::memory::{BIG_LEN, MANY, SPARSE_LEN, big_byte};
 
@@ -608,4 +612,42 @@ fn handles_are_this_server_s_own() {
     assert_eq!(client.status(Ops::new().put(&[0; 129])), BADXDR);
     assert!(site.server.exports().remove("/image"));
     assert_eq!(client.status(Ops::new().put(&hello)), STALE);
+}
+
+/// More than one visit to a connection may send, on a server of one thread.
+#[test]
+fn many_large_reads_at_once_are_all_answered_and_let_others_in_between() {
+    const READS: u32 = 24;
+    let site = Site::with(|config| config.threads = 1);
+    let mut client = site.client();
+    let big = client.handle("big");
+    let mut calls = Vec::new();
+    for slot in 1..=READS {
+        let ops = Ops::new().sequence(&client.session, 1, slot).put(&big);
+        let ops = ops.read(&ANONYMOUS, slot.into(), 1 << 20);
+        let body = call_body(slot, [NFS, 4, 1], ROOT, &compound_args(2, &ops));
+        calls.extend(record(&body));
+    }
+    client.peer.stream.write_all(&calls).unwrap();
+    let mut other = site.connect().mount(b"other", 1, LINUX);
+    assert_eq!(other.status(Ops::new().put_root().attributes(&[TYPE])), OK);
+    for slot in 1..=READS {
+        let reply = client.peer.receive().expect("a reply");
+        assert_eq!(reply[..4], slot.to_be_bytes());
+        let mut results = Results::new(&reply);
+        // Header, status, tag and count; then three results.
+        results.fixed(24 + 4 + 8 + 4);
+        results.ok(SEQUENCE).fixed(36);
+        results.ok(PUTFH);
+        let read = results.ok(READ);
+        let _is_last = read.bool();
+        let content = read.opaque();
+        let start = slot as usize;
+        assert_eq!(content.len(), (BIG_LEN - start).min(1 << 20));
+        assert!(
+            (start..)
+                .zip(content)
+                .all(|(at, byte)| byte == big_byte(at))
+        );
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use nfs::{Attr, DirEntry, Extent, FileKind, Time, Tree, TreeError, Usage, Whence};
 
 /// Entries of the directory `many`.
@@ -200,7 +201,7 @@ impl Tree for Memory {
         if tail.iter().all(|byte| *byte == 0) {
             each(Extent::Zero(tail.len() as u32));
         } else {
-            each(Extent::Bytes(tail));
+            each(Extent::Held(Bytes::copy_from_slice(tail)));
         }
         Ok(())
     }
