@@ -112,7 +112,8 @@ impl<'a> Player<'a> {
             Step::LookUp(name) => to.look_up(name),
             // The third word holds attributes of version 4.2.
             Step::Attributes(wanted) => to.attributes(&wanted[..2]),
-            Step::Access(asked) => to.access(*asked),
+            // The higher bits ask about extended attributes, in version 4.2.
+            Step::Access(asked) => to.access(asked & 0x3f),
             Step::Open(name) => to.open(client, name.as_deref()),
             // A delegation that is returned; here there are none.
             Step::Close if *state == ANONYMOUS => to.plain(op::GETFH),
