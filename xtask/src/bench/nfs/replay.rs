@@ -67,12 +67,34 @@ impl Replay {
                 contents.insert(*at, content.into());
             }
         }
+        let mut calls = recording.calls;
+        close_early(&mut calls, &subjects);
         Ok(Self {
-            calls: recording.calls,
+            calls,
             subjects,
             handles,
             contents,
         })
+    }
+}
+
+/// Has files closed by the last call that reads them. The node kept delegations, and with them files
+/// open for long; a server that keeps a descriptor for each open file would run out of them.
+fn close_early(calls: &mut [Call], subjects: &[usize]) {
+    let mut last_reads = HashMap::new();
+    for (at, subject) in subjects.iter().enumerate() {
+        let steps = &calls[at].steps;
+        let ends = |step: &Step| matches!(step, Step::Open(_) | Step::Close);
+        if steps.iter().any(|step| matches!(step, Step::Read { .. })) {
+            last_reads.insert(*subject, at);
+        } else if steps.iter().any(ends)
+            && let Some(last) = last_reads.remove(subject)
+        {
+            calls[last].steps.push(Step::Close);
+        }
+    }
+    for last in last_reads.into_values() {
+        calls[last].steps.push(Step::Close);
     }
 }
 
@@ -112,7 +134,8 @@ impl<'a> Player<'a> {
             Step::LookUp(name) => to.look_up(name),
             // The third word holds attributes of version 4.2.
             Step::Attributes(wanted) => to.attributes(&wanted[..2]),
-            Step::Access(asked) => to.access(*asked),
+            // The higher bits ask about extended attributes, in version 4.2.
+            Step::Access(asked) => to.access(asked & 0x3f),
             Step::Open(name) => to.open(client, name.as_deref()),
             // A delegation that is returned; here there are none.
             Step::Close if *state == ANONYMOUS => to.plain(op::GETFH),
@@ -225,5 +248,40 @@ impl Script for Player<'_> {
         })?;
         self.at += 1;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_closed_by_the_last_call_that_reads_them() {
+        let call = |step: &Step| Call {
+            at: 0,
+            steps: vec![step.clone()],
+            status: 0,
+        };
+        let (open, read) = (
+            Step::Open(None),
+            Step::Read {
+                offset: 0,
+                count: 9,
+            },
+        );
+        let steps = [
+            &open,
+            &read,
+            &read,
+            &open,
+            &read,
+            &Step::Access(1),
+            &Step::Close,
+        ];
+        let mut calls: Vec<Call> = steps.into_iter().map(call).collect();
+        close_early(&mut calls, &[7; 7]);
+        let closing = |call: &Call| call.steps.len() == 2 && call.steps[1] == Step::Close;
+        let closed: Vec<bool> = calls.iter().map(closing).collect();
+        assert_eq!(closed, [false, false, true, false, true, false, false]);
     }
 }
