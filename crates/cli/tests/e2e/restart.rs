@@ -228,7 +228,7 @@ fn wait_for_progress(console: &Console, versions: &[&str]) {
         let wait = format!(
             "r=0; read r < {place}.rounds; n=$r; \
              until test $n -gt $((r + 1)) || test -s {place}.errors; \
-             do sleep 0.1; read n < {place}.rounds; done 2> /dev/null"
+             do sleep 0.1; read n < {place}.rounds; done 2> /dev/null; true"
         );
         guest(console, &wait);
         assert_no_errors(console, version);
