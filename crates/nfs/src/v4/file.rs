@@ -193,8 +193,9 @@ impl<'a> Compound<'a> {
         self.reply.bool(true);
         self.reply.u64(change);
         self.reply.u64(change);
+        // Without the first flag Linux has no byte-range locks on the file, with a delegation either.
         self.reply.u32(if xor {
-            RESULT_NO_OPEN_STATE
+            RESULT_LOCKTYPE_POSIX | RESULT_NO_OPEN_STATE
         } else {
             RESULT_LOCKTYPE_POSIX
         });

@@ -139,13 +139,14 @@ fn delegations_come_with_a_backchannel_only() {
 
 #[test]
 fn a_delegation_instead_of_an_open_state_spares_the_close() {
+    const LOCKTYPE_POSIX: u32 = 4;
     const NO_OPEN_STATE: u32 = 0x10;
     let site = Site::new();
     let mut client = site.client();
     let file = client.handle("hello");
     let share = SHARE_READ | WANT_OPEN_XOR_DELEGATION;
     let xor = open(&mut client, &file, share);
-    assert_ne!(xor.flags & NO_OPEN_STATE, 0);
+    assert_eq!(xor.flags, LOCKTYPE_POSIX | NO_OPEN_STATE);
     let held = delegation(&xor);
     assert_eq!(client.on(&file, Ops::new().read(&held, 0, 5)).0, OK);
     assert_eq!(client.on(&file, give_back(&held)).0, OK);
@@ -153,7 +154,7 @@ fn a_delegation_instead_of_an_open_state_spares_the_close() {
     let both = Ops::new().open_here(share).read(&CURRENT, 0, 5);
     assert_eq!(client.on(&file, both).0, OK);
     let plain = open(&mut client, &file, SHARE_READ);
-    assert_eq!(plain.flags & NO_OPEN_STATE, 0);
+    assert_eq!(plain.flags, LOCKTYPE_POSIX);
 }
 
 #[test]
