@@ -35,11 +35,12 @@ use super::row::{Report, Row, median};
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
 
-/// The name of the benchmark that the generator's process is started as.
-pub const GENERATOR: &str = "nfs-load";
 use load::Boot;
 /// The generator's work, in its own process.
 pub use load::run as generate;
+
+/// The name of the benchmark that the generator's process is started as.
+pub const GENERATOR: &str = "nfs-load";
 
 const TOOLS: [Tool; 3] = [Tool::Iproute, Tool::UserModeLinux, Tool::Mmdebstrap];
 /// The processors of server and generator.
@@ -192,7 +193,7 @@ impl Bench {
             name: "boot-rpcs",
             unit: "calls",
             ours,
-            peer: theirs.map(|calls| (peer::NAME, calls)),
+            peer: theirs.map(|calls| ("NFS-Ganesha", calls)),
         }])
     }
 
