@@ -7,7 +7,7 @@ use nfs::{Attr, DirEntry, Extent, FileKind, Time, Tree, TreeError, Usage, Whence
 
 /// Entries of the directory `many`.
 pub const MANY: usize = 100;
-/// Bytes of the file `big`.
+/// Bytes of the files `big` and `loose`.
 pub const BIG_LEN: usize = 3 << 20;
 /// The data of the file `sparse`, with holes between and after it.
 pub const SPARSE_DATA: [(u64, u64); 2] = [(0, 4096), (65536, 4096)];
@@ -25,17 +25,20 @@ struct Node {
     /// Sorted by name.
     children: Vec<(Vec<u8>, u32)>,
     /// A file's bytes or a link's target.
-    content: Vec<u8>,
+    content: Bytes,
+    /// The content is sent from where it is.
+    in_place: bool,
     xattrs: Vec<(&'static [u8], Vec<u8>)>,
 }
 
-/// The byte at an offset of the file `big`.
+/// The byte at an offset of the files `big`, which is sent from where it is, and `loose`, which is
+/// copied.
 pub fn big_byte(offset: usize) -> u8 {
     (offset.wrapping_mul(0x9e37_79b1) >> 13) as u8
 }
 
 impl Memory {
-    /// `/many/*`, `/empty.d`, `/hello`, `/big`, `/sparse`, `/none` (no bytes), `/link`, `/tty`,
+    /// `/many/*`, `/empty.d`, `/hello`, `/big`, `/loose`, `/sparse`, `/none` (no bytes), `/link`, `/tty`,
     /// `/pipe`, `/private` (owner only), `/program` (may be run, not read), `/noted` (attributes).
     pub fn sample() -> Memory {
         let mut tree = Memory { nodes: Vec::new() };
@@ -54,7 +57,8 @@ impl Memory {
         tree.add(root, "empty.d", FileKind::Directory, 0o755, b"");
         tree.add(root, "hello", FileKind::Regular, 0o644, b"hello, world\n");
         let big: Vec<u8> = (0..BIG_LEN).map(big_byte).collect();
-        tree.add(root, "big", FileKind::Regular, 0o644, &big);
+        let held = tree.add(root, "big", FileKind::Regular, 0o644, &big);
+        tree.node_mut(held).in_place = true;
         let mut sparse = vec![0; SPARSE_LEN as usize];
         for (start, len) in SPARSE_DATA {
             sparse[start as usize..(start + len) as usize].fill(b's');
@@ -75,6 +79,8 @@ impl Memory {
             (b"user.mime_type", b"text/plain".to_vec()),
             (b"user.note", vec![0, 1, 255]),
         ];
+        // Last: recordings of clients know the inode numbers of the others.
+        tree.add(root, "loose", FileKind::Regular, 0o644, &big);
         tree
     }
 
@@ -99,7 +105,8 @@ impl Memory {
             },
             parent,
             children: Vec::new(),
-            content: content.to_vec(),
+            content: Bytes::copy_from_slice(content),
+            in_place: false,
             xattrs: Vec::new(),
         });
         if ino != parent {
@@ -190,18 +197,22 @@ impl Tree for Memory {
         len: u32,
         each: &mut dyn FnMut(Extent<'_>),
     ) -> Result<(), TreeError> {
-        let content = &self
-            .node_of(ino, FileKind::Regular, TreeError::WrongKind)?
-            .content;
+        let node = self.node_of(ino, FileKind::Regular, TreeError::WrongKind)?;
         let range = offset as usize..offset as usize + len as usize;
-        let bytes = content.get(range).ok_or(TreeError::Io)?;
+        let bytes = node.content.get(range.clone()).ok_or(TreeError::Io)?;
         // In two pieces, as stored trees do.
+        let middle = range.start + bytes.len() / 3;
+        if node.in_place {
+            each(Extent::Held(node.content.slice(range.start..middle)));
+            each(Extent::Held(node.content.slice(middle..range.end)));
+            return Ok(());
+        }
         let (head, tail) = bytes.split_at(bytes.len() / 3);
         each(Extent::Bytes(head));
         if tail.iter().all(|byte| *byte == 0) {
             each(Extent::Zero(tail.len() as u32));
         } else {
-            each(Extent::Held(Bytes::copy_from_slice(tail)));
+            each(Extent::Bytes(tail));
         }
         Ok(())
     }
