@@ -42,9 +42,13 @@ pub fn run(options: Options) -> Result<(), Error> {
 fn raise_descriptor_limit() {
     const DESCRIPTORS: u64 = 65_536;
     let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit
+    let wanted = limit
         .maximum
-        .map_or(Some(DESCRIPTORS), |most| Some(most.min(DESCRIPTORS)));
+        .map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    limit.current = Some(wanted);
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
