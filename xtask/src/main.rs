@@ -21,7 +21,7 @@ cargo xtask CHORE
   bench boot [--rounds N] [--ours] [--json]
                              boot a virtual machine with Cleanslate and with what it replaces, in
                              turn; --ours leaves the peer out
-  bench nfs [--rounds N] [--clients N] [--ours] [--json]
+  bench nfs [--rounds N] [--clients N] [--only LOAD,...] [--ours] [--json]
                              call our NFS server and NFS-Ganesha in turn: what a call costs
   tidy                       the rules of the architecture
   lint                       formatting and clippy

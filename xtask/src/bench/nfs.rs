@@ -68,6 +68,12 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         bail!("the benchmark makes networks and exports files: run it as root");
     }
     install::ensure(&TOOLS, &peer::PROGRAMS)?;
+    if let Some(unknown) = options.only.iter().find(|it| !LOADS.contains(&it.as_str())) {
+        bail!(
+            "--only: unknown load: {unknown}; known: {}",
+            LOADS.join(", ")
+        );
+    }
     let wanted = |load: &&str| options.only.is_empty() || options.only.iter().any(|it| it == load);
     let loads: Vec<String> = LOADS
         .iter()
