@@ -398,7 +398,7 @@ fn text(status: u16, text: &str) -> HttpAnswer {
     }
 }
 
-/// A path as events may show it.
+/// A path, or another text from a packet, as events may show it.
 pub(crate) fn printable(path: &str) -> String {
     let shown = |it: char| {
         if it.is_ascii_graphic() || it == ' ' {

@@ -32,7 +32,7 @@ pub(crate) fn granted(caller: &Credential, attr: &Attr) -> u32 {
 }
 
 /// Whether the caller may have a file's content. What may be executed may be read for that, and an
-/// owner may always read, as a client with the file open goes on after a change of its mode.
+/// owner may always read (RFC 1813, section 4.4).
 pub(crate) fn may_read(caller: &Credential, attr: &Attr) -> bool {
     granted(caller, attr) & (READ | EXECUTE) != 0 || caller.uid == attr.uid
 }

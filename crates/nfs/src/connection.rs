@@ -177,7 +177,7 @@ impl Connection {
             }
             (rpc::NFS, 3, procedure, Some(credential)) => {
                 rpc::accept(call.xid, reply);
-                v3::Procedure::new(core, table, self, credential, args, reply).run(procedure)
+                v3::run(core, table, self, credential, procedure, args, reply)
             }
             (rpc::MOUNT, 3, procedure, Some(_)) => {
                 rpc::accept(call.xid, reply);

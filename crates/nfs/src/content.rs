@@ -1,4 +1,4 @@
-//! The content of files in replies.
+//! The content of files and symbolic links in replies.
 
 use std::os::unix::fs::FileExt;
 
@@ -9,6 +9,14 @@ use crate::xdr::Writer;
 
 /// Largest READ.
 pub(crate) const MAX_READ: u32 = 1 << 20;
+
+/// Appends the target of a symbolic link, which goes through `scratch`.
+pub(crate) fn append_target(link: Place<'_>, scratch: &mut Vec<u8>, reply: &mut Writer) -> Result {
+    scratch.clear();
+    link.export.tree.readlink(link.ino, scratch)?;
+    reply.opaque(scratch);
+    Ok(())
+}
 
 /// Appends `len` bytes of a file, which has them, and padding.
 pub(crate) fn append(here: Place<'_>, offset: u64, len: u32, reply: &mut Writer) -> Result {

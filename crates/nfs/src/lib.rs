@@ -1,9 +1,9 @@
 //! A read-only NFS server for immutable trees.
 //!
 //! The server speaks NFS 4.1 and 4.2 (RFC 8881, 7862, 8276, 9754) and NFS 3 with its MOUNT protocol
-//! (RFC 1813), all over TCP and one port, and serves any [`Tree`]. Because a tree never changes, state is nearly free: every session, client and state id
-//! describes itself under the server's key, so that a restarted server goes on where the old one
-//! was killed, without a grace period.
+//! (RFC 1813), all over TCP and one port, and serves any [`Tree`]. Because a tree never changes,
+//! state is nearly free: every session, client and state id describes itself under the server's
+//! key, so that a restarted server goes on where the old one was killed, without a grace period.
 //!
 //! ```no_run
 //! # fn tree() -> std::sync::Arc<dyn nfs::Tree> { panic!() }

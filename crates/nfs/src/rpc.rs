@@ -4,8 +4,9 @@
 
 use crate::xdr::{Malformed, Reader, Writer, length};
 
-/// Program numbers (RFC 1813, sections 2 and 5).
+/// Program number of NFS (RFC 1813, section 2.1; RFC 8881, section 3.2).
 pub(crate) const NFS: u32 = 100_003;
+/// Program number of MOUNT (RFC 1813, section 5.1).
 pub(crate) const MOUNT: u32 = 100_005;
 /// Longest record that is taken. Requests of a read-only server are short.
 pub(crate) const MAX_RECORD: usize = 128 << 10;

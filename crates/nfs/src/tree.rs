@@ -102,8 +102,8 @@ pub enum Extent<'a> {
     Bytes(&'a [u8]),
     /// Bytes that the tree has anyway, such as a part of a mapped file, and that stay for as long as
     /// somebody has this: keeping them for a slow peer counts as nothing. They are sent from where
-    /// they are, and nothing but the kernel reads them: so they may be the mapping of a file. Should the
-    /// file lose them nevertheless, the connection ends.
+    /// they are, and nothing but the kernel reads them: so they may be the mapping of a file. Should
+    /// the file lose them nevertheless, the connection ends.
     Held(Bytes),
     /// Bytes that another file holds.
     File {

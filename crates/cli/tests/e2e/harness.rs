@@ -120,8 +120,19 @@ impl Site {
         self.keeper = None;
     }
 
+    /// Imports as NAME:latest what `make` puts into a new directory; that directory.
+    pub fn import_made(&mut self, name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+        self.give_own_store();
+        let source = self.path("source");
+        std::fs::create_dir(&source).expect("a directory");
+        make(&source);
+        let image = source.to_str().expect("a path in UTF-8");
+        self.slate(&["image", "import", &format!("{name}:latest"), image]);
+        source
+    }
+
     /// Replaces the store that all tests share by a copy, so that an image may be added.
-    pub fn give_own_store(&mut self) {
+    fn give_own_store(&mut self) {
         self.kill_daemon();
         let place = self.path("state/store");
         std::fs::remove_file(&place).expect("it is a link");

@@ -19,12 +19,9 @@ fn libnfs_lists_and_reads_over_version_3_and_is_told_that_4_0_is_not_served() {
         return;
     }
     let mut site = Site::new("debian12", &[]);
-    site.give_own_store();
-    let source = site.path("source");
-    fs::create_dir(&source).expect("a directory");
-    script(MAKE, &source);
-    let image = source.to_str().expect("a path in UTF-8");
-    site.slate(&["image", "import", "plain:latest", image]);
+    let source = site.import_made("plain", |source| {
+        script(MAKE, source);
+    });
     let shown = site.slate_json(&["image", "show", "plain", "--json"]);
     let export = format!("/images/{}", text(&shown, "digest"));
 

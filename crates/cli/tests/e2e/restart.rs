@@ -85,13 +85,10 @@ fn of_user_mode_linux(restarts: &[(Restart, usize)]) {
 
 /// Adds the image `load`; with what [`SUMS`] says of it.
 fn with_load_image(mut site: Site) -> (Site, String) {
-    site.give_own_store();
-    let source = site.path("source");
-    std::fs::create_dir(&source).expect("a directory");
-    script(MAKE, &source);
-    copy_version_3(&source);
-    let image = source.to_str().expect("a path in UTF-8");
-    site.slate(&["image", "import", "load:latest", image]);
+    let source = site.import_made("load", |source| {
+        script(MAKE, source);
+        copy_version_3(source);
+    });
     let sums = script(SUMS, &source);
     (site, sums)
 }

@@ -20,13 +20,10 @@ fn a_tree_looks_the_same_over_nfs_as_at_its_source() {
         return;
     }
     let mut site = Site::new("debian12", &[]);
-    site.give_own_store();
-    let source = site.path("source");
-    std::fs::create_dir(&source).expect("a directory");
-    script(MAKE, &source);
-    copy_version_3(&source);
-    let image = source.to_str().expect("a path in UTF-8");
-    site.slate(&["image", "import", "walk:latest", image]);
+    let source = site.import_made("walk", |source| {
+        script(MAKE, source);
+        copy_version_3(source);
+    });
     let expected = script(LIST, &source);
     assert!(expected.lines().count() > 4000, "{expected}");
     let machine = power_on(&site, &initrd(&site), 1);

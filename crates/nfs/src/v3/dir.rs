@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use super::attr::write_after;
-use super::{MAX_NAME, NEXT, Procedure};
-use crate::content::MAX_READ;
+use super::{MAX_NAME, Procedure};
+use crate::content::{self, MAX_READ};
 use crate::exports::{Place, check_name};
 use crate::page::Page;
 use crate::status::{Result, Status};
@@ -68,12 +68,7 @@ impl<'a> Procedure<'a> {
             return Err(Status::INVAL);
         }
         self.attributes_after(Some(here));
-        let mut target = std::mem::take(&mut self.connection.scratch);
-        target.clear();
-        let result = here.export.tree.readlink(here.ino, &mut target);
-        self.reply.opaque(&target);
-        self.connection.scratch = target;
-        Ok(result?)
+        content::append_target(here, &mut self.connection.scratch, self.reply)
     }
 
     pub(super) fn read_directory(&mut self) -> Result {
@@ -123,13 +118,13 @@ impl<'a> Procedure<'a> {
                 Ok(())
             })
         };
-        let mut flow = NEXT;
+        let mut flow = ControlFlow::Continue(());
         for (at, name, place) in [(0, &b"."[..], here), (1, b"..", above)] {
-            if at >= cookie && flow == NEXT {
+            if at >= cookie && flow.is_continue() {
                 flow = add(name, place, place.ino, at + 1);
             }
         }
-        if flow == NEXT {
+        if flow.is_continue() {
             let each = &mut |entry: DirEntry<'_>| -> ControlFlow<()> {
                 let place = table.cross(Place {
                     export: here.export,

@@ -8,8 +8,6 @@ mod dir;
 mod file;
 pub(crate) mod mount;
 
-use std::ops::ControlFlow;
-
 use crate::connection::{Connection, Core};
 use crate::exports::{Place, Table};
 use crate::rpc::{Credential, Refusal};
@@ -23,7 +21,7 @@ const MAX_HANDLE: usize = 64;
 const MAX_NAME: usize = 4096;
 
 /// A call while it is answered.
-pub(crate) struct Procedure<'a> {
+struct Procedure<'a> {
     core: &'a Core,
     table: &'a Table,
     connection: &'a mut Connection,
@@ -34,28 +32,31 @@ pub(crate) struct Procedure<'a> {
     subject: Option<Place<'a>>,
 }
 
-impl<'a> Procedure<'a> {
-    pub(crate) fn new(
-        core: &'a Core,
-        table: &'a Table,
-        connection: &'a mut Connection,
-        credential: Credential,
-        args: Reader<'a>,
-        reply: &'a mut Writer,
-    ) -> Procedure<'a> {
-        Procedure {
-            core,
-            table,
-            connection,
-            credential,
-            args,
-            reply,
-            subject: None,
-        }
-    }
+/// Answers one of the procedures 1 to 21 whose arguments are `args`. `reply` already holds the RPC
+/// header.
+pub(crate) fn run(
+    core: &Core,
+    table: &Table,
+    connection: &mut Connection,
+    credential: Credential,
+    number: u32,
+    args: Reader<'_>,
+    reply: &mut Writer,
+) -> std::result::Result<(), Refusal> {
+    let procedure = Procedure {
+        core,
+        table,
+        connection,
+        credential,
+        args,
+        reply,
+        subject: None,
+    };
+    procedure.run(number)
+}
 
-    /// Answers one of the procedures 1 to 21.
-    pub(crate) fn run(mut self, number: u32) -> std::result::Result<(), Refusal> {
+impl<'a> Procedure<'a> {
+    fn run(mut self, number: u32) -> std::result::Result<(), Refusal> {
         self.connection.client.tally.operation(name(number));
         let start = self.reply.len();
         self.reply.u32(0);
@@ -142,6 +143,3 @@ fn name(procedure: u32) -> u32 {
         _ => ops::GETATTR,
     }
 }
-
-/// Goes on with the next entry.
-const NEXT: ControlFlow<()> = ControlFlow::Continue(());

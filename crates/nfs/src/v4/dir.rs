@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use super::attr::Subject;
 use super::compound::Compound;
 use crate::access;
+use crate::content;
 use crate::exports::{Place, check_name};
 use crate::page::Page;
 use crate::status::{Result, Status};
@@ -97,12 +98,7 @@ impl<'a> Compound<'a> {
         if here.attr()?.kind != FileKind::Symlink {
             return Err(Status::WRONG_TYPE);
         }
-        let mut target = std::mem::take(&mut self.connection.scratch);
-        target.clear();
-        let result = here.export.tree.readlink(here.ino, &mut target);
-        self.reply.opaque(&target);
-        self.connection.scratch = target;
-        Ok(result?)
+        content::append_target(here, &mut self.connection.scratch, self.reply)
     }
 
     pub(super) fn read_directory(&mut self) -> Result {
