@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::commands::initrd::InitrdCommand;
+
 /// Boots diskless Linux nodes from one shared, read-only image
 ///
 /// Whatever a node writes lives in its memory: a clean slate is just a reboot away.
@@ -71,6 +73,9 @@ pub enum Command {
     /// Import, build and look at images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Build an initramfs as a file
+    #[command(subcommand)]
+    Initrd(InitrdCommand),
     /// Look at nodes and name them
     #[command(subcommand)]
     Node(NodeCommand),
@@ -258,19 +263,6 @@ pub enum ImageCommand {
         target: String,
         #[command(flatten)]
         output: OutputArgs,
-    },
-    /// Write the initramfs for a machine that is booted without firmware
-    #[command(hide = true)]
-    Initrd {
-        /// A directory of kernel modules, as /lib/modules/VERSION
-        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-        modules: PathBuf,
-        /// Where to write it
-        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-        output: PathBuf,
-        /// Which network drivers go in: virtual, server or all-nic
-        #[arg(long, default_value = "virtual")]
-        profile: image::initramfs::Profile,
     },
 }
 

@@ -30,6 +30,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Up(up) => commands::up::run(dirs, &up),
         Command::Try(args) => commands::lab::run(&args),
         Command::Image(command) => commands::image::run(dirs, command),
+        Command::Initrd(command) => commands::initrd::run(dirs, command),
         Command::Node(command) => commands::node::run(dirs, command),
         Command::Events(args) => commands::events::run(dirs, &args),
         Command::Service(command) => commands::service::run(dirs, command),

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use engine::{BootFile, Content, Digest};
 use image::boot::{BOOT_FILE_MAX, BootFiles};
 use image::files::Root;
-use image::initramfs::{self, ModuleSource, Profile};
+use image::initramfs::{self, ModuleSource, Profile, Wanted};
 use image::{Store, StoredTree};
 
 use crate::trace::Traces;
@@ -139,7 +139,7 @@ impl Contents {
         }
         let started = Instant::now();
         let source = ModuleSource::in_image(tree, kernel);
-        let built = initramfs::build(&source, &self.profile, &self.init)
+        let built = initramfs::build(&source, &Wanted::by(&self.profile), &self.init)
             .map_err(|error| error.to_string())?;
         let seconds = started.elapsed().as_secs_f32();
         tracing::info!(%digest, bytes = built.bytes.len(), seconds, "initramfs built");

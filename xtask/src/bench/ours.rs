@@ -93,12 +93,8 @@ impl Ours {
     /// Writes an initramfs for User-Mode Linux nodes.
     pub fn write_uml_initrd(&self, initrd: &Path) -> anyhow::Result<()> {
         let modules = Uml::modules().context("the modules of User-Mode Linux are not installed")?;
-        let mut build = self.slate(&["image", "initrd"]);
-        build
-            .arg("--modules")
-            .arg(modules)
-            .arg("--output")
-            .arg(initrd);
+        let mut build = self.slate(&["initrd", "build", "--profile", "virtual"]);
+        build.arg(modules).arg("--output").arg(initrd);
         must_succeed(build.stdout(Stdio::null()))
     }
 

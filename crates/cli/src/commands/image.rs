@@ -9,8 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use image::boot::{self, BootFiles};
 use image::check::{self, Finding, Severity};
 use image::debian::{self, Suite};
-use image::files::{Files, HostDir};
-use image::initramfs::{self, ModuleSource, Profile};
+use image::files::Files as _;
 use image::store::TAG_DEFAULT;
 use image::{Digest, Error, Publish, SkipReason, Skipped, Staged, Store, StoredTree, Tag, Version};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,7 +17,6 @@ use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
 use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
-use crate::embedded;
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
 
@@ -42,11 +40,6 @@ pub fn run(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             target,
             output,
         } => tag(&open_store(dirs)?, &source, &target, output),
-        ImageCommand::Initrd {
-            modules,
-            output,
-            profile,
-        } => initrd(&modules, &output, &profile),
     }
 }
 
@@ -564,7 +557,7 @@ fn tag(store: &Store, source: &str, target: &str, output: OutputArgs) -> Outcome
 }
 
 /// The version that a reference names; a failure names the images that there are.
-fn resolve(store: &Store, reference: &str) -> Outcome<Digest> {
+pub(super) fn resolve(store: &Store, reference: &str) -> Outcome<Digest> {
     store.resolve(reference).map_err(|error| {
         let known: Vec<String> = store
             .tags()
@@ -578,25 +571,6 @@ fn resolve(store: &Store, reference: &str) -> Outcome<Digest> {
         }
         failure.hint(format!("there are: {}", known.join(", ")))
     })
-}
-
-fn initrd(modules: &Path, output: &Path, profile: &Profile) -> Outcome {
-    let modules = modules
-        .canonicalize()
-        .map_err(|error| path_failure("opening", modules, &error))?;
-    let kernel = modules.file_name().unwrap_or_default().to_string_lossy();
-    let files = HostDir::new(&modules);
-    let source = ModuleSource::in_directory(&files, &kernel);
-    let initramfs = initramfs::build(&source, profile, embedded::init())
-        .map_err(|error| Failure::because("building the initramfs", &error))?;
-    fs::write(output, &initramfs.bytes).map_err(|error| path_failure("writing", output, &error))?;
-    anstream::println!(
-        "{}: {} with {} modules of kernel {kernel}",
-        output.display(),
-        render::bytes(initramfs.bytes.len() as u64),
-        initramfs.modules.len()
-    );
-    Ok(())
 }
 
 fn finding_text(finding: &Finding) -> String {

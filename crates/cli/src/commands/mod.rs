@@ -3,6 +3,7 @@
 pub mod console;
 pub mod events;
 pub mod image;
+pub mod initrd;
 pub mod lab;
 pub mod manual;
 pub mod node;

@@ -164,10 +164,11 @@ pub(crate) fn initrd(site: &Site) -> PathBuf {
     let initrd = site.path("initrd");
     let place = |path: &PathBuf| path.to_str().expect("a path in UTF-8").to_owned();
     site.slate(&[
-        "image",
         "initrd",
-        "--modules",
+        "build",
         &place(&modules),
+        "--profile",
+        "virtual",
         "--output",
         &place(&initrd),
     ]);

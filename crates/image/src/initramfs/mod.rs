@@ -10,13 +10,15 @@ mod profile;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 use wire::cpio::{self, Member};
 use wire::digest::Digest;
-use wire::modtable::{Module, TABLE_PATH, Table};
+use wire::modtable::{Alias, Module, TABLE_PATH, Table, canonical};
 use wire::trace::TRACE_PATH;
 
 use index::Index;
@@ -29,6 +31,42 @@ pub const FORMAT: u32 = 1;
 
 const ZSTD_LEVEL: i32 = 19;
 
+/// What an initramfs is to hold besides /init and the file systems of a root.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// The machines that it is for.
+    pub profile: &'a Profile,
+    /// Names of further modules. Each is loaded when a device wants it, or at once if it is for no device.
+    pub modules: &'a [String],
+    /// Further files.
+    pub files: &'a [ExtraFile],
+    /// `None`: the best that the kernel undoes.
+    pub compression: Option<Compression>,
+}
+
+/// A file that somebody adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraFile {
+    /// Where it lies in the initramfs.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Content.
+    pub bytes: Vec<u8>,
+}
+
+impl<'a> Wanted<'a> {
+    /// What a profile asks for, and nothing else.
+    pub fn by(profile: &'a Profile) -> Self {
+        Self {
+            profile,
+            modules: &[],
+            files: &[],
+            compression: None,
+        }
+    }
+}
+
 /// How an initramfs is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -36,6 +74,41 @@ pub enum Compression {
     Zstd,
     /// For all others.
     Gzip,
+    /// Not at all: for loaders that compress by themselves, and for looking inside.
+    None,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+            Self::None => "none",
+        })
+    }
+}
+
+/// A word that names no compression.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected compression zstd, gzip or none, got {got:?}")]
+pub struct UnknownCompression {
+    /// The word.
+    pub got: String,
+}
+
+impl FromStr for Compression {
+    type Err = UnknownCompression;
+
+    fn from_str(word: &str) -> Result<Self, UnknownCompression> {
+        match word {
+            "zstd" => Ok(Self::Zstd),
+            "gzip" => Ok(Self::Gzip),
+            "none" => Ok(Self::None),
+            _ => Err(UnknownCompression {
+                got: word.to_owned(),
+            }),
+        }
+    }
 }
 
 /// A finished initramfs.
@@ -86,6 +159,32 @@ pub enum Error {
         /// The kernel's release.
         kernel: String,
     },
+    /// A module that was asked for by name.
+    #[error(
+        "no module {module} in kernel {kernel}, and it is not built in: see modules.dep for the names that there are"
+    )]
+    UnknownModule {
+        /// The module's name.
+        module: String,
+        /// The kernel's release.
+        kernel: String,
+    },
+    /// A compression that was asked for by name.
+    #[error("kernel {kernel} cannot undo {asked}: choose gzip, or a kernel with CONFIG_RD_ZSTD")]
+    CannotUndo {
+        /// The compression.
+        asked: Compression,
+        /// The kernel's release.
+        kernel: String,
+    },
+    /// A file that was added has no place.
+    #[error(
+        "{path}: expected a path in the initramfs that nothing else has, without . and .., such as /etc/site.conf"
+    )]
+    BadPath {
+        /// The path.
+        path: String,
+    },
     /// modules.dep names a file that is not there.
     #[error("{} is in modules.dep of kernel {kernel} and not on disk: reinstall the kernel's package", path.display())]
     MissingModule {
@@ -108,14 +207,15 @@ pub enum Error {
     Compress(io::Error),
 }
 
-/// Builds the initramfs of a kernel: `init` as /init, and the modules that the profile asks for.
+/// Builds the initramfs of a kernel: `init` as /init, and what is wanted.
 pub fn build(
     source: &ModuleSource<'_>,
-    profile: &Profile,
+    wanted: &Wanted<'_>,
     init: &[u8],
 ) -> Result<Initramfs, Error> {
     let index = source.index()?;
-    let table = choose(&index, source.kernel(), profile)?;
+    let compression = compression(source, wanted.compression)?;
+    let table = choose(&index, source.kernel(), wanted)?;
     let mut contents = Contents::default();
     let mut firmware = BTreeSet::new();
     for module in &table.modules {
@@ -136,7 +236,9 @@ pub fn build(
     }
     contents.file(TABLE_PATH, 0o644, table.encode().into_bytes());
     contents.file("/init", 0o755, init.to_vec());
-    let compression = source.compression()?;
+    for file in wanted.files {
+        contents.add(file)?;
+    }
     Ok(Initramfs {
         bytes: compress(&contents.archive()?, compression).map_err(Error::Compress)?,
         kernel: table.kernel,
@@ -148,6 +250,21 @@ pub fn build(
             .collect(),
         firmware: shipped,
     })
+}
+
+/// The compression that is asked for, as far as the kernel undoes it.
+fn compression(
+    source: &ModuleSource<'_>,
+    asked: Option<Compression>,
+) -> Result<Compression, Error> {
+    match (asked, source.compression()?) {
+        (None, best) => Ok(best),
+        (Some(Compression::Zstd), Compression::Gzip) => Err(Error::CannotUndo {
+            asked: Compression::Zstd,
+            kernel: source.kernel().to_owned(),
+        }),
+        (Some(asked), _) => Ok(asked),
+    }
 }
 
 /// An initramfs with the trace of a boot ([`wire::trace`]). It is an archive of its own before the
@@ -182,10 +299,16 @@ pub fn cache_key(image: &Digest, kernel: &str, profile: &Profile, init: &[u8]) -
 }
 
 /// Which modules go in, and how /init is to load them.
-fn choose(index: &Index, kernel: &str, profile: &Profile) -> Result<Table, Error> {
-    let core = core(index, kernel)?;
-    let mut names = profile.drivers(index);
+fn choose(index: &Index, kernel: &str, wanted: &Wanted<'_>) -> Result<Table, Error> {
+    let mut core = core(index, kernel)?;
+    let extra = extra(index, kernel, wanted.modules)?;
+    let mut names = wanted.profile.drivers(index);
     names.extend(core.iter().cloned());
+    let deviceless = extra
+        .iter()
+        .filter(|name| !names.contains(*name) && !has_device(index, name));
+    core.extend(deviceless.cloned());
+    names.extend(extra);
     let needed: Vec<_> = names
         .iter()
         .flat_map(|name| index.needs(name, &HELPERS))
@@ -197,19 +320,14 @@ fn choose(index: &Index, kernel: &str, profile: &Profile) -> Result<Table, Error
             .find(|(_, second)| second == name)
             .map(|(first, _)| *first);
         let of_first = first.into_iter().flat_map(|first| index.aliases_of(first));
-        of_first
-            .chain(index.aliases_of(name))
-            .map(|alias| wire::modtable::Alias {
-                module: name.clone(),
-                ..alias.clone()
-            })
+        of_first.chain(index.aliases_of(name)).map(|alias| Alias {
+            module: name.clone(),
+            ..alias.clone()
+        })
     });
     Ok(Table {
         kernel: kernel.to_owned(),
-        // Names of file systems and protocols are aliases too, but no device has them: a device's has its bus first.
-        aliases: aliases
-            .filter(|alias| alias.pattern.contains(':'))
-            .collect(),
+        aliases: aliases.filter(is_of_device).collect(),
         modules: names
             .iter()
             .map(|name| Module {
@@ -219,6 +337,31 @@ fn choose(index: &Index, kernel: &str, profile: &Profile) -> Result<Table, Error
             .collect(),
         core,
     })
+}
+
+/// The modules asked for by name that are not built in.
+fn extra(index: &Index, kernel: &str, asked: &[String]) -> Result<BTreeSet<String>, Error> {
+    let mut extra = BTreeSet::new();
+    for name in asked.iter().map(|name| canonical(name)) {
+        if index.is_module(&name) {
+            extra.insert(name);
+        } else if !index.is_builtin(&name) {
+            return Err(Error::UnknownModule {
+                module: name,
+                kernel: kernel.to_owned(),
+            });
+        }
+    }
+    Ok(extra)
+}
+
+fn has_device(index: &Index, module: &str) -> bool {
+    index.aliases_of(module).any(is_of_device)
+}
+
+/// Names of file systems and protocols are aliases too, but no device has them: a device's has its bus first.
+fn is_of_device(alias: &Alias) -> bool {
+    alias.pattern.contains(':')
 }
 
 fn core(index: &Index, kernel: &str) -> Result<Vec<String>, Error> {
@@ -280,6 +423,27 @@ impl Contents {
             .insert(path.to_owned(), (cpio::S_IFREG | mode, bytes));
     }
 
+    /// A file of somebody else's, which takes nobody's place.
+    fn add(&mut self, file: &ExtraFile) -> Result<(), Error> {
+        let path = file.path.trim_start_matches('/');
+        let above = path.match_indices('/').map(|(at, _)| &path[..at]);
+        let is_directory = |above: &str| {
+            self.members
+                .get(above)
+                .is_none_or(|(mode, _)| mode & cpio::S_IFMT == cpio::S_IFDIR)
+        };
+        if !is_plain(path)
+            || self.members.contains_key(path)
+            || !above.into_iter().all(is_directory)
+        {
+            return Err(Error::BadPath {
+                path: file.path.clone(),
+            });
+        }
+        self.file(path, file.mode & 0o7777, file.bytes.clone());
+        Ok(())
+    }
+
     fn archive(&self) -> Result<Vec<u8>, Error> {
         let mut writer = cpio::Writer::new();
         for (ino, (path, (mode, data))) in (1..).zip(&self.members) {
@@ -317,6 +481,7 @@ fn compress(archive: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
             encoder.write_all(archive)?;
             encoder.finish()
         }
+        Compression::None => Ok(archive.to_vec()),
     }
 }
 

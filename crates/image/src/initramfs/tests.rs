@@ -71,7 +71,7 @@ fn image(config: &str) -> tempfile::TempDir {
 fn built(top: &Path, profile: &Profile) -> Result<Initramfs, Error> {
     build(
         &ModuleSource::in_image(&HostDir::new(top), KERNEL),
-        profile,
+        &Wanted::by(profile),
         b"#!init",
     )
 }
@@ -88,6 +88,7 @@ fn members(initramfs: &Initramfs) -> Vec<(String, u32, Vec<u8>)> {
             .unwrap();
             archive
         }
+        Compression::None => initramfs.bytes.clone(),
     };
     cpio::Reader::new(&archive)
         .map(Result::unwrap)
@@ -201,6 +202,90 @@ fn same_inputs_give_same_bytes_and_key() {
     assert_ne!(key(&Profile::Virtual, b"i"), key(&Profile::Virtual, b"j"));
 }
 
+fn built_with<'a>(top: &Path, change: impl FnOnce(&mut Wanted<'a>)) -> Result<Initramfs, Error> {
+    let mut wanted = Wanted::by(&Profile::Virtual);
+    change(&mut wanted);
+    build(
+        &ModuleSource::in_image(&HostDir::new(top), KERNEL),
+        &wanted,
+        b"#!init",
+    )
+}
+
+#[test]
+fn modules_asked_for_by_name_are_in_it_and_get_loaded() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let names = ["tg3", "unwanted", "overlay"].map(str::to_owned);
+    let modules = image.path().join("usr/lib/modules").join(KERNEL);
+    fs::write(modules.join("kernel/unwanted.ko"), elf_with(b"unwanted")).unwrap();
+    let initramfs = built_with(image.path(), |it| it.modules = &names).unwrap();
+    let table = table(&initramfs);
+    assert_eq!(
+        table.for_modalias("pci:v000014E4d1").collect::<Vec<_>>(),
+        ["tg3"]
+    );
+    assert_eq!(
+        table.core,
+        ["nfs", "nfsv4", "unwanted"],
+        "no device would ask for it"
+    );
+    assert!(initramfs.modules.contains(&"broadcom".to_owned()));
+    let unknown = ["nonsense".to_owned()];
+    let error = built_with(image.path(), |it| it.modules = &unknown).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("no module nonsense in kernel 6.1.0-1-test"),
+        "{error}"
+    );
+}
+
+#[test]
+fn added_files_take_nobodys_place() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let add = |path: &str| {
+        let files = [ExtraFile {
+            path: path.into(),
+            mode: 0o600,
+            bytes: b"x".to_vec(),
+        }];
+        built_with(image.path(), |it| {
+            it.files = &files;
+            it.compression = Some(Compression::None);
+        })
+    };
+    let initramfs = add("/etc/site/conf").unwrap();
+    let added = (
+        "etc/site/conf".to_owned(),
+        cpio::S_IFREG | 0o600,
+        b"x".to_vec(),
+    );
+    assert!(members(&initramfs).contains(&added));
+    for path in [
+        "/init",
+        "/init/x",
+        "/dev",
+        "/dev/console/x",
+        "/a/../b",
+        "",
+        "/",
+    ] {
+        assert!(matches!(add(path), Err(Error::BadPath { .. })), "{path}");
+    }
+}
+
+#[test]
+fn a_compression_that_the_kernel_lacks_is_refused() {
+    let image = image("CONFIG_RD_GZIP=y\n");
+    let asked = |compression| built_with(image.path(), |it| it.compression = Some(compression));
+    let error = asked(Compression::Zstd).unwrap_err().to_string();
+    assert!(error.contains("cannot undo zstd: choose gzip"), "{error}");
+    assert_eq!(
+        asked(Compression::Gzip).unwrap().compression,
+        Compression::Gzip
+    );
+}
+
 #[test]
 fn what_is_missing_is_named() {
     let image = image("");
@@ -253,7 +338,7 @@ fn real_kernel_modules_make_an_initramfs() {
     let files = HostDir::new(entry.path());
     let initramfs = build(
         &ModuleSource::in_directory(&files, &kernel),
-        &Profile::Virtual,
+        &Wanted::by(&Profile::Virtual),
         b"#!init",
     )
     .unwrap();

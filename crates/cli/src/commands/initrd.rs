@@ -1,0 +1,224 @@
+//! `slate initrd`: an initramfs as a file, for loaders and machines that the daemon does not serve.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, Subcommand, ValueHint};
+use image::boot::BootFiles;
+use image::files::{Files, HostDir};
+use image::initramfs::{self, Compression, ExtraFile, Initramfs, ModuleSource, Profile, Wanted};
+use serde_json::json;
+
+use super::image::{open_store, path_failure, resolve};
+use crate::args::{DirArgs, OutputArgs};
+use crate::embedded;
+use crate::failure::{Code, Failure, Outcome};
+use crate::render;
+
+/// `slate initrd …`.
+#[derive(Subcommand, Debug)]
+pub enum InitrdCommand {
+    /// Write the initramfs of an image or a directory into a file
+    ///
+    /// The same inputs give the same bytes.
+    Build(Box<BuildArgs>),
+}
+
+/// What goes into an initramfs, and where it comes from.
+#[derive(Args, Debug)]
+pub struct BuildArgs {
+    /// An image, or (with a / in it) a directory: a root file system or the modules of one kernel
+    #[arg(value_name = "IMAGE|DIR", value_hint = ValueHint::AnyPath)]
+    source: PathBuf,
+    /// Where to write it
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    output: PathBuf,
+    /// The kernel's release [default: the newest; for a directory of modules, its name]
+    #[arg(long, value_name = "RELEASE")]
+    kernel: Option<String>,
+    /// Which network drivers go in: virtual, server or all-nic
+    #[arg(long, default_value = "server")]
+    profile: Profile,
+    /// A further module, loaded when a device wants it, or at once if it is for no device
+    #[arg(long = "module", value_name = "NAME")]
+    modules: Vec<String>,
+    /// A further file, at the same path or at PATH, with its permissions
+    #[arg(long = "file", value_name = "FILE[:PATH]", value_hint = ValueHint::FilePath)]
+    files: Vec<Added>,
+    /// How to compress it: zstd, gzip or none [default: the best that the kernel undoes]
+    #[arg(long, value_name = "HOW")]
+    compression: Option<Compression>,
+    #[command(flatten)]
+    json: OutputArgs,
+}
+
+/// `FILE[:PATH]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Added {
+    from: PathBuf,
+    to: String,
+}
+
+impl FromStr for Added {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (from, to) = text.split_once(':').unwrap_or((text, text));
+        if from.is_empty() || !to.starts_with('/') {
+            return Err(format!(
+                "expected FILE:/PATH, or FILE as an absolute path, got {text}"
+            ));
+        }
+        Ok(Self {
+            from: from.into(),
+            to: to.to_owned(),
+        })
+    }
+}
+
+/// Runs one `slate initrd` command.
+pub fn run(dirs: &DirArgs, command: InitrdCommand) -> Outcome {
+    match command {
+        InitrdCommand::Build(args) => build(dirs, &args),
+    }
+}
+
+fn build(dirs: &DirArgs, args: &BuildArgs) -> Outcome {
+    let initramfs = if args.source.as_os_str().as_encoded_bytes().contains(&b'/') {
+        from_directory(args)?
+    } else {
+        let store = open_store(dirs)?;
+        let tree = store.open_tree(resolve(&store, &args.source.to_string_lossy())?)?;
+        from_root(&tree, args)?
+    };
+    write(&args.output, &initramfs.bytes)?;
+    say(&args.output, &initramfs, args.json)
+}
+
+fn from_directory(args: &BuildArgs) -> Outcome<Initramfs> {
+    let directory = args
+        .source
+        .canonicalize()
+        .map_err(|error| path_failure("opening", &args.source, &error))?;
+    let files = HostDir::new(&directory);
+    if !directory.join("modules.dep").is_file() {
+        return from_root(&files, args);
+    }
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let kernel = args.kernel.as_deref().unwrap_or(&name);
+    make(&ModuleSource::in_directory(&files, kernel), args)
+}
+
+fn from_root(files: &dyn Files, args: &BuildArgs) -> Outcome<Initramfs> {
+    let kernel = match &args.kernel {
+        Some(kernel) => kernel.clone(),
+        None => newest(files)?,
+    };
+    make(&ModuleSource::in_image(files, &kernel), args)
+}
+
+fn newest(files: &dyn Files) -> Outcome<String> {
+    let found = BootFiles::of(files).map_err(|error| Failure::of(&error))?;
+    Ok(found.kernel.version)
+}
+
+fn make(source: &ModuleSource<'_>, args: &BuildArgs) -> Outcome<Initramfs> {
+    let files = args.files.iter().map(read).collect::<Outcome<Vec<_>>>()?;
+    let wanted = Wanted {
+        profile: &args.profile,
+        modules: &args.modules,
+        files: &files,
+        compression: args.compression,
+    };
+    initramfs::build(source, &wanted, embedded::init()).map_err(|error| {
+        let failure = Failure::because("building the initramfs", &error);
+        match error {
+            initramfs::Error::UnknownModule { .. }
+            | initramfs::Error::CannotUndo { .. }
+            | initramfs::Error::BadPath { .. } => failure.code(Code::Usage),
+            _ => failure,
+        }
+    })
+}
+
+fn read(added: &Added) -> Outcome<ExtraFile> {
+    let failure = |error| path_failure("reading", &added.from, &error);
+    Ok(ExtraFile {
+        path: added.to.clone(),
+        mode: fs::metadata(&added.from)
+            .map_err(failure)?
+            .permissions()
+            .mode(),
+        bytes: fs::read(&added.from).map_err(failure)?,
+    })
+}
+
+/// Beside its place first: nobody boots half of one.
+fn write(output: &Path, bytes: &[u8]) -> Outcome {
+    let mut partial = OsString::from(output);
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    fs::write(&partial, bytes)
+        .and_then(|()| fs::rename(&partial, output))
+        .map_err(|error| {
+            let _ = fs::remove_file(&partial);
+            path_failure("writing", output, &error)
+        })
+}
+
+fn say(output: &Path, initramfs: &Initramfs, print: OutputArgs) -> Outcome {
+    if print.json {
+        return render::json(&json!({
+            "path": output,
+            "bytes": initramfs.bytes.len(),
+            "kernel": initramfs.kernel,
+            "compression": initramfs.compression.to_string(),
+            "modules": initramfs.modules,
+            "firmware": initramfs.firmware,
+        }));
+    }
+    anstream::println!(
+        "{}: {} ({}) with {} modules of kernel {} and {} firmware files",
+        output.display(),
+        render::bytes(initramfs.bytes.len() as u64),
+        initramfs.compression,
+        initramfs.modules.len(),
+        initramfs.kernel,
+        initramfs.firmware.len(),
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn added_files_have_an_absolute_place() {
+        let added = |text: &str| text.parse::<Added>().map(|it| (it.from, it.to));
+        assert_eq!(
+            added("site.conf:/etc/site.conf"),
+            Ok(("site.conf".into(), "/etc/site.conf".into()))
+        );
+        assert_eq!(
+            added("/etc/site.conf"),
+            Ok(("/etc/site.conf".into(), "/etc/site.conf".into()))
+        );
+        for wrong in ["site.conf", "site.conf:etc", ":/etc/site.conf", ""] {
+            assert!(added(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("initrd");
+        write(&output, b"new").unwrap();
+        assert_eq!(fs::read(&output).unwrap(), b"new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(write(&folder.path().join("none/initrd"), b"x").is_err());
+    }
+}
