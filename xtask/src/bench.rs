@@ -3,6 +3,7 @@
 mod boot;
 mod capture;
 mod ganesha;
+mod initrd;
 mod nfs;
 mod ours;
 mod peer;
@@ -32,7 +33,7 @@ struct Options {
 /// Runs the benchmark that `arguments` name.
 pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let Some((&name, rest)) = arguments.split_first() else {
-        bail!("which benchmark? known: boot, nfs");
+        bail!("which benchmark? known: boot, initrd, nfs");
     };
     if let (nfs::GENERATOR, [order]) = (name, rest) {
         nfs::generate(order)?;
@@ -41,8 +42,9 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let options = Options::parse(rest)?;
     let report = match name {
         "boot" => boot::run(&options)?,
+        "initrd" => initrd::run(&options)?,
         "nfs" => nfs::run(&options)?,
-        _ => bail!("unknown benchmark: {name}; known: boot, nfs"),
+        _ => bail!("unknown benchmark: {name}; known: boot, initrd, nfs"),
     };
     if options.json {
         println!("{:#}", report.as_json());

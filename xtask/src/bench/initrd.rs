@@ -1,0 +1,223 @@
+//! `cargo xtask bench initrd`: the initramfs of one kernel, built by dracut and by us.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use lab::Tool;
+use serde_json::Value;
+
+use super::Options;
+use super::boot::{IMAGE, archive, cache};
+use super::ours::Ours;
+use super::row::{Report, Row, median};
+use crate::install::Extra;
+use crate::workspace::{is_root, must_succeed, target_directory};
+use crate::{dist, install};
+
+const NAME: &str = "dracut";
+const PROGRAMS: [Extra; 1] = [Extra {
+    path: "/usr/bin/unshare",
+    package: "util-linux",
+    purpose: "run dracut in the image",
+}];
+/// The compression that sizes are compared in, on both sides.
+const SMALL: &str = "19";
+
+/// Unpacks the archive `$1` into the folder `$2` and installs dracut there, with what its modules ask for.
+const PREPARE: &str = r#"
+set -e
+rm -rf "$2"
+mkdir -p "$2"
+tar --extract --file="$1" --directory="$2" --numeric-owner
+cp /etc/resolv.conf "$2/etc/resolv.conf"
+mount --bind /proc "$2/proc"
+export DEBIAN_FRONTEND=noninteractive
+chroot "$2" apt-get update
+chroot "$2" apt-get install --yes --no-install-recommends dracut-core dracut-network nfs-common rpcbind \
+    kbd iputils-arping isc-dhcp-client zstd binutils
+touch "$2/.prepared"
+"#;
+
+/// Runs dracut in the folder `$1`, as the usual recipe for an NFS root has it; `$2…` are added.
+const DRACUT: &str = r#"
+set -e
+root=$1
+shift
+for folder in proc sys dev; do mount --bind "/$folder" "$root/$folder"; done
+exec chroot "$root" dracut --quiet --no-hostonly --no-hostonly-cmdline --nofscks \
+    --add-drivers "virtio_net overlay nfs nfsv4" --install more \
+    -m "bash systemd systemd-initrd i18n network ifcfg dm kernel-modules kernel-modules-extra kernel-network-modules rootfs-block terminfo udev-rules dracut-systemd usrmount base fs-lib nfs" \
+    --kver "$(ls "$root/lib/modules")" "$@" --force /boot/initrd.bench
+"#;
+
+/// Builds on each side, in turn.
+pub fn run(options: &Options) -> anyhow::Result<Report> {
+    if !is_root() {
+        bail!("the benchmark unpacks an image and runs dracut in it: run it as root");
+    }
+    install::ensure(&[Tool::Mmdebstrap], &PROGRAMS)?;
+    let folder = target_directory()?.join("bench");
+    let cache = cache(&folder);
+    let program = dist::build()?;
+    // Its archive is what both sides build from.
+    Ours::prepare(program.clone(), folder.join("ours"), IMAGE, &cache)?;
+    let site = Site::prepare(&archive(&cache)?, &folder.join("initrd"), program)?;
+    let mut rows = sizes(&site, options)?;
+    rows.push(build(&site, options)?);
+    Ok(Report {
+        name: "initrd",
+        conditions: conditions(options.rounds)?,
+        rows,
+    })
+}
+
+/// One unpacked image with dracut in it, and our program.
+struct Site {
+    root: PathBuf,
+    folder: PathBuf,
+    program: PathBuf,
+}
+
+impl Site {
+    fn prepare(archive: &Path, folder: &Path, program: PathBuf) -> anyhow::Result<Self> {
+        let name = archive.file_stem().context("an archive without a name")?;
+        let site = Self {
+            root: folder.join(name),
+            folder: folder.to_owned(),
+            program,
+        };
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        if !site.root.join(".prepared").exists() {
+            eprintln!("unpacking {IMAGE} and installing dracut in it, once");
+            let root = site.root.as_os_str();
+            must_succeed(in_namespace(PREPARE).arg(archive).arg(root))
+                .context("installing dracut in the image")?;
+        }
+        Ok(site)
+    }
+
+    /// Builds ours; what it says of itself.
+    fn ours(&self, profile: &str, more: &[&str]) -> anyhow::Result<Value> {
+        let output = Command::new(&self.program)
+            .args(["initrd", "build"])
+            .arg(&self.root)
+            .args(["--profile", profile, "--json", "--output"])
+            .arg(self.folder.join("ours.img"))
+            .args(more)
+            .stderr(Stdio::inherit())
+            .output()
+            .context("starting slate initrd build")?;
+        ensure!(output.status.success(), "slate initrd build failed");
+        serde_json::from_slice(&output.stdout).context("reading what slate initrd build says")
+    }
+
+    /// Builds dracut's; its size in bytes.
+    fn theirs(&self, more: &[&str]) -> anyhow::Result<u64> {
+        must_succeed(in_namespace(DRACUT).arg(&self.root).args(more)).context("running dracut")?;
+        let built = self.root.join("boot/initrd.bench");
+        let bytes = std::fs::metadata(&built)
+            .with_context(|| format!("reading {}", built.display()))?
+            .len();
+        std::fs::remove_file(&built).with_context(|| format!("removing {}", built.display()))?;
+        Ok(bytes)
+    }
+}
+
+/// A script in a mount namespace of its own; it keeps only its errors.
+fn in_namespace(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
+/// Sizes do not vary: one build of each.
+fn sizes(site: &Site, options: &Options) -> anyhow::Result<Vec<Row>> {
+    let compress = format!("zstd -{SMALL} -T0");
+    let theirs = (!options.ours)
+        .then(|| site.theirs(&["--compress", &compress]))
+        .transpose()?;
+    let peer = theirs.map(|bytes| (NAME, bytes as f64));
+    let (mut rows, mut init) = (Vec::new(), None);
+    for (name, profile) in [
+        ("initrd-virtual", "virtual"),
+        ("initrd-server", "server"),
+        ("initrd-all-nic", "all-nic"),
+    ] {
+        let built = site.ours(profile, &["--compression", "zstd", "--level", SMALL])?;
+        rows.push(Row {
+            name,
+            unit: "B",
+            ours: number(&built, "bytes")?,
+            peer,
+        });
+        init = Some(number(&built, "init_bytes")?);
+    }
+    rows.push(Row {
+        name: "init-bytes",
+        unit: "B",
+        ours: init.context("no initramfs was built")?,
+        peer: None,
+    });
+    Ok(rows)
+}
+
+fn number(built: &Value, name: &str) -> anyhow::Result<f64> {
+    let number = built[name].as_f64();
+    number.with_context(|| format!("slate initrd build --json names no {name}"))
+}
+
+/// How long a build takes with each side's own compression.
+fn build(site: &Site, options: &Options) -> anyhow::Result<Row> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 1..=options.rounds {
+        if !options.ours {
+            theirs.push(seconds(|| site.theirs(&[]).map(drop))?);
+        }
+        ours.push(seconds(|| site.ours("server", &[]).map(drop))?);
+        eprintln!(
+            "round {round}/{}: {theirs:.1?} {ours:.1?} s",
+            options.rounds
+        );
+    }
+    Ok(Row {
+        name: "build",
+        unit: "s",
+        ours: median(ours),
+        peer: (!theirs.is_empty()).then(|| (NAME, median(theirs))),
+    })
+}
+
+fn seconds(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let started = Instant::now();
+    work()?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+fn conditions(rounds: usize) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let cores = std::thread::available_parallelism()?;
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    Ok(vec![
+        (
+            "rounds",
+            format!("sizes once; build {rounds} times on each side in turn, medians"),
+        ),
+        ("machine", format!("{cores} cores, load {}", load.trim())),
+        (
+            "input",
+            format!(
+                "one unpacked {IMAGE}, its kernel, its firmware; nothing is kept between builds"
+            ),
+        ),
+        (
+            "compression",
+            format!(
+                "sizes: zstd -{SMALL} on both sides; build: each side's default, profile server"
+            ),
+        ),
+    ])
+}
