@@ -19,6 +19,13 @@ struct Counts {
     skipped: u32,
 }
 
+/// What a test puts in the way of a daemon.
+const NFTABLES: install::Extra = install::Extra {
+    path: "/usr/sbin/nft",
+    package: "nftables",
+    purpose: "be a firewall that drops what nodes send",
+};
+
 /// The tests that boot machines, as package and test target.
 const END_TO_END: [(&str, &str); 3] = [("lab", "machines"), ("cli", "errors"), ("cli", "e2e")];
 /// Tests of the long matrix begin with this.
@@ -68,7 +75,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Libnfs,
     ];
     let built = install::ensure_build();
-    install::ensure(&tools, &[])?;
+    install::ensure(&tools, &[NFTABLES])?;
     built
 }
 
