@@ -11,17 +11,12 @@ use serde_json::Value;
 use super::Options;
 use super::boot::{IMAGE, archive, cache};
 use super::ours::Ours;
+use super::peer::{UNSHARE, in_namespace};
 use super::row::{Report, Row, median};
-use crate::install::Extra;
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
 
 const NAME: &str = "dracut";
-const PROGRAMS: [Extra; 1] = [Extra {
-    path: "/usr/bin/unshare",
-    package: "util-linux",
-    purpose: "run dracut in the image",
-}];
 /// The compression that sizes are compared in, on both sides.
 const SMALL: &str = "19";
 
@@ -57,7 +52,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     if !is_root() {
         bail!("the benchmark unpacks an image and runs dracut in it: run it as root");
     }
-    install::ensure(&[Tool::Mmdebstrap], &PROGRAMS)?;
+    install::ensure(&[Tool::Mmdebstrap], &[UNSHARE])?;
     let folder = target_directory()?.join("bench");
     let cache = cache(&folder);
     let program = dist::build()?;
@@ -91,8 +86,7 @@ impl Site {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         if !site.root.join(".prepared").exists() {
             eprintln!("unpacking {IMAGE} and installing dracut in it, once");
-            let root = site.root.as_os_str();
-            must_succeed(in_namespace(PREPARE).arg(archive).arg(root))
+            must_succeed(in_namespace(PREPARE).arg(archive).arg(&site.root))
                 .context("installing dracut in the image")?;
         }
         Ok(site)
@@ -123,16 +117,6 @@ impl Site {
         std::fs::remove_file(&built).with_context(|| format!("removing {}", built.display()))?;
         Ok(bytes)
     }
-}
-
-/// A script in a mount namespace of its own; it keeps only its errors.
-fn in_namespace(script: &str) -> Command {
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", script, "sh"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    command
 }
 
 /// Sizes do not vary: one build of each.

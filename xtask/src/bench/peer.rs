@@ -11,6 +11,13 @@ use super::ganesha::{self, Ganesha};
 use crate::install::Extra;
 use crate::workspace::must_succeed;
 
+/// What [`in_namespace`] needs.
+pub const UNSHARE: Extra = Extra {
+    path: "/usr/bin/unshare",
+    package: "util-linux",
+    purpose: "run dracut in the image",
+};
+
 /// What the peer is made of.
 pub const PROGRAMS: [Extra; 6] = [
     Extra {
@@ -29,11 +36,7 @@ pub const PROGRAMS: [Extra; 6] = [
         package: "tshark",
         purpose: "count NFS calls",
     },
-    Extra {
-        path: "/usr/bin/unshare",
-        package: "util-linux",
-        purpose: "run dracut in the image",
-    },
+    UNSHARE,
     Extra {
         path: "/usr/bin/ssh-keygen",
         package: "openssh-client",
@@ -101,7 +104,8 @@ impl Peer {
             .with_context(|| format!("making {}", folder.display()))?;
         if !peer.initrd().exists() {
             eprintln!("making the peer's root and initramfs, once");
-            run_script(UNPACK, archive, &peer.root).context("unpacking the image")?;
+            must_succeed(in_namespace(UNPACK).arg(archive).arg(&peer.root))
+                .context("unpacking the image")?;
             peer.build(&folder.join("dracut"))?;
         }
         Ok(peer)
@@ -119,7 +123,8 @@ impl Peer {
     }
 
     fn build(&self, copy: &Path) -> anyhow::Result<()> {
-        run_script(PREPARE, &self.root, copy).context("running dracut in a copy of the image")?;
+        must_succeed(in_namespace(PREPARE).arg(&self.root).arg(copy))
+            .context("running dracut in a copy of the image")?;
         std::fs::create_dir_all(self.tftp.join("grub"))?;
         let boot =
             std::fs::read_dir(self.root.join("boot")).context("listing the image's /boot")?;
@@ -195,14 +200,14 @@ impl Peer {
 }
 
 /// Runs a script of two arguments in a mount namespace of its own; it keeps only its errors.
-fn run_script(script: &str, from: &Path, to: &Path) -> anyhow::Result<()> {
+/// A script in a mount namespace of its own: what it mounts goes with it. It keeps only its errors.
+pub fn in_namespace(script: &str) -> Command {
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-c", script, "sh"])
-        .arg(from)
-        .arg(to)
+        .stdin(Stdio::null())
         .stdout(Stdio::null());
-    must_succeed(&mut command)
+    command
 }
 
 fn is_kernel(path: &Path) -> bool {
