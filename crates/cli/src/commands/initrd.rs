@@ -167,8 +167,13 @@ fn read(added: &Added) -> Outcome<ExtraFile> {
     })
 }
 
-/// Beside its place first: nobody boots half of one.
+/// Beside its place first: nobody boots half of one. A link or a device there stays one, and is
+/// written to.
 fn write(output: &Path, bytes: &[u8]) -> Outcome {
+    let failure = |error| path_failure("writing", output, &error);
+    if fs::symlink_metadata(output).is_ok_and(|there| !there.is_file()) {
+        return fs::write(output, bytes).map_err(failure);
+    }
     let mut partial = OsString::from(output);
     partial.push(".partial");
     let partial = PathBuf::from(partial);
@@ -176,7 +181,7 @@ fn write(output: &Path, bytes: &[u8]) -> Outcome {
         .and_then(|()| fs::rename(&partial, output))
         .map_err(|error| {
             let _ = fs::remove_file(&partial);
-            path_failure("writing", output, &error)
+            failure(error)
         })
 }
 
@@ -232,5 +237,13 @@ mod tests {
         assert_eq!(fs::read(&output).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert!(write(&folder.path().join("none/initrd"), b"x").is_err());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&output, &link).unwrap();
+        write(&link, b"newer").unwrap();
+        assert!(
+            link.is_symlink(),
+            "what stands in a device's or a link's place"
+        );
+        assert_eq!(fs::read(&output).unwrap(), b"newer");
     }
 }
