@@ -53,7 +53,7 @@ pub struct BuildArgs {
     /// How to compress it: zstd, gzip or none [default: the best that the kernel undoes]
     #[arg(long, value_name = "HOW")]
     compression: Option<Compression>,
-    /// How hard zstd tries: 19, as `slate up` does it, is smaller and takes ten times as long
+    /// How hard zstd tries: 19, as `slate up` does it, is a tenth smaller and takes over ten times as long
     #[arg(
         long,
         value_name = "1-19",

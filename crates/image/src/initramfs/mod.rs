@@ -31,7 +31,7 @@ pub const FORMAT: u32 = 1;
 
 /// The zstd level for what travels to every node at every boot.
 pub const LEVEL_SMALL: i32 = 19;
-/// The zstd level for what somebody waits for: a tenth of the time for a seventh more bytes.
+/// The zstd level for what somebody waits for: less than a tenth of the time for an eighth more bytes.
 pub const LEVEL_QUICK: i32 = 9;
 
 /// What an initramfs is to hold besides /init and the file systems of a root.
