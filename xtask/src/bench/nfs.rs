@@ -8,6 +8,7 @@ mod client;
 mod cost;
 mod cpio;
 mod drive;
+mod knfsd;
 mod load;
 mod outcome;
 mod pcap;
@@ -35,6 +36,7 @@ use super::row::{Report, Row, median};
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
 
+use boots::Boots;
 use load::Boot;
 /// The generator's work, in its own process.
 pub use load::run as generate;
@@ -49,7 +51,7 @@ const GENERATOR_CPU: &str = "1";
 const PORT: u16 = 2049;
 /// How long each load is measured in a round.
 const LOAD_TIME: Duration = Duration::from_millis(1500);
-const LOADS: [&str; 10] = [
+const LOADS: [&str; 11] = [
     "getattr",
     "access",
     "lookup",
@@ -58,6 +60,7 @@ const LOADS: [&str; 10] = [
     "read-1m",
     "crowd",
     "replay",
+    "replay-first",
     "replay-among",
     "idle",
 ];
@@ -68,6 +71,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         bail!("the benchmark makes networks and exports files: run it as root");
     }
     install::ensure(&TOOLS, &peer::PROGRAMS)?;
+    install::ensure(&[], &knfsd::PROGRAMS)?;
     if let Some(unknown) = options.only.iter().find(|it| !LOADS.contains(&it.as_str())) {
         bail!(
             "--only: unknown load: {unknown}; known: {}",
@@ -156,8 +160,9 @@ struct Bench {
     tree: PathBuf,
     scratch: PathBuf,
     loads: Vec<String>,
-    boot: Option<Boot>,
-    their_boot: Option<Boot>,
+    boots: Option<Boots>,
+    /// The peers' boots, by the names of their rows.
+    their_boots: Vec<(&'static str, &'static str, Boot)>,
 }
 
 impl Bench {
@@ -172,18 +177,25 @@ impl Bench {
         let tree = unpack(&archive, &scratch)?;
         let has_boot = loads.iter().any(|load| load.starts_with("replay"));
         let boot = || boots::ours(&ours, &scratch).context("booting from our server");
-        let boot = has_boot.then(boot).transpose()?;
-        let their_boot = || {
+        let boots = has_boot.then(boot).transpose()?;
+        let their_boots = || {
             let peer = Peer::prepare(&archive, &folder)?;
-            boots::theirs(&ours, &peer, &scratch).context("booting from the peer's servers")
+            let ganesha = boots::ganesha(&ours, &peer, &scratch).context("booting from Ganesha")?;
+            let knfsd = boots::knfsd(&ours, &peer, &tree, &scratch);
+            let knfsd = knfsd.context("booting from the kernel's NFS server")?;
+            anyhow::Ok(vec![
+                ("boot-rpcs", "NFS-Ganesha", ganesha),
+                ("boot-rpcs-knfsd", knfsd::NAME, knfsd),
+            ])
         };
-        let their_boot = (has_boot && !options.ours).then(their_boot).transpose()?;
+        let has_theirs = has_boot && !options.ours;
+        let their_boots = has_theirs.then(their_boots).transpose()?;
         Ok(Self {
             ours,
             tree,
             loads,
-            boot,
-            their_boot,
+            boots,
+            their_boots: their_boots.unwrap_or_default(),
             scratch,
         })
     }
@@ -191,16 +203,25 @@ impl Bench {
     /// How many calls a node makes until it is up.
     fn boot_rows(&self) -> anyhow::Result<Vec<Row>> {
         let calls = |boot: &Boot| boots::calls(boot, PORT).map(|calls| calls as f64);
-        let Some(ours) = self.boot.as_ref().map(calls).transpose()? else {
+        let Some(boots) = &self.boots else {
             return Ok(Vec::new());
         };
-        let theirs = self.their_boot.as_ref().map(calls).transpose()?;
-        Ok(vec![Row {
-            name: "boot-rpcs",
+        let row = |name, ours, peer| Row {
+            name,
             unit: "calls",
             ours,
-            peer: theirs.map(|calls| ("NFS-Ganesha", calls)),
-        }])
+            peer,
+        };
+        let (ours, first) = (calls(&boots.ours)?, calls(&boots.first)?);
+        let mut rows = Vec::new();
+        for (name, peer, boot) in &self.their_boots {
+            rows.push(row(*name, ours, Some((*peer, calls(boot)?))));
+        }
+        if rows.is_empty() {
+            rows.push(row("boot-rpcs", ours, None));
+        }
+        rows.push(row("boot-rpcs-first", first, rows[0].peer));
+        Ok(rows)
     }
 
     /// Starts a server, has the generator call it, and ends it.
@@ -239,7 +260,8 @@ impl Bench {
             time: LOAD_TIME,
             clients,
             loads: self.loads.clone(),
-            boot: self.boot.clone(),
+            boot: self.boots.as_ref().map(|boots| boots.ours.clone()),
+            first_boot: self.boots.as_ref().map(|boots| boots.first.clone()),
         };
         let own = std::env::current_exe().context("finding this program")?;
         let own = own.to_string_lossy();
@@ -305,7 +327,7 @@ type Figure = (
     fn(&Value) -> Option<f64>,
 );
 
-const FIGURES: [Figure; 17] = [
+const FIGURES: [Figure; 20] = [
     ("getattr-cpu", "µs", "getattr", cpu_us),
     ("access-cpu", "µs", "access", cpu_us),
     ("lookup-cpu", "µs", "lookup", cpu_us),
@@ -321,6 +343,11 @@ const FIGURES: [Figure; 17] = [
     ("replay-fairness", "slowest / median", "replay", |it| {
         Some(seconds(it, "last_end_ns")? / seconds(it, "median_end_ns")?)
     }),
+    ("replay-first-cpu", "µs", "replay-first", cpu_us),
+    ("replay-first-wall", "s", "replay-first", |it| {
+        seconds(it, "wall_ns")
+    }),
+    ("replay-first-p99", "µs", "replay-first", p99_us),
     ("replay-among-readers", "s", "replay-among", |it| {
         seconds(it, "last_end_ns")
     }),

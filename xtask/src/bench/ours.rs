@@ -100,19 +100,30 @@ impl Ours {
 
     /// What an earlier boot of the image read, if one has been seen.
     pub fn trace(&self) -> anyhow::Result<Option<Vec<u8>>> {
-        let cache = self.folder.join("state/cache");
-        let kept = std::fs::read_dir(&cache).into_iter().flatten().flatten();
-        let trace = kept
-            .map(|entry| entry.path())
-            .filter(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.starts_with("trace-") && path.extension().is_none()
-            })
-            .max_by_key(|path| path.metadata().and_then(|it| it.modified()).ok());
+        let traces = self.traces().into_iter();
+        let newest = traces.max_by_key(|path| path.metadata().and_then(|it| it.modified()).ok());
         let read = |path: PathBuf| {
             std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
         };
-        trace.map(read).transpose()
+        newest.map(read).transpose()
+    }
+
+    /// Makes the next boot the first one of the image.
+    pub fn forget_traces(&self) -> anyhow::Result<()> {
+        for path in self.traces() {
+            std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn traces(&self) -> Vec<PathBuf> {
+        let cache = self.folder.join("state/cache");
+        let kept = std::fs::read_dir(&cache).into_iter().flatten().flatten();
+        let is_trace = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("trace-") && path.extension().is_none()
+        };
+        kept.map(|entry| entry.path()).filter(is_trace).collect()
     }
 
     /// Plans a boot of a node; its kernel command line.

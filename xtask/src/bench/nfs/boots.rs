@@ -1,6 +1,7 @@
-//! Boots of a node under User-Mode Linux whose calls are captured: one from our server, as it
-//! boots from it, and one as the peer has it.
+//! Boots of a node under User-Mode Linux whose calls are captured: from our server, and as
+//! each peer has it.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -8,6 +9,7 @@ use anyhow::{Context, ensure};
 use lab::{GATEWAY, Hardware, MacAddress, Machine, Network, Uml};
 
 use super::cpio::Archive;
+use super::knfsd;
 use super::load::Boot;
 use super::pcap;
 use crate::bench::capture::Capture;
@@ -17,15 +19,29 @@ use crate::bench::peer::Peer;
 const PATIENCE: Duration = Duration::from_secs(300);
 const MEMORY_MIB: u32 = 384;
 
-/// Boots a node from our server, with what an earlier boot of the image taught it.
-pub fn ours(ours: &Ours, folder: &Path) -> anyhow::Result<Boot> {
-    if ours.trace()?.is_none() {
-        boot_ours(ours, folder).context("the first boot of the image")?;
-    }
-    boot_ours(ours, folder)
+/// The boots that are compared.
+pub struct Boots {
+    /// From our server, with what an earlier boot of the image taught it.
+    pub ours: Boot,
+    /// From our server, the first of its image: what the node will read is not known yet.
+    pub first: Boot,
 }
 
-fn boot_ours(ours: &Ours, folder: &Path) -> anyhow::Result<Boot> {
+/// Boots a node from our server twice: the first boot of the image, and one after it.
+pub fn ours(ours: &Ours, folder: &Path) -> anyhow::Result<Boots> {
+    ours.forget_traces()?;
+    let first = boot_ours(ours, folder, "first").context("the first boot of the image")?;
+    ensure!(
+        ours.trace()?.is_some(),
+        "the first boot of the image left no trace of what it read"
+    );
+    Ok(Boots {
+        first,
+        ours: boot_ours(ours, folder, "ours")?,
+    })
+}
+
+fn boot_ours(ours: &Ours, folder: &Path, name: &str) -> anyhow::Result<Boot> {
     let network = Network::new()?;
     let _daemon = ours.start(&network, &[])?;
     let initrd = folder.join("initrd");
@@ -43,9 +59,14 @@ fn boot_ours(ours: &Ours, folder: &Path) -> anyhow::Result<Boot> {
         .find(|word| word.starts_with("/images/"))
         .context("the command line names no image")?
         .to_owned();
-    let file = folder.join("ours.pcap");
+    let file = folder.join(format!("{name}.pcap"));
     let capture = Capture::start(&network, file.clone())?;
-    let machine = power_on(&network, initrd, command_line, folder.join("ours.console"))?;
+    let machine = power_on(
+        &network,
+        initrd,
+        command_line,
+        folder.join(format!("{name}.console")),
+    )?;
     let up_s = ours.wait_up(&machine)?;
     capture.stop()?;
     Ok(Boot {
@@ -55,20 +76,40 @@ fn boot_ours(ours: &Ours, folder: &Path) -> anyhow::Result<Boot> {
     })
 }
 
-/// Boots a node from the peer's servers: by our `/init`, as User-Mode Linux has it, but mounted as
-/// the recipe says, and without having learnt anything.
-pub fn theirs(ours: &Ours, peer: &Peer, folder: &Path) -> anyhow::Result<Boot> {
+/// Boots a node from NFS-Ganesha.
+pub fn ganesha(ours: &Ours, peer: &Peer, folder: &Path) -> anyhow::Result<Boot> {
     let network = Network::new()?;
     let _servers = peer.start(&network)?;
+    boot_theirs(ours, &network, (GATEWAY, "/export/root"), folder, "ganesha")
+}
+
+/// Boots a node from the kernel's NFS server, with the DHCP server of the peer.
+pub fn knfsd(ours: &Ours, peer: &Peer, tree: &Path, folder: &Path) -> anyhow::Result<Boot> {
+    let network = Network::new()?;
+    let _servers = peer.start(&network)?;
+    let _nfsd = knfsd::start(&network, tree, folder)?;
+    let source = (knfsd::ADDRESS, knfsd::EXPORT);
+    boot_theirs(ours, &network, source, folder, "knfsd-node")
+}
+
+/// Boots a node from a peer's NFS server: by our `/init`, as User-Mode Linux has it, but mounted
+/// as the recipe says, and without having learnt anything.
+fn boot_theirs(
+    ours: &Ours,
+    network: &Network,
+    (server, export): (Ipv4Addr, &str),
+    folder: &Path,
+    name: &str,
+) -> anyhow::Result<Boot> {
     let initrd = folder.join("initrd");
     ours.write_uml_initrd(&initrd)?;
-    let export = "/export/root".to_owned();
     // A login prompt would take the console before the line that is waited for.
     let command_line =
-        format!("root=nfs4:{GATEWAY}:{export}:ro,vers=4.2 systemd.mask=serial-getty@ttyS0.service");
-    let file = folder.join("peer.pcap");
-    let capture = Capture::start(&network, file.clone())?;
-    let machine = power_on(&network, initrd, command_line, folder.join("peer.console"))?;
+        format!("root=nfs4:{server}:{export}:ro,vers=4.2 systemd.mask=serial-getty@ttyS0.service");
+    let file = folder.join(format!("{name}.pcap"));
+    let capture = Capture::start(network, file.clone())?;
+    let console = folder.join(format!("{name}.console"));
+    let machine = power_on(network, initrd, command_line, console)?;
     let line = machine
         .console()
         .wait_line("multi-user", PATIENCE, |line| {
@@ -85,7 +126,7 @@ pub fn theirs(ours: &Ours, peer: &Peer, folder: &Path) -> anyhow::Result<Boot> {
     capture.stop()?;
     Ok(Boot {
         capture: file,
-        export,
+        export: export.to_owned(),
         end_us,
     })
 }

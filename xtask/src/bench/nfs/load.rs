@@ -33,6 +33,8 @@ pub struct Order {
     pub loads: Vec<String>,
     /// The boot to replay.
     pub boot: Option<Boot>,
+    /// The first boot of the image, to replay as well.
+    pub first_boot: Option<Boot>,
 }
 
 /// A boot that was captured.
@@ -57,11 +59,8 @@ impl Order {
             "time_ms": self.time.as_millis() as u64,
             "clients": self.clients,
             "loads": self.loads,
-            "boot": self.boot.as_ref().map(|boot| json!({
-                "capture": boot.capture,
-                "export": boot.export,
-                "end_us": boot.end_us,
-            })),
+            "boot": self.boot.as_ref().map(Boot::as_json),
+            "first_boot": self.first_boot.as_ref().map(Boot::as_json),
         })
     }
 
@@ -76,6 +75,10 @@ impl Order {
             let list = list.with_context(|| format!("{field}: expected a list"))?;
             list.iter().map(word).collect()
         };
+        let boot = |field: &str| {
+            let boot = Some(&order[field]).filter(|boot| boot.is_object());
+            boot.map(Boot::read).transpose()
+        };
         Ok(Self {
             server: word(&order["server"])?.parse()?,
             process: number("process")?.try_into()?,
@@ -84,15 +87,21 @@ impl Order {
             time: Duration::from_millis(number("time_ms")?),
             clients: number("clients")?.try_into()?,
             loads: words("loads")?,
-            boot: Some(&order["boot"])
-                .filter(|boot| boot.is_object())
-                .map(Boot::read)
-                .transpose()?,
+            boot: boot("boot")?,
+            first_boot: boot("first_boot")?,
         })
     }
 }
 
 impl Boot {
+    fn as_json(&self) -> Value {
+        json!({
+            "capture": self.capture,
+            "export": self.export,
+            "end_us": self.end_us,
+        })
+    }
+
     fn read(value: &Value) -> anyhow::Result<Self> {
         Ok(Self {
             capture: word(&value["capture"])?.into(),
@@ -161,7 +170,8 @@ fn one(order: &Order, name: &str) -> anyhow::Result<Figures> {
         "read-64k" => (walker.reads(source, 64 << 10, None)?, 16),
         "read-1m" => (walker.reads(source, 1 << 20, None)?, 8),
         "crowd" => return attributes_for_all(order, name, &walker.attributes(source)?),
-        "replay" => return replay(order, name, &mut walker),
+        "replay" => return replay(order, name, &mut walker, order.boot.as_ref()),
+        "replay-first" => return replay(order, name, &mut walker, order.first_boot.as_ref()),
         "idle" => return idle(order, name, &walker.attributes(source)?),
         "replay-among" => return replay_among_readers(order, name, &mut walker),
         _ => bail!("unknown load"),
@@ -209,8 +219,13 @@ fn idle(order: &Order, name: &str, targets: &[Target]) -> anyhow::Result<Figures
 }
 
 /// Every client boots.
-fn replay(order: &Order, name: &str, walker: &mut Walker) -> anyhow::Result<Figures> {
-    let replay = prepare(order, walker)?;
+fn replay(
+    order: &Order,
+    name: &str,
+    walker: &mut Walker,
+    boot: Option<&Boot>,
+) -> anyhow::Result<Figures> {
+    let replay = prepare(order, walker, boot)?;
     let clients = clients(order, name)?.into_iter();
     let members = clients.map(|client| Member::new(client, Player::new(&replay)));
     let mut members: Vec<_> = members.collect();
@@ -224,7 +239,7 @@ fn replay(order: &Order, name: &str, walker: &mut Walker) -> anyhow::Result<Figu
 
 /// One client boots while all others read without end.
 fn replay_among_readers(order: &Order, name: &str, walker: &mut Walker) -> anyhow::Result<Figures> {
-    let replay = prepare(order, walker)?;
+    let replay = prepare(order, walker, order.boot.as_ref())?;
     let targets = walker.reads(&order.source, 64 << 10, Some(ANONYMOUS))?;
     let clients = clients(order, name)?.into_iter().enumerate();
     let members = clients.map(|(at, client)| {
@@ -243,8 +258,8 @@ fn replay_among_readers(order: &Order, name: &str, walker: &mut Walker) -> anyho
     Ok(figures)
 }
 
-fn prepare(order: &Order, walker: &mut Walker) -> anyhow::Result<Replay> {
-    let boot = order.boot.as_ref().context("no boot to replay")?;
+fn prepare(order: &Order, walker: &mut Walker, boot: Option<&Boot>) -> anyhow::Result<Replay> {
+    let boot = boot.context("no boot to replay")?;
     let port = order.server.port();
     let recording = Recording::read(&boot.capture, port, &boot.export, boot.end_us)?;
     Replay::prepare(recording, walker, &order.source)
@@ -302,6 +317,11 @@ mod tests {
                 capture: "/capture".into(),
                 export: "/images/0123".into(),
                 end_us: 5,
+            }),
+            first_boot: Some(Boot {
+                capture: "/first".into(),
+                export: "/images/0123".into(),
+                end_us: 6,
             }),
         };
         let text = order.as_json().to_string();
