@@ -398,6 +398,7 @@ impl nfs::Observer for Observer {
         let (address, activity) = match activity {
             Activity::Mounted { address, .. } => (address, NfsActivity::Mounted),
             Activity::Gone { address } => (address, NfsActivity::Gone),
+            Activity::Damaged { address, id } => (address, NfsActivity::Damaged(id)),
             Activity::Stale { address, id } => (address, NfsActivity::Stale(id)),
             Activity::Collision { address, owner } => {
                 let owner = String::from_utf8_lossy(&owner).into_owned();

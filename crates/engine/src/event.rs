@@ -225,6 +225,13 @@ pub enum EventKind {
         /// The first half of the version's digest, in hexadecimal.
         version: String,
     },
+    /// The node got an I/O error: the store has not what the image version should hold.
+    NfsDamaged {
+        /// Its address.
+        address: Ipv4Addr,
+        /// The first half of the version's digest, in hexadecimal.
+        version: String,
+    },
     /// Several NFS clients at one node's address call themselves the same.
     NfsCollision {
         /// Their address.
@@ -268,6 +275,7 @@ impl EventKind {
             | EventKind::Failed { .. }
             | EventKind::Stuck { .. }
             | EventKind::NfsStale { .. }
+            | EventKind::NfsDamaged { .. }
             | EventKind::NfsCollision { .. }
             | EventKind::IdentityRefused { .. }
             | EventKind::BeaconRefused { .. } => Severity::Warning,
@@ -410,6 +418,11 @@ impl EventKind {
                 out,
                 "uses image version {version}… from {address}, which is not served any more: \
                  reboot it"
+            ),
+            EventKind::NfsDamaged { address, version } => write!(
+                out,
+                "got an I/O error at {address}: the store lacks content of image version \
+                 {version}…: slate image verify"
             ),
             EventKind::NfsCollision { address, owner } => write!(
                 out,

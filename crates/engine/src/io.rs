@@ -113,6 +113,8 @@ pub enum NfsActivity {
     Gone,
     /// It uses a tree that is not exported: the first half of the image version's digest.
     Stale([u8; 16]),
+    /// It was told of an I/O error in a tree: the first half of the image version's digest.
+    Damaged([u8; 16]),
     /// Several clients at the address have this name.
     Collision(String),
     /// Totals of this client since the daemon started.

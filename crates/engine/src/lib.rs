@@ -290,8 +290,17 @@ impl Engine {
                 }
             }
             NfsActivity::Stale(id) => {
-                let version = id.iter().map(|byte| format!("{byte:02x}")).collect();
+                let version = version_text(&id);
                 self.nfs_error(turn, mac, address, EventKind::NfsStale { address, version });
+            }
+            NfsActivity::Damaged(id) => {
+                let version = version_text(&id);
+                self.nfs_error(
+                    turn,
+                    mac,
+                    address,
+                    EventKind::NfsDamaged { address, version },
+                );
             }
             NfsActivity::Collision(owner) => {
                 let owner = files::printable(&owner);
@@ -315,6 +324,13 @@ impl Engine {
             self.tell(turn, Some(mac), kind);
         }
     }
+}
+
+fn version_text(first_half: &[u8; 16]) -> String {
+    first_half
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Sorts `node2` before `node10`.

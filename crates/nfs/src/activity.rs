@@ -39,6 +39,14 @@ pub enum Activity {
         /// The tree.
         id: [u8; 16],
     },
+    /// A tree could not give the content of one of its files: the client got an I/O error. Told once
+    /// for each connection and tree.
+    Damaged {
+        /// The client.
+        address: IpAddr,
+        /// The tree.
+        id: [u8; 16],
+    },
     /// Machines behind one address use the same client name. They are told apart no better than by
     /// that, but are not made to fight: the server keeps the sessions of all of them.
     Collision {

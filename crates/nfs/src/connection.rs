@@ -1,10 +1,12 @@
 //! One connection's calls, without its socket: bytes in, replies out.
 
+use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use crate::activity::{Activity, Observer};
+use crate::content;
 use crate::exports::{Export, PSEUDO_ID, Place, Table};
 use crate::ident::{Keys, SessionId};
 use crate::rpc::{self, Call, Framed, MAX_RECORD, Message, Refusal};
@@ -24,6 +26,8 @@ pub(crate) struct Core {
     pub(crate) state: State,
     pub(crate) clients: Registry,
     observer: Option<Arc<dyn Observer>>,
+    /// Set for good once a mapping could not be sent: content is copied from then on.
+    mistrusts_mappings: AtomicBool,
 }
 
 impl Core {
@@ -34,6 +38,15 @@ impl Core {
             keys,
             clients: Registry::new(),
             observer,
+            mistrusts_mappings: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes note of why a reply could not be sent.
+    pub(crate) fn note_send_error(&self, error: &io::Error) {
+        let fault = rustix::io::Errno::FAULT.raw_os_error();
+        if error.raw_os_error() == Some(fault) {
+            self.mistrusts_mappings.store(true, Ordering::Relaxed);
         }
     }
 
@@ -51,9 +64,11 @@ pub(crate) struct Connection {
     session: Option<Arc<Session>>,
     /// Sessions that have this connection as a backchannel.
     back: Vec<Arc<Session>>,
-    /// The tree that was used last, and the one that was found stale last.
+    /// The tree that was used last, the one that was found stale last, and the one that was found
+    /// damaged last.
     used: [u8; 16],
     stale: [u8; 16],
+    damaged: [u8; 16],
     /// Earlier fragments of the record that is being received.
     fragments: Vec<u8>,
     pub(crate) scratch: Vec<u8>,
@@ -81,6 +96,7 @@ impl Connection {
             back: Vec::new(),
             used: PSEUDO_ID,
             stale: PSEUDO_ID,
+            damaged: PSEUDO_ID,
             fragments: Vec::new(),
             scratch: Vec::new(),
         }
@@ -282,6 +298,34 @@ impl Connection {
             id: export.id,
             path: export.path.clone(),
         });
+    }
+
+    /// Appends `len` bytes of a file, which has them, and padding.
+    pub(crate) fn append_content(
+        &mut self,
+        core: &Core,
+        here: Place<'_>,
+        (offset, len): (u64, u32),
+        reply: &mut Writer,
+    ) -> Result {
+        let copied = core.mistrusts_mappings.load(Ordering::Relaxed);
+        let appended = content::append(here, offset, len, copied, reply);
+        match appended {
+            Ok(()) => self.client.tally.read(len),
+            Err(_) => self.note_damaged(core, here.export.id),
+        }
+        appended
+    }
+
+    /// Tells when a tree cannot give what it should have.
+    fn note_damaged(&mut self, core: &Core, id: [u8; 16]) {
+        if self.damaged != id {
+            self.damaged = id;
+            core.observe(Activity::Damaged {
+                address: self.client.address,
+                id,
+            });
+        }
     }
 
     /// Tells when a client uses a tree that is not exported.

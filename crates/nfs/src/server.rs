@@ -556,7 +556,8 @@ impl Turn<'_> {
 
     /// Sends what was left over; once it is gone, answers what had to wait for it.
     fn resume(&mut self, peer: &mut Peer) -> Result<(), Hangup> {
-        if peer.unsent.resume(&peer.stream)? {
+        let resumed = peer.unsent.resume(&peer.stream);
+        if resumed.inspect_err(|error| self.shared.core.note_send_error(error))? {
             peer.moved = self.visit;
         }
         if peer.unsent.is_empty() {
@@ -589,14 +590,14 @@ impl Turn<'_> {
             if self.reply.len() >= FLUSH_LEN {
                 answered += self.reply.len();
                 peer.waits = answered >= VISIT_LEN;
-                flush(peer, self.reply)?;
+                flush(core, peer, self.reply)?;
             }
         }
         peer.unread.extend_from_slice(rest);
         if peer.unread.is_empty() {
             peer.unread = Vec::new();
         }
-        flush(peer, self.reply)?;
+        flush(&self.shared.core, peer, self.reply)?;
         // Where the peer does not take its replies, that is what it waits for.
         peer.waits &= peer.unsent.is_empty();
         Ok(())
@@ -604,9 +605,10 @@ impl Turn<'_> {
 }
 
 /// Sends the replies; what the peer does not take stays with it.
-fn flush(peer: &mut Peer, reply: &mut Writer) -> Result<(), Hangup> {
+fn flush(core: &Core, peer: &mut Peer, reply: &mut Writer) -> Result<(), Hangup> {
     if peer.unsent.is_empty() && reply.len() > 0 {
-        peer.unsent.send(&peer.stream, reply)?;
+        let sent = peer.unsent.send(&peer.stream, reply);
+        sent.inspect_err(|error| core.note_send_error(error))?;
         reply.truncate(0);
     }
     Ok(())

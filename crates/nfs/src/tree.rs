@@ -103,7 +103,8 @@ pub enum Extent<'a> {
     /// Bytes that the tree has anyway, such as a part of a mapped file, and that stay for as long as
     /// somebody has this: keeping them for a slow peer counts as nothing. They are sent from where
     /// they are, and nothing but the kernel reads them: so they may be the mapping of a file. Should
-    /// the file lose them nevertheless, the connection ends.
+    /// the file lose them nevertheless, the connection ends, and the client gets an I/O error when it
+    /// asks again.
     Held(Bytes),
     /// Bytes that another file holds.
     File {

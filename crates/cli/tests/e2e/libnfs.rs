@@ -53,11 +53,42 @@ fn libnfs_lists_and_reads_over_version_3_and_is_told_that_4_0_is_not_served() {
     let none = run(&site, &["nfs-cat", &url(&export, "none", 3)]);
     assert!(!none.status.success());
 
+    // A disk that loses what is served is an error to who reads it, at once, and to nobody else.
+    let digest = object_of(&site, &source.join("large"));
+    fs::OpenOptions::new()
+        .write(true)
+        .open(site.path("state/store/objects").join(&digest))
+        .and_then(|object| object.set_len(1 << 20))
+        .expect("an object that can be cut");
+    let mut broken = Command::new("timeout");
+    broken.args(["60", "nfs-cat", &url(&export, "large", 3)]);
+    let broken = site.network.run(broken).expect("a command of libnfs");
+    let said = String::from_utf8_lossy(&broken.stderr);
+    assert!(said.contains("Failed to read from file"), "{} {said}", broken.status);
+    let whole = succeeds(&site, &["nfs-cat", &url(&export, "page", 3)]);
+    assert!(whole.stdout == fs::read(source.join("page")).expect("a file of the source"));
+
     // Its version 4 is minor version 0, which has no sessions.
     let refused = run(&site, &["nfs-ls", &url(&export, "", 4)]);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success());
     assert!(said.contains("NFS4ERR_MINOR_VERS_MISMATCH"), "{said}");
+}
+
+/// The object that holds a file's content, as a path below the store's objects.
+fn object_of(site: &Site, file: &Path) -> PathBuf {
+    let objects = site.path("state/store/objects");
+    let content = fs::read(file).expect("a file of the source");
+    let heads = fs::read_dir(&objects).expect("objects").flatten();
+    let all = heads.flat_map(|head| fs::read_dir(head.path()).expect("objects").flatten());
+    let found = all
+        .map(|entry| entry.path())
+        .find(|path| fs::read(path).is_ok_and(|it| it == content));
+    let found = found.expect("an object with that content");
+    found
+        .strip_prefix(objects)
+        .expect("a path below")
+        .to_owned()
 }
 
 fn url(export: &str, file: &str, version: u32) -> String {

@@ -447,4 +447,14 @@ fn a_node_on_a_retired_version_is_told_of_but_not_all_the_time() {
         line.contains("abababab") && line.contains("reboot"),
         "{line}"
     );
+    world.run_until(2 * MINUTE, |_| false);
+    world.input(Input::Nfs {
+        address,
+        activity: NfsActivity::Damaged([0xcd; 16]),
+    });
+    let line = world.events.last().expect("an event").kind.to_string();
+    assert!(
+        line.contains("cdcdcdcd") && line.contains("verify"),
+        "{line}"
+    );
 }

@@ -2,7 +2,7 @@
 
 use super::Procedure;
 use crate::access;
-use crate::content::{self, MAX_READ};
+use crate::content::MAX_READ;
 use crate::status::{Result, Status};
 use crate::tree::FileKind;
 
@@ -23,8 +23,7 @@ impl Procedure<'_> {
         self.reply.u32(len);
         self.reply.bool(u64::from(len) == left);
         self.reply.u32(len);
-        content::append(here, offset, len, self.reply)?;
-        self.connection.client.tally.read(len);
-        Ok(())
+        self.connection
+            .append_content(self.core, here, (offset, len), self.reply)
     }
 }

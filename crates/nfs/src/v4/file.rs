@@ -8,7 +8,7 @@ use super::attr::change;
 use super::compound::Compound;
 use super::ops;
 use crate::access;
-use crate::content::{self, MAX_READ};
+use crate::content::MAX_READ;
 use crate::exports::Place;
 use crate::ident::{StateKind, StateOther};
 use crate::status::{Result, Status};
@@ -338,9 +338,8 @@ impl<'a> Compound<'a> {
     }
 
     fn copy(&mut self, here: Place<'_>, offset: u64, len: u32) -> Result {
-        content::append(here, offset, len, self.reply)?;
-        self.connection.client.tally.read(len);
-        Ok(())
+        self.connection
+            .append_content(self.core, here, (offset, len), self.reply)
     }
 
     pub(super) fn seek(&mut self) -> Result {
