@@ -127,7 +127,8 @@ impl Follower {
     }
 
     fn export_one(&mut self, path: &str, digest: Digest) {
-        let tree = match self.store.open_tree(digest) {
+        // Held, every version would be in use for as long as this daemon runs.
+        let tree = match self.store.open_tree_unheld(digest) {
             Ok(tree) => Arc::new(Served(tree, self.contents.traces().recorder(digest))),
             Err(error) => {
                 tracing::error!(%error, %digest, "an image version cannot be served");

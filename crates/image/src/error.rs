@@ -92,6 +92,14 @@ pub enum Error {
         /// The tag.
         tag: String,
     },
+    /// A tag that never named another version, or none that the store still has.
+    #[error("{name}:{tag} named no other version before that the store still has")]
+    NoEarlierVersion {
+        /// The image's name.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
     /// A version that is not in the store.
     #[error("no image version {digest}")]
     NoSuchVersion {

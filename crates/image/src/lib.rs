@@ -24,6 +24,6 @@ mod verity;
 
 pub use error::{Error, Result};
 pub use import::{Progress, SkipReason, Skipped};
-pub use store::{Collected, Publish, Staged, Store, Tag, Version};
+pub use store::{Collected, Damage, Move, Publish, Staged, Store, Tag, Verified, Version};
 pub use tree::{Attr, Device, Entry, Extent, Kind, Mtime, Nid, Seek, StoredTree, Totals};
 pub use wire::digest::Digest;

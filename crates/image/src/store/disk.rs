@@ -86,6 +86,15 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes a file's content durable.
+    pub fn sync_file(&self, file: &File, path: &Path) -> Result<()> {
+        self.step(path)?;
+        file.sync_all().map_err(Error::io("syncing", path))?;
+        #[cfg(test)]
+        self.faults.synced_file(path);
+        Ok(())
+    }
+
     /// Makes the names in a directory durable.
     pub fn sync_dir(&self, path: &Path) -> Result<()> {
         self.step(path)?;

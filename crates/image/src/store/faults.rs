@@ -71,6 +71,11 @@ impl Faults {
         }
     }
 
+    pub(super) fn synced_file(&self, path: &Path) {
+        let mut state = self.0.lock().expect("no panic while locked");
+        state.volatile.retain(|it| it != path);
+    }
+
     pub(super) fn synced(&self) {
         self.0
             .lock()

@@ -5,6 +5,8 @@
 //! objects/4e/67ea…        contents and images, named by their fs-verity digest
 //! images/4e67ea…          a version: a link to its image, ../objects/4e/67ea…
 //! images/refs/NAME/TAG    a tag: a link to ../../4e67ea…
+//! images/refs/@pins/4e67…  a version that is kept without a tag
+//! history/NAME/TAG        what the tag named before
 //! tmp/PID.N/              an import that is under way
 //! lock, tags.lock         held by flock: shared by imports, alone by gc; by whoever moves a tag
 //! ```
@@ -15,19 +17,22 @@
 //! leaves is garbage under `tmp/` (removed by the next import that runs alone) or objects and
 //! versions without a name (removed by [`Store::gc`]).
 
+mod collect;
 mod disk;
 #[cfg(test)]
 mod faults;
+mod history;
 mod map;
 pub(crate) mod objects;
 pub(crate) mod session;
 #[cfg(test)]
 mod tests;
+mod verify;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -35,15 +40,17 @@ use std::time::SystemTime;
 use rustix::fs::FlockOperation;
 use wire::digest::Digest;
 
+pub use self::collect::Collected;
 use self::disk::Disk;
+pub use self::history::Move;
 use self::objects::{Objects, object_path};
 use self::session::Session;
+pub use self::verify::{Damage, Verified};
 use crate::erofs;
 use crate::error::{Error, Result};
 use crate::import::{self, Progress, Skipped};
 use crate::manifest::Manifest;
 use crate::tree::StoredTree;
-use crate::verity::Hasher;
 
 /// What `meta.json` says: composefs's format 1, SHA-256 with 4 KiB blocks, images of format V1.
 const META: &str = concat!(
@@ -89,6 +96,8 @@ pub struct Version {
     pub files: u64,
     /// When it was published.
     pub created: SystemTime,
+    /// Why it cannot be read, if so; its sizes are 0 then.
+    pub damage: Option<String>,
 }
 
 /// Which tag a publication moves.
@@ -221,9 +230,7 @@ impl Store {
         check_name(tag)?;
         let _versions = self.lock("lock", FlockOperation::LockShared)?;
         let _tags = self.lock_tags()?;
-        if !self.has_version(digest) {
-            return Err(Error::NoSuchVersion { digest });
-        }
+        self.check_version(digest)?;
         self.link_tag(name, tag, digest)
     }
 
@@ -235,6 +242,7 @@ impl Store {
         self.tagged(name, tag)?;
         let directory = self.refs().join(name);
         self.disk.remove(&directory.join(tag))?;
+        self.forget(name, tag)?;
         // Only an empty directory goes; one that still has tags stays.
         let _ = fs::remove_dir(&directory);
         self.moved_tags()
@@ -243,7 +251,8 @@ impl Store {
     /// All tags, sorted by name and tag.
     pub fn tags(&self) -> Result<Vec<Tag>> {
         let mut tags = Vec::new();
-        for name in names_in(&self.refs())? {
+        let names = names_in(&self.refs())?;
+        for name in names.into_iter().filter(|it| check_name(it).is_ok()) {
             for tag in names_in(&self.refs().join(&name))? {
                 if let Some(digest) = self.read_tag(&name, &tag)? {
                     tags.push(Tag {
@@ -268,7 +277,9 @@ impl Store {
                 .push(format!("{name}:{tag}"));
         }
         let versions = self.versions()?.into_iter().map(|digest| {
-            let totals = self.open_tree(digest)?.totals()?;
+            let totals = self.open_tree(digest).and_then(|tree| tree.totals());
+            let damage = totals.as_ref().err().map(ToString::to_string);
+            let totals = totals.unwrap_or_default();
             let link = self.images().join(digest.to_string());
             let created = link.symlink_metadata().and_then(|meta| meta.modified());
             Ok(Version {
@@ -276,6 +287,7 @@ impl Store {
                 tags: names.remove(&digest).unwrap_or_default(),
                 bytes: totals.bytes,
                 files: totals.files,
+                damage,
                 created: created.map_err(Error::io("reading the attributes of", &link))?,
             })
         });
@@ -293,11 +305,7 @@ impl Store {
     /// The version that `NAME`, `NAME:TAG` or a digest names. The tag is `latest` by default.
     pub fn resolve(&self, reference: &str) -> Result<Digest> {
         if let Ok(digest) = reference.parse() {
-            return if self.has_version(digest) {
-                Ok(digest)
-            } else {
-                Err(Error::NoSuchVersion { digest })
-            };
+            return self.check_version(digest).map(|()| digest);
         }
         let (name, tag) = reference
             .split_once(':')
@@ -309,11 +317,21 @@ impl Store {
 
     /// Opens a version. While it is open, here or in another process, [`Store::gc`] keeps it.
     pub fn open_tree(&self, digest: Digest) -> Result<StoredTree> {
-        if !self.has_version(digest) {
-            return Err(Error::NoSuchVersion { digest });
-        }
+        self.check_version(digest)?;
         let objects = Arc::clone(&self.objects);
-        open_image(digest, &object_path(&self.dir, digest), objects)
+        let tree = open_image(digest, &object_path(&self.dir, digest), objects);
+        // It may have been removed between the look and the lock.
+        self.check_version(digest)?;
+        tree
+    }
+
+    /// Opens a version without keeping it from [`Store::gc`]: whoever serves it to others says by
+    /// other means which versions are in use.
+    pub fn open_tree_unheld(&self, digest: Digest) -> Result<StoredTree> {
+        self.check_version(digest)?;
+        let path = object_path(&self.dir, digest);
+        let file = File::open(&path).map_err(Error::io("opening", &path))?;
+        map_image(digest, &path, file, Arc::clone(&self.objects))
     }
 
     /// A value that changes whenever a tag is moved, made or removed, by whichever process.
@@ -324,53 +342,6 @@ impl Store {
         Ok((meta.ctime() as u64)
             .wrapping_mul(1_000_000_000)
             .wrapping_add(meta.ctime_nsec() as u64))
-    }
-
-    /// Reads a version and all its objects again and compares every digest.
-    /// Returns what is damaged, empty where all is well.
-    pub fn verify(&self, digest: Digest, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Error>> {
-        let image = object_path(&self.dir, digest);
-        let size = fs::metadata(&image)
-            .map_err(Error::io("opening", &image))?
-            .len();
-        if let Some(damage) = self.verify_object(digest, size)? {
-            return Ok(vec![damage]);
-        }
-        let mut done = Progress {
-            files: 1,
-            bytes: size,
-        };
-        let mut damaged = Vec::new();
-        for (digest, size) in self.open_tree(digest)?.objects()? {
-            damaged.extend(self.verify_object(digest, size)?);
-            done.files += 1;
-            done.bytes += size;
-            progress(done);
-        }
-        Ok(damaged)
-    }
-
-    /// Removes every version that no tag names, that nobody has open and that is not in
-    /// `keep`, then the objects that no version needs. Waits for imports that are under way.
-    pub fn gc(&self, keep: &[Digest]) -> Result<Collected> {
-        let _lock = self.lock("lock", FlockOperation::LockExclusive)?;
-        self.clean_tmp()?;
-        let mut kept: HashSet<Digest> = self.tags()?.into_iter().map(|tag| tag.digest).collect();
-        kept.extend(keep);
-        let mut collected = Collected::default();
-        let mut needed = HashSet::new();
-        for digest in self.versions()? {
-            if kept.contains(&digest) || self.is_open(digest)? {
-                needed.insert(digest);
-                needed.extend(self.open_tree(digest)?.objects()?.into_keys());
-            } else {
-                self.disk.remove(&self.images().join(digest.to_string()))?;
-                collected.versions.push(digest);
-            }
-        }
-        self.disk.sync_dir(&self.images())?;
-        self.remove_objects(&needed, &mut collected)?;
-        Ok(collected)
     }
 
     fn make(&self) -> Result<()> {
@@ -441,19 +412,6 @@ impl Store {
         })
     }
 
-    /// Whether somebody holds a version's shared lock.
-    fn is_open(&self, digest: Digest) -> Result<bool> {
-        let path = object_path(&self.dir, digest);
-        let Ok(file) = File::open(&path) else {
-            return Ok(false);
-        };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(false),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
-            Err(error) => Err(Error::io("locking", &path)(error.into())),
-        }
-    }
-
     fn link_version(&self, digest: Digest) -> Result<()> {
         let path = self.images().join(digest.to_string());
         if path.symlink_metadata().is_err() {
@@ -466,6 +424,10 @@ impl Store {
 
     fn link_tag(&self, name: &str, tag: &str, digest: Digest) -> Result<()> {
         let directory = self.refs().join(name);
+        if self.read_tag(name, tag)? == Some(digest) {
+            return self.disk.sync_dir(&directory);
+        }
+        self.remember(name, tag)?;
         self.disk.create_dir(&directory)?;
         let target = Path::new("../..").join(digest.to_string());
         self.link_atomically(&target, &directory.join(tag))?;
@@ -536,8 +498,18 @@ impl Store {
         names_in(&self.refs().join(name)).is_ok_and(|tags| !tags.is_empty())
     }
 
+    /// Whether a version is published; its image may be missing nevertheless.
     fn has_version(&self, digest: Digest) -> bool {
-        self.images().join(digest.to_string()).exists()
+        let link = self.images().join(digest.to_string());
+        link.symlink_metadata().is_ok()
+    }
+
+    fn check_version(&self, digest: Digest) -> Result<()> {
+        if self.has_version(digest) {
+            Ok(())
+        } else {
+            Err(Error::NoSuchVersion { digest })
+        }
     }
 
     /// The names of all versions, sorted; none is opened.
@@ -548,48 +520,6 @@ impl Store {
             .collect();
         versions.sort();
         Ok(versions)
-    }
-
-    fn verify_object(&self, digest: Digest, expected: u64) -> Result<Option<Error>> {
-        let file = match self.objects.open(digest, expected) {
-            Err(damage @ Error::DamagedObject { .. }) => return Ok(Some(damage)),
-            file => file?,
-        };
-        let mut hasher = Hasher::default();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            let read = file
-                .read_at(&mut buffer, hasher.size())
-                .map_err(|error| self.objects.error("reading", digest, error))?;
-            if read == 0 {
-                break;
-            }
-            hasher.update(&buffer[..read]);
-        }
-        let got = hasher.finish();
-        Ok((got != digest).then_some(Error::WrongContent {
-            expected: digest,
-            got,
-        }))
-    }
-
-    fn remove_objects(&self, needed: &HashSet<Digest>, collected: &mut Collected) -> Result<()> {
-        let objects = self.dir.join("objects");
-        for head in names_in(&objects)? {
-            for rest in names_in(&objects.join(&head))? {
-                let Ok(digest) = format!("{head}{rest}").parse() else {
-                    continue;
-                };
-                if needed.contains(&digest) {
-                    continue;
-                }
-                let path = objects.join(&head).join(&rest);
-                collected.bytes += path.symlink_metadata().map_or(0, |meta| meta.len());
-                collected.objects += 1;
-                self.disk.remove(&path)?;
-            }
-        }
-        Ok(())
     }
 
     /// Removes what interrupted imports left. Only for who holds the lock alone.
@@ -636,19 +566,12 @@ fn open_image(digest: Digest, path: &Path, objects: Arc<Objects>) -> Result<Stor
     let file = File::open(path).map_err(Error::io("opening", path))?;
     rustix::fs::flock(&file, FlockOperation::LockShared)
         .map_err(|error| Error::io("locking", path)(error.into()))?;
-    let image = map::map(&file).map_err(Error::io("mapping", path))?;
-    StoredTree::new(digest, image, objects, file)
+    map_image(digest, path, file, objects)
 }
 
-/// What [`Store::gc`] removed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Versions.
-    pub versions: Vec<Digest>,
-    /// Objects, images included.
-    pub objects: u64,
-    /// Their bytes.
-    pub bytes: u64,
+fn map_image(digest: Digest, path: &Path, file: File, objects: Arc<Objects>) -> Result<StoredTree> {
+    let image = map::map(&file).map_err(Error::io("mapping", path))?;
+    StoredTree::new(digest, image, objects, file)
 }
 
 fn check_meta(dir: &Path, meta: &str) -> Result<()> {

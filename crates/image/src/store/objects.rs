@@ -77,7 +77,7 @@ impl Objects {
         if let Some(file) = lock(shard).get(digest) {
             return Ok(file);
         }
-        let file = Arc::new(self.open_checked(digest, size)?);
+        let file = Arc::new(open_checked(&self.path_of(digest), digest, size)?);
         lock(shard).keep(digest, Arc::clone(&file), OPEN_MAX);
         Ok(file)
     }
@@ -89,7 +89,7 @@ impl Objects {
         if let Some(bytes) = lock(shard).get(digest) {
             return Ok(bytes);
         }
-        let file = self.open_checked(digest, size)?;
+        let file = open_checked(&self.path_of(digest), digest, size)?;
         let bytes = map(&file).map_err(|source| self.error("mapping", digest, source))?;
         lock(shard).keep(digest, bytes.clone(), MAPPED_MAX);
         Ok(bytes)
@@ -111,37 +111,37 @@ impl Objects {
             .filter(|path| path.symlink_metadata().is_ok())
             .unwrap_or_else(|| object_path(&self.store, digest))
     }
+}
 
-    fn open_checked(&self, digest: Digest, expected: u64) -> Result<File> {
-        let path = self.path_of(digest);
-        let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        let opened = File::options()
-            .read(true)
-            .custom_flags(no_follow)
-            .open(&path);
-        let file = match opened {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::DamagedObject {
-                    digest,
-                    expected,
-                    got: 0,
-                });
-            }
-            opened => opened.map_err(Error::io("opening", &path))?,
-        };
-        let got = file
-            .metadata()
-            .map_err(Error::io("reading the size of", &path))?
-            .len();
-        if got == expected {
-            Ok(file)
-        } else {
-            Err(Error::DamagedObject {
+/// Opens the object at a path, which has to be `expected` bytes long.
+pub(super) fn open_checked(path: &Path, digest: Digest, expected: u64) -> Result<File> {
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let opened = File::options()
+        .read(true)
+        .custom_flags(no_follow)
+        .open(path);
+    let file = match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::DamagedObject {
                 digest,
                 expected,
-                got,
-            })
+                got: 0,
+            });
         }
+        opened => opened.map_err(Error::io("opening", path))?,
+    };
+    let got = file
+        .metadata()
+        .map_err(Error::io("reading the size of", path))?
+        .len();
+    if got == expected {
+        Ok(file)
+    } else {
+        Err(Error::DamagedObject {
+            digest,
+            expected,
+            got,
+        })
     }
 }
 

@@ -418,7 +418,12 @@ fn everything_reads_back() -> Result<()> {
     assert_eq!(tree.read_file(b"name \xff\xfe\n")?, b"bytes");
     assert_eq!(tree.read_file([b'n'; 255])?, b"longest");
     assert_eq!(tree.totals()?.files, 732);
-    assert_eq!(store.verify(digest, &mut |_| ())?.len(), 0);
+    assert_eq!(
+        store
+            .verify(digest, &mut Verified::default(), &mut |_| ())?
+            .len(),
+        0
+    );
     Ok(())
 }
 
@@ -685,10 +690,15 @@ fn gc_keeps_what_is_named_open_or_wanted() -> Result<()> {
     let wanted = import(&store, &small("wanted"), Publish::Untagged)?;
     let gone = import(&store, &small("gone"), Publish::Untagged)?;
     let tree = store.open_tree(open)?;
-    let collected = store.gc(&[wanted])?;
+    let collected = store.gc(&[wanted], false)?;
     assert_eq!((collected.versions, collected.objects), (vec![gone], 2));
     for digest in [named, open, wanted] {
-        assert_eq!(store.verify(digest, &mut |_| ())?.len(), 0);
+        assert_eq!(
+            store
+                .verify(digest, &mut Verified::default(), &mut |_| ())?
+                .len(),
+            0
+        );
     }
     drop(tree);
     store.remove_tag("a", "latest")?;
@@ -696,8 +706,8 @@ fn gc_keeps_what_is_named_open_or_wanted() -> Result<()> {
         store.remove_tag("a", "latest"),
         Err(Error::NoSuchTag { .. })
     ));
-    assert_eq!(store.gc(&[])?.versions.len(), 3);
-    assert!(store.list()?.is_empty() && store.gc(&[])? == Collected::default());
+    assert_eq!(store.gc(&[], false)?.versions.len(), 3);
+    assert!(store.list()?.is_empty() && store.gc(&[], false)? == Collected::default());
     Ok(())
 }
 
@@ -712,10 +722,15 @@ fn damage_is_found_and_healed_by_importing_again() -> Result<()> {
         .and_then(|file| file.set_len(10))
         .expect("cutting");
     let fresh = || Store::open(store.path()).expect("the store");
+    let damage = || fresh().verify(digest, &mut Verified::default(), &mut |_| ());
+    let again = || import(&store, &small("text"), Publish::Import { name: "a" });
+    let found = damage()?;
     assert!(matches!(
-        &fresh().verify(digest, &mut |_| ())?[..],
-        [Error::DamagedObject { got: 10, .. }]
+        found[0].error,
+        Error::DamagedObject { got: 10, .. }
     ));
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].paths, ["/same"]);
     let tree = fresh().open_tree(digest)?;
     assert!(matches!(
         tree.read_file("same"),
@@ -725,24 +740,111 @@ fn damage_is_found_and_healed_by_importing_again() -> Result<()> {
             ..
         })
     ));
-    import(&store, &small("text"), Publish::Import { name: "a" })?;
-    assert_eq!(fresh().verify(digest, &mut |_| ())?.len(), 0);
+    again()?;
+    assert!(damage()?.is_empty());
     assert_eq!(tree.read_file("same")?, pattern(9000));
     fs::remove_file(&object).expect("removing");
     assert!(matches!(
-        &fresh().verify(digest, &mut |_| ())?[..],
-        [Error::DamagedObject { got: 0, .. }]
+        damage()?[0].error,
+        Error::DamagedObject { got: 0, .. }
     ));
-    import(&store, &small("text"), Publish::Import { name: "a" })?;
-    let file = File::options()
-        .write(true)
-        .open(&object)
-        .expect("the object");
-    file.write_all_at(b"!", 5000).expect("a flipped byte");
+    again()?;
+    flip(&object, 5000);
+    let found = damage()?;
+    assert!(matches!(found[0].error, Error::WrongContent { .. }));
+    store.discard(&[found[0].object])?;
+    again()?;
+    assert!(damage()?.is_empty());
+    Ok(())
+}
+
+fn flip(object: &Path, at: u64) {
+    let file = File::options().read(true).write(true).open(object);
+    let file = file.expect("the object");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("a byte");
+    file.write_all_at(&[byte[0] ^ 4], at)
+        .expect("a flipped bit");
+}
+
+#[test]
+fn a_version_without_its_metadata_is_told_of_and_stands_in_nobodys_way() -> Result<()> {
+    let (_dir, store) = new_store();
+    let whole = import(&store, &small("whole"), Publish::Import { name: "a" })?;
+    let broken = import(&store, &small("broken"), Publish::Import { name: "b" })?;
+    let gone = import(&store, &small("gone"), Publish::Untagged)?;
+    let image = object_path(store.path(), broken);
+    let damage = || store.verify(broken, &mut Verified::default(), &mut |_| ());
+    for cut in [true, false] {
+        if cut {
+            flip(&image, 1);
+        } else {
+            fs::remove_file(&image).expect("removing");
+        }
+        let found = damage()?;
+        assert_eq!((found.len(), found[0].object), (1, broken));
+        assert!(found[0].paths.is_empty());
+    }
+    let list = store.list()?;
+    let told: Vec<_> = list.iter().map(|it| it.damage.is_some()).collect();
+    assert_eq!((list.len(), told), (3, vec![false, true, false]));
+    // Which objects the broken one needs is not known: all stay, and an import heals it.
+    let collected = store.gc(&[], false)?;
+    assert_eq!(
+        (collected.versions, collected.objects, collected.unreadable),
+        (vec![gone], 0, vec![broken])
+    );
+    import(&store, &small("broken"), Publish::Import { name: "b" })?;
+    assert!(damage()?.is_empty());
+    assert_eq!(store.gc(&[], false)?.objects, 2);
+    assert!(
+        store
+            .verify(whole, &mut Verified::default(), &mut |_| ())?
+            .is_empty()
+    );
+    Ok(())
+}
+
+#[test]
+fn a_tag_remembers_what_it_named_and_goes_back() -> Result<()> {
+    let (_dir, store) = new_store();
+    let to = Publish::Tag {
+        name: "a",
+        tag: "latest",
+    };
+    let digests = |log: Vec<Move>| log.iter().map(|it| it.digest).collect::<Vec<_>>();
+    let one = import(&store, &small("one"), to)?;
     assert!(matches!(
-        &fresh().verify(digest, &mut |_| ())?[..],
-        [Error::WrongContent { .. }]
+        store.rollback("a", "latest"),
+        Err(Error::NoEarlierVersion { .. })
     ));
+    let two = import(&store, &small("two"), to)?;
+    let three = import(&store, &small("three"), to)?;
+    import(&store, &small("three"), to)?;
+    assert_eq!(digests(store.log("a", "latest")?), [three, two, one]);
+    assert_eq!(store.rollback("a", "latest")?, (two, three));
+    assert_eq!(store.resolve("a")?, two);
+    assert_eq!(digests(store.log("a", "latest")?), [two, three, two, one]);
+    // What a rollback would return to is kept, and what is pinned; what came before is not.
+    store.pin(one)?;
+    assert_eq!(store.pins()?, [one]);
+    assert!(matches!(
+        store.pin(Digest([7; 32])),
+        Err(Error::NoSuchVersion { .. })
+    ));
+    let foresight = store.gc(&[], true)?;
+    assert!(foresight.versions.is_empty() && store.versions()?.len() == 3);
+    assert!(store.unpin(one)? && !store.unpin(one)?);
+    let foresight = store.gc(&[], true)?;
+    assert_eq!(foresight, store.gc(&[], false)?);
+    assert_eq!((foresight.versions, foresight.objects), (vec![one], 2));
+    let log = store.log("a", "latest")?;
+    let present: Vec<bool> = log.iter().map(|it| it.present).collect();
+    assert_eq!(present, [true, true, true, false]);
+    assert_eq!(store.tags()?.len(), 1);
+    store.remove_tag("a", "latest")?;
+    import(&store, &small("four"), to)?;
+    assert_eq!(store.log("a", "latest")?.len(), 1);
     Ok(())
 }
 
@@ -779,9 +881,13 @@ fn a_power_cut_at_any_step_loses_nothing() -> Result<()> {
             now == old || store.open_tree(now)?.read_file("text")? == b"new",
             "step {step}"
         );
+        let log = store.log("a", "latest")?;
+        assert!(log.len() <= 2 && log.iter().any(|it| it.digest == old));
         for version in store.list()? {
             assert_eq!(
-                store.verify(version.digest, &mut |_| ())?.len(),
+                store
+                    .verify(version.digest, &mut Verified::default(), &mut |_| ())?
+                    .len(),
                 0,
                 "step {step}"
             );
@@ -797,9 +903,15 @@ fn a_power_cut_at_any_step_loses_nothing() -> Result<()> {
                 tag: "latest",
             },
         )?;
-        assert_eq!(store.verify(new, &mut |_| ())?.len(), 0, "step {step}");
+        assert_eq!(
+            store
+                .verify(new, &mut Verified::default(), &mut |_| ())?
+                .len(),
+            0,
+            "step {step}"
+        );
         assert_eq!(store.resolve("a")?, new);
-        store.gc(&[])?;
+        store.gc(&[], false)?;
         assert_eq!(
             fs::read_dir(store.path().join("tmp")).expect("tmp").count(),
             0,
