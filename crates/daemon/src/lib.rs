@@ -31,3 +31,4 @@ pub use options::{
 };
 
 pub use run::run;
+pub use state::versions_in_use;

@@ -131,6 +131,16 @@ impl State {
     }
 }
 
+/// The image versions that nodes run, or may run, by what the last daemon wrote in `state_dir`: for
+/// when none runs. None where no daemon ever ran.
+pub fn versions_in_use(state_dir: &Path) -> Result<Vec<engine::Digest>, Error> {
+    if !state_dir.join("state.db").exists() {
+        return Ok(Vec::new());
+    }
+    let records = State::open(state_dir)?.records()?;
+    Ok(engine::versions_in_use(records).into_iter().collect())
+}
+
 fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_str(text)
         .inspect_err(

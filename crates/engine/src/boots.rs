@@ -1,11 +1,12 @@
 //! The boots of every node: minted when firmware asks, followed from stage to stage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rand_chacha::rand_core::Rng as _;
 use wire::beacon::{Beacon, BeaconEvent, Kind};
+use wire::digest::Digest;
 use wire::identity::{BootId, Token};
 use wire::mac::Mac;
 use wire::stage::Stage;
@@ -60,6 +61,20 @@ impl Boots {
     pub(crate) fn of(&self, mac: Mac) -> Vec<&Boot> {
         let ids = self.by_mac.get(&mac).map(Vec::as_slice).unwrap_or_default();
         ids.iter().filter_map(|id| self.by_id.get(id)).collect()
+    }
+
+    /// The versions that nodes run, or may run: of each node's boots, that of the newest one, and
+    /// that of the newest one that came up. A node that has begun to boot again may not be the one
+    /// that runs.
+    pub(crate) fn versions(&self) -> BTreeSet<Digest> {
+        let mut versions = BTreeSet::new();
+        for ids in self.by_mac.values() {
+            let boots = || ids.iter().filter_map(|id| self.by_id.get(id));
+            let is_up = |boot: &&Boot| reached(boot) == Some(Stage::MultiUser);
+            versions.extend(boots().find_map(|boot| boot.image));
+            versions.extend(boots().find(is_up).and_then(|boot| boot.image));
+        }
+        versions
     }
 
     pub(crate) fn get(&self, id: BootId) -> Option<&Boot> {

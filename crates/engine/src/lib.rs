@@ -25,7 +25,7 @@ pub mod tftp;
 mod time;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -172,6 +172,11 @@ impl Engine {
         views
     }
 
+    /// The image versions that nodes run, or may run.
+    pub fn versions_in_use(&self) -> BTreeSet<Digest> {
+        self.boots.versions()
+    }
+
     /// One node.
     pub fn node(&self, mac: &Mac) -> Option<NodeView> {
         self.nodes.get(mac).map(|node| self.view(node))
@@ -245,8 +250,7 @@ impl Engine {
 
     /// `node1`, `node2`, …: the first that nobody has.
     fn free_name(&self) -> String {
-        let names: std::collections::BTreeSet<_> =
-            self.nodes.values().map(|node| node.name.as_str()).collect();
+        let names: BTreeSet<_> = self.nodes.values().map(|node| node.name.as_str()).collect();
         (1..)
             .map(|number: u32| format!("node{number}"))
             .find(|name| !names.contains(name.as_str()))
@@ -331,6 +335,17 @@ fn version_text(first_half: &[u8; 16]) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+/// As [`Engine::versions_in_use`], by what an engine has left.
+pub fn versions_in_use(records: impl IntoIterator<Item = Record>) -> BTreeSet<Digest> {
+    let mut boots = Boots::default();
+    for record in records {
+        if let Record::Boot(boot) = record {
+            boots.restore(boot);
+        }
+    }
+    boots.versions()
 }
 
 /// Sorts `node2` before `node10`.

@@ -11,10 +11,12 @@
 pub mod boot;
 pub mod check;
 pub mod debian;
+pub mod diff;
 pub mod error;
 pub mod files;
 pub mod import;
 pub mod initramfs;
+pub mod packages;
 pub mod store;
 pub mod tree;
 

@@ -28,6 +28,8 @@ pub struct ClientStats {
     pub address: IpAddr,
     /// Its open connections.
     pub connections: usize,
+    /// The trees that it has used since it connected, at most 256.
+    pub trees: Vec<[u8; 16]>,
     /// Its counters.
     pub counters: Counters,
 }
@@ -192,6 +194,11 @@ impl Registry {
             .map(|client| ClientStats {
                 address: client.address,
                 connections: client.connections.load(Ordering::Relaxed),
+                trees: client
+                    .mounted
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone(),
                 counters: client.tally.counters(),
             })
             .collect();

@@ -70,6 +70,8 @@ pub enum Request {
         /// Stay and send new events as they happen.
         follow: bool,
     },
+    /// Which image versions are in use: answered by [`Response::VersionsInUse`].
+    VersionsInUse,
     /// Stop the daemon in order: answered by [`Response::Done`].
     Shutdown,
 }
@@ -105,6 +107,12 @@ pub enum Response {
     Plan(PlanView),
     /// To [`Request::Events`].
     Event(EventRecord),
+    /// To [`Request::VersionsInUse`].
+    VersionsInUse {
+        /// The first half of the digest of each version that a node runs, or may run, or that an
+        /// NFS client has used since it connected, in hexadecimal.
+        versions: Vec<String>,
+    },
     /// Done; nothing more to say.
     Done,
     /// Refused.

@@ -1,5 +1,6 @@
 //! The control socket's server: a thread for each connection, one request a line.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _};
 use std::net::Ipv4Addr;
@@ -162,6 +163,7 @@ impl Server {
             },
             Request::ForgetNode { node } => self.command(Command::NodeForget { node }),
             Request::Plan { node } => self.command(Command::Plan { node }),
+            Request::VersionsInUse => self.versions_in_use(),
             Request::Shutdown => {
                 let _ = self.stop.send(());
                 Response::Done
@@ -231,6 +233,23 @@ impl Server {
                 };
                 refusal(unknown.to_string(), unknown.hint())
             }
+        }
+    }
+
+    fn versions_in_use(&self) -> Response {
+        let (sender, receiver) = channel();
+        self.send(Message::Ask(Box::new(move |engine| {
+            drop(sender.send(engine.versions_in_use()));
+        })));
+        let Ok(versions) = receiver.recv() else {
+            return refusal("the daemon is stopping".into(), "Try again.");
+        };
+        let nodes = versions.into_iter().map(engine::Digest::image_id);
+        let clients = (self.nfs)().clients.into_iter().flat_map(|it| it.trees);
+        let all: BTreeSet<[u8; 16]> = nodes.chain(clients).collect();
+        let hexadecimal = |id: [u8; 16]| id.iter().map(|byte| format!("{byte:02x}")).collect();
+        Response::VersionsInUse {
+            versions: all.into_iter().map(hexadecimal).collect(),
         }
     }
 
