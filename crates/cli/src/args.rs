@@ -264,6 +264,80 @@ pub enum ImageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Compare two versions: kernel, packages (of dpkg) and files
+    Diff {
+        /// The earlier version
+        #[arg(value_name = "NAME[:TAG]|DIGEST")]
+        before: String,
+        /// The later version
+        #[arg(value_name = "NAME[:TAG]|DIGEST")]
+        after: String,
+        /// Show every path, those too where only a time differs
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show which versions a tag names and named, the present one first
+    Log {
+        /// The tag
+        #[arg(value_name = "NAME[:TAG]")]
+        image: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Move a tag back to the version that it named before; once more takes that back
+    Rollback {
+        /// The tag
+        #[arg(value_name = "NAME[:TAG]")]
+        image: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Keep a version whatever happens to its tags
+    Pin {
+        /// The version
+        #[arg(value_name = "NAME[:TAG]|DIGEST")]
+        image: String,
+        /// Take the pin back
+        #[arg(long)]
+        remove: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Remove a tag; the version stays until `slate image gc`
+    Rm {
+        /// The tag
+        #[arg(value_name = "NAME[:TAG]")]
+        image: String,
+        /// Also if nodes follow it: they will not boot until told of another one
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Remove every version that nothing needs, and the content that is in no other
+    ///
+    /// Kept is what a tag names or named just before (for `slate image rollback`), what is pinned,
+    /// what a node runs or may run, and what is open.
+    Gc {
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Read versions again, all of their content, and compare it with its digests
+    Verify {
+        /// The version [default: all]
+        #[arg(value_name = "NAME[:TAG]|DIGEST")]
+        image: Option<String>,
+        /// Take damaged content out of the store, so that an import of the same source puts it back
+        #[arg(long)]
+        discard: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
 }
 
 /// How a command that reads prints.

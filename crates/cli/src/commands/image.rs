@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
+use super::{diff, upkeep};
 use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
@@ -40,6 +41,34 @@ pub fn run(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             target,
             output,
         } => tag(&open_store(dirs)?, &source, &target, output),
+        ImageCommand::Diff {
+            before,
+            after,
+            all,
+            output,
+        } => diff::run(&open_store(dirs)?, &before, &after, all, output),
+        ImageCommand::Log { image, output } => upkeep::log(&open_store(dirs)?, &image, output),
+        ImageCommand::Rollback { image, output } => {
+            upkeep::rollback(&open_store(dirs)?, &image, output)
+        }
+        ImageCommand::Pin {
+            image,
+            remove,
+            output,
+        } => upkeep::pin(&open_store(dirs)?, &image, remove, output),
+        ImageCommand::Rm {
+            image,
+            force,
+            output,
+        } => upkeep::remove(dirs, &open_store(dirs)?, &image, force, output),
+        ImageCommand::Gc { dry_run, output } => {
+            upkeep::gc(dirs, &open_store(dirs)?, dry_run, output)
+        }
+        ImageCommand::Verify {
+            image,
+            discard,
+            output,
+        } => upkeep::verify(&open_store(dirs)?, image.as_deref(), discard, output),
     }
 }
 
@@ -62,6 +91,8 @@ pub(crate) enum Step {
     Building(debian::Progress),
     /// An archive or a directory becomes a version.
     Importing(image::Progress),
+    /// A version is read again.
+    Verifying(image::Progress),
 }
 
 /// A version that was imported and published.
@@ -333,9 +364,8 @@ impl Meter {
             Step::Building(debian::Progress { stage, percent }) => {
                 self.say(stage, || format!("building: {stage} ({percent} %)"));
             }
-            Step::Importing(image::Progress { files, bytes }) => self.say("importing", || {
-                format!("importing: {files} files, {}", render::bytes(*bytes))
-            }),
+            Step::Importing(progress) => self.count("importing", progress),
+            Step::Verifying(progress) => self.count("verifying", progress),
         }
     }
 
@@ -349,6 +379,12 @@ impl Meter {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+
+    fn count(&mut self, stage: &str, image::Progress { files, bytes }: &image::Progress) {
+        self.say(stage, || {
+            format!("{stage}: {files} files, {}", render::bytes(*bytes))
+        });
     }
 
     /// A new stage by its name, later lines with how far it has come.
@@ -382,6 +418,7 @@ fn version_json(version: &Version) -> Value {
         "files": version.files,
         "bytes": version.bytes,
         "created_ms": unix_ms(version.created),
+        "damage": version.damage,
     })
 }
 
@@ -395,7 +432,10 @@ fn list_text(versions: &[Version]) -> String {
         vec![
             tags_text(&version.tags),
             render::short_digest(&version.digest.to_string()).to_owned(),
-            render::bytes(version.bytes),
+            match &version.damage {
+                None => render::bytes(version.bytes),
+                Some(_) => "damaged".to_owned(),
+            },
             version.files.to_string(),
             render::ago(unix_ms(version.created)),
         ]
@@ -411,7 +451,7 @@ fn tags_text(tags: &[String]) -> String {
     }
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
 }
@@ -679,12 +719,14 @@ impl From<Error> for Failure {
             Error::NoSuchTag { .. } | Error::NoSuchVersion { .. } => {
                 failure.hint("see what there is: slate image list")
             }
+            Error::NoEarlierVersion { .. } => {
+                failure.hint("see what it named: slate image log NAME:TAG")
+            }
             Error::BadName { .. } => failure
                 .hint("write NAME or NAME:TAG, such as debian13 or rocky9:next")
                 .code(Code::Usage),
-            Error::Corrupt(_) | Error::DamagedObject { .. } | Error::WrongContent { .. } => {
-                failure.hint("import the image again; the disk may be failing")
-            }
+            Error::Corrupt(_) | Error::DamagedObject { .. } | Error::WrongContent { .. } => failure
+                .hint("the disk may be failing; see what else is damaged: slate image verify"),
             _ => failure,
         }
     }

@@ -1,6 +1,7 @@
 //! One module per command: each asks the layer below and renders what comes back.
 
 pub mod console;
+mod diff;
 pub mod events;
 pub mod image;
 pub mod initrd;
@@ -10,3 +11,4 @@ pub mod node;
 pub mod report;
 pub mod service;
 pub mod up;
+mod upkeep;

@@ -62,6 +62,8 @@ const META: &str = concat!(
 pub const TAG_DEFAULT: &str = "latest";
 /// The tag that imports and commits move.
 pub const TAG_NEXT: &str = "next";
+/// The fewest digits of a digest that name a version.
+pub const PREFIX_MIN: usize = 6;
 /// The longest image name or tag, in bytes.
 const NAME_MAX: usize = 128;
 
@@ -302,7 +304,8 @@ impl Store {
         Ok(versions)
     }
 
-    /// The version that `NAME`, `NAME:TAG` or a digest names. The tag is `latest` by default.
+    /// The version that `NAME`, `NAME:TAG`, a digest or the first digits of one, at least
+    /// [`PREFIX_MIN`], name. The tag is `latest` by default.
     pub fn resolve(&self, reference: &str) -> Result<Digest> {
         if let Ok(digest) = reference.parse() {
             return self.check_version(digest).map(|()| digest);
@@ -312,7 +315,30 @@ impl Store {
             .unwrap_or((reference, TAG_DEFAULT));
         check_name(name)?;
         check_name(tag)?;
-        self.tagged(name, tag)
+        match self.tagged(name, tag) {
+            Err(error @ Error::NoSuchTag { .. }) => self.by_prefix(reference)?.ok_or(error),
+            found => found,
+        }
+    }
+
+    /// The one version whose digest begins so; `None` where none does, or it may not be one.
+    fn by_prefix(&self, text: &str) -> Result<Option<Digest>> {
+        let is_digit = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f');
+        if text.len() < PREFIX_MIN || !text.bytes().all(is_digit) {
+            return Ok(None);
+        }
+        let versions = self.versions()?.into_iter();
+        let found: Vec<Digest> = versions
+            .filter(|it| it.to_string().starts_with(text))
+            .collect();
+        match found[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one)),
+            _ => Err(Error::BadName {
+                text: text.into(),
+                expected: "the beginning of one digest only: give more digits",
+            }),
+        }
     }
 
     /// Opens a version. While it is open, here or in another process, [`Store::gc`] keeps it.

@@ -613,6 +613,8 @@ fn imports_move_next_and_never_what_nodes_follow() -> Result<()> {
     assert_eq!(store.resolve("debian")?, first);
     assert_eq!(store.resolve("debian:next")?, second);
     assert_eq!(store.resolve(&second.to_string())?, second);
+    assert_eq!(store.resolve(&second.to_string()[..6])?, second);
+    assert!(store.resolve(&second.to_string()[..5]).is_err());
     let generation = store.generation()?;
     store.tag("debian", "latest", second)?;
     assert_ne!(store.generation()?, generation);
