@@ -100,6 +100,16 @@ pub enum Error {
         /// The tag.
         tag: String,
     },
+    /// A tag that was moved by somebody else since the work on it began.
+    #[error("{name}:{tag} was moved meanwhile")]
+    TagMoved {
+        /// The image's name.
+        name: String,
+        /// The tag.
+        tag: String,
+        /// What it names now.
+        now: Option<Digest>,
+    },
     /// A version that is not in the store.
     #[error("no image version {digest}")]
     NoSuchVersion {
@@ -140,7 +150,7 @@ pub enum Error {
 
 impl Error {
     /// Adds what was being done, and to which file, to an operating system's error.
-    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
         let path = path.to_owned();
         move |source| Error::Io {
             doing,

@@ -10,6 +10,7 @@
 
 pub mod boot;
 pub mod check;
+pub mod checkout;
 pub mod debian;
 pub mod diff;
 pub mod error;

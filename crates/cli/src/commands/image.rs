@@ -182,12 +182,7 @@ fn target(name: &str) -> Outcome<Publish<'_>> {
         None => Publish::Import { name },
     };
     // Said before minutes of work, not after them.
-    if let Publish::Import { name } | Publish::Tag { name, .. } = target {
-        image::store::check_name(name)?;
-    }
-    if let Publish::Tag { tag, .. } = target {
-        image::store::check_name(tag)?;
-    }
+    target.check_names()?;
     Ok(target)
 }
 

@@ -10,14 +10,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags};
 
 use super::{Progress, SkipReason, Skipped};
+use crate::checkout::Checkout;
 use crate::error::{Error, Result};
 use crate::manifest::{Content, Id, Manifest, Meta, Node, Xattrs, empty_directory, is_kept_xattr};
 use crate::store::session::{Session, Sparse};
 use crate::tree::{Device, Mtime};
 
-/// Reads the tree below `top` into a manifest, contents into the session.
+/// Reads the tree below `top` into a manifest, contents into the session. What a `checkout` knows to
+/// be untouched is not read.
 pub fn read(
     top: &Path,
+    checkout: Option<&Checkout>,
     session: &mut Session,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Manifest, Vec<Skipped>)> {
@@ -27,6 +30,7 @@ pub fn read(
         mount: stat.stx_mnt_id,
         tree: Manifest::new(),
         links: HashMap::new(),
+        checkout,
         skipped: Vec::new(),
         done: Progress::default(),
         session,
@@ -47,6 +51,7 @@ struct Walk<'a> {
     tree: Manifest,
     /// Nodes that have further names somewhere, by device and inode.
     links: HashMap<(u32, u32, u64), Id>,
+    checkout: Option<&'a Checkout>,
     skipped: Vec<Skipped>,
     done: Progress,
     session: &'a mut Session,
@@ -106,6 +111,10 @@ impl Walk<'_> {
         let content = match kind {
             libc_type::FILE if mounted => Content::Inline(Vec::new()),
             libc_type::FILE => {
+                if let Some(content) = self.untouched(stat)? {
+                    self.count(0);
+                    return Ok(content);
+                }
                 let file = open(path)?;
                 let content = self
                     .session
@@ -125,6 +134,14 @@ impl Walk<'_> {
         };
         self.count(0);
         Ok(content)
+    }
+
+    fn untouched(&self, stat: &Statx) -> Result<Option<Content>> {
+        let Some(checkout) = self.checkout else {
+            return Ok(None);
+        };
+        let changed = (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec);
+        checkout.untouched(stat.stx_ino, changed)
     }
 
     fn meta(&mut self, path: &Path, stat: &Statx) -> Result<Meta> {

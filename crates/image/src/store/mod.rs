@@ -26,7 +26,7 @@ mod map;
 pub(crate) mod objects;
 pub(crate) mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verify;
 
 use std::collections::{BTreeMap, HashMap};
@@ -118,8 +118,31 @@ pub enum Publish<'a> {
         /// The tag.
         tag: &'a str,
     },
+    /// That tag, if it still names what it did when the work began.
+    TagIf {
+        /// The image's name.
+        name: &'a str,
+        /// The tag.
+        tag: &'a str,
+        /// What it has to name; `None`: there must be no such tag.
+        was: Option<Digest>,
+    },
     /// None: the version is found by its digest alone, and the next [`Store::gc`] removes it.
     Untagged,
+}
+
+impl Publish<'_> {
+    /// Whether the image's name and the tag can be such.
+    pub fn check_names(&self) -> Result<()> {
+        match *self {
+            Publish::Import { name } => check_name(name),
+            Publish::Tag { name, tag } | Publish::TagIf { name, tag, .. } => {
+                check_name(name)?;
+                check_name(tag)
+            }
+            Publish::Untagged => Ok(()),
+        }
+    }
 }
 
 /// A version whose objects are written and that nothing names yet. Dropping it discards it.
@@ -174,9 +197,7 @@ impl Store {
 
     /// Reads a directory into the store. As root: owners, devices and attributes are kept.
     pub fn stage_dir(&self, source: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Staged> {
-        let mut session = self.begin()?;
-        let (tree, skipped) = import::dir::read(source, &mut session, progress)?;
-        self.stage(session, &tree, skipped)
+        self.stage_with(|session| import::dir::read(source, None, session, progress))
     }
 
     /// Reads a tar archive, plain or compressed (gzip, zstd, xz), into the store.
@@ -185,8 +206,16 @@ impl Store {
         source: impl Read,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Staged> {
+        self.stage_with(|session| import::tar::read(source, session, progress))
+    }
+
+    /// Has a source read into the store.
+    pub(crate) fn stage_with(
+        &self,
+        read: impl FnOnce(&mut Session) -> Result<(Manifest, Vec<Skipped>)>,
+    ) -> Result<Staged> {
         let mut session = self.begin()?;
-        let (tree, skipped) = import::tar::read(source, &mut session, progress)?;
+        let (tree, skipped) = read(&mut session)?;
         self.stage(session, &tree, skipped)
     }
 
@@ -200,12 +229,7 @@ impl Store {
         to: Publish<'_>,
         judge: impl FnOnce(&StoredTree) -> Result<()>,
     ) -> Result<Option<Tag>> {
-        if let Publish::Import { name } | Publish::Tag { name, .. } = to {
-            check_name(name)?;
-        }
-        if let Publish::Tag { tag, .. } = to {
-            check_name(tag)?;
-        }
+        to.check_names()?;
         judge(&staged.tree)?;
         let digest = staged.digest();
         staged.session.commit()?;
@@ -214,6 +238,14 @@ impl Store {
         let (name, tag) = match to {
             Publish::Untagged => return Ok(None),
             Publish::Tag { name, tag } => (name, tag),
+            Publish::TagIf { name, tag, was } => {
+                let now = self.read_tag(name, tag)?;
+                if now != was {
+                    let (name, tag) = (name.into(), tag.into());
+                    return Err(Error::TagMoved { name, tag, now });
+                }
+                (name, tag)
+            }
             Publish::Import { name } if self.has_tags(name) => (name, TAG_NEXT),
             Publish::Import { name } => (name, TAG_DEFAULT),
         };

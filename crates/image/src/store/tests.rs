@@ -63,7 +63,7 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// One of everything, at the sizes where the format changes shape.
-fn everything() -> Vec<u8> {
+pub(crate) fn everything() -> Vec<u8> {
     use tar::EntryType as Type;
     let mut archive = Archive::new(Vec::new());
     add(
@@ -304,7 +304,7 @@ fn small(text: &str) -> Vec<u8> {
     archive.into_inner().expect("an archive")
 }
 
-fn import(store: &Store, archive: &[u8], to: Publish<'_>) -> Result<Digest> {
+pub(crate) fn import(store: &Store, archive: &[u8], to: Publish<'_>) -> Result<Digest> {
     let staged = store.stage_tar(archive, &mut |_| ())?;
     let digest = staged.digest();
     store.publish(staged, to, |_| Ok(()))?;
@@ -658,6 +658,25 @@ fn imports_move_next_and_never_what_nodes_follow() -> Result<()> {
     );
     assert_eq!(list[0].tags, ["debian:latest"]);
     assert_eq!((list[0].files, list[0].bytes), (4, 9000 + 5 + 15_000));
+    Ok(())
+}
+
+#[test]
+fn a_tag_that_moved_meanwhile_stays_where_it_is() -> Result<()> {
+    let (_dir, store) = new_store();
+    let to = |was| Publish::TagIf {
+        name: "a",
+        tag: "next",
+        was,
+    };
+    let first = import(&store, &small("first"), to(None))?;
+    let moved = import(&store, &small("second"), to(None));
+    assert!(matches!(moved, Err(Error::TagMoved { now, .. }) if now == Some(first)));
+    assert_eq!(store.resolve("a:next")?, first);
+    // Nothing of the work is lost: the version is there, without a name.
+    assert_eq!(store.versions()?.len(), 2);
+    let second = import(&store, &small("second"), to(Some(first)))?;
+    assert_eq!(store.resolve("a:next")?, second);
     Ok(())
 }
 
