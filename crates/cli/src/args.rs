@@ -264,6 +264,24 @@ pub enum ImageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Change an image in a shell: what you leave behind becomes NAME:next
+    ///
+    /// The shell runs in a private copy. Nothing that runs from the image or follows its tag is
+    /// touched.
+    Edit(ChangeArgs),
+    /// Change an image by a command: what it leaves behind becomes NAME:next, if it succeeds
+    ///
+    /// It runs in a private copy, in namespaces of its own; `uname -r` there names the image's
+    /// kernel, and nothing that it starts outlives it.
+    Run {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Compare two versions: kernel, packages (of dpkg) and files
     Diff {
         /// The earlier version
@@ -338,6 +356,32 @@ pub enum ImageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+}
+
+/// How an image is changed.
+#[derive(Args, Debug, Clone)]
+pub struct ChangeArgs {
+    /// The version to begin with
+    #[arg(value_name = "NAME[:TAG]")]
+    pub image: String,
+    /// Whether programs in it see this machine's network
+    #[arg(long, value_enum, default_value = "on")]
+    pub network: Switch,
+    /// Only say what would change
+    #[arg(long)]
+    pub discard: bool,
+    /// Take the place of a NAME:next that was made meanwhile
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// On or off.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// Yes
+    On,
+    /// No
+    Off,
 }
 
 /// How a command that reads prints.

@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
-use super::{diff, upkeep};
+use super::{diff, edit, upkeep};
 use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
@@ -41,6 +41,12 @@ pub fn run(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             target,
             output,
         } => tag(&open_store(dirs)?, &source, &target, output),
+        ImageCommand::Edit(change) => edit::edit(dirs, &open_store(dirs)?, &change),
+        ImageCommand::Run {
+            change,
+            command,
+            output,
+        } => edit::run(dirs, &open_store(dirs)?, &change, &command, output),
         ImageCommand::Diff {
             before,
             after,
@@ -91,6 +97,8 @@ pub(crate) enum Step {
     Building(debian::Progress),
     /// An archive or a directory becomes a version.
     Importing(image::Progress),
+    /// A version is written out as a directory.
+    CheckingOut(image::Progress),
     /// A version is read again.
     Verifying(image::Progress),
 }
@@ -187,7 +195,7 @@ fn target(name: &str) -> Outcome<Publish<'_>> {
 }
 
 /// Judges a staged version and publishes it.
-fn publish(store: &Store, staged: Staged, target: Publish<'_>) -> Outcome<Imported> {
+pub(super) fn publish(store: &Store, staged: Staged, target: Publish<'_>) -> Outcome<Imported> {
     let skipped = staged.skipped().to_vec();
     let mut findings = Vec::new();
     let published = store.publish(staged, target, |tree| {
@@ -316,10 +324,7 @@ fn say_imported(store: &Store, imported: &Imported, output: OutputArgs) -> Outco
             "skipped": imported.skipped.iter().map(skipped_json).collect::<Vec<_>>(),
         }));
     }
-    for line in skipped_lines(&imported.skipped) {
-        anstream::eprintln!("{line}");
-    }
-    anstream::eprint!("{}", findings_lines(&imported.findings));
+    say_findings(imported);
     anstream::println!(
         "{} is now {digest} ({} files, {})",
         format!("{name}:{tag}").bold(),
@@ -330,6 +335,14 @@ fn say_imported(store: &Store, imported: &Imported, output: OutputArgs) -> Outco
         anstream::println!("Nodes boot it after: slate image tag {name}:{tag} {name}");
     }
     Ok(())
+}
+
+/// What was left out, and what the checks noticed.
+pub(super) fn say_findings(imported: &Imported) {
+    for line in skipped_lines(&imported.skipped) {
+        anstream::eprintln!("{line}");
+    }
+    anstream::eprint!("{}", findings_lines(&imported.findings));
 }
 
 /// How far an import or a build has come: one live line on a terminal, else a line now and then.
@@ -360,6 +373,7 @@ impl Meter {
                 self.say(stage, || format!("building: {stage} ({percent} %)"));
             }
             Step::Importing(progress) => self.count("importing", progress),
+            Step::CheckingOut(progress) => self.count("checking out", progress),
             Step::Verifying(progress) => self.count("verifying", progress),
         }
     }

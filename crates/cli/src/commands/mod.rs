@@ -2,6 +2,7 @@
 
 pub mod console;
 mod diff;
+mod edit;
 pub mod events;
 pub mod image;
 pub mod initrd;

@@ -1,0 +1,338 @@
+//! `slate image edit|run`: a version is changed in a private copy, and what changed becomes the next
+//! version. Nothing that runs from the version, or follows its tag, is touched.
+
+mod sandbox;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::process::ExitStatus;
+
+use image::boot::BootFiles;
+use image::checkout::Checkout;
+use image::diff::{self, Change, What};
+use image::store::{TAG_DEFAULT, TAG_NEXT};
+use image::{Digest, Publish, Staged, Store};
+use owo_colors::OwoColorize as _;
+use serde_json::json;
+
+use super::image::{Meter, Step, path_failure, publish, resolve, say_findings};
+use crate::args::{ChangeArgs, DirArgs, OutputArgs};
+use crate::failure::{Failure, Outcome};
+use crate::render::{self, short_digest};
+use sandbox::{Sandbox, WorkDir};
+
+/// Paths that two changes have in common, named in a failure.
+const PATHS_SHOWN: usize = 5;
+
+/// Opens a shell in an image.
+pub(super) fn edit(dirs: &DirArgs, store: &Store, change: &ChangeArgs) -> Outcome {
+    if !io::stdin().is_terminal() {
+        return Err(
+            Failure::new("slate image edit opens a shell, and there is no terminal")
+                .hint("to run a command: slate image run NAME -- COMMAND"),
+        );
+    }
+    let session = Session::begin(dirs, store, change)?;
+    anstream::eprintln!(
+        "A shell in {}: what you change becomes {}:{TAG_NEXT}. Leave it with exit.",
+        change.image.bold(),
+        session.name
+    );
+    let shell = session.shell();
+    session.execute(&[shell.into()])?;
+    session.finish(change.discard, true, OutputArgs { json: false })
+}
+
+/// Runs a command in an image.
+pub(super) fn run(
+    dirs: &DirArgs,
+    store: &Store,
+    change: &ChangeArgs,
+    command: &[String],
+    output: OutputArgs,
+) -> Outcome {
+    let session = Session::begin(dirs, store, change)?;
+    let status = session.execute(command)?;
+    if !status.success() {
+        return Err(
+            Failure::new(format!("{} in the image: {status}", command[0]))
+                .hint("nothing was published"),
+        );
+    }
+    session.finish(change.discard, false, output)
+}
+
+/// A change under way.
+struct Session<'s> {
+    store: &'s Store,
+    name: String,
+    /// What `NAME:next` named when it began.
+    next: Option<Digest>,
+    checkout: Checkout,
+    sandbox: Sandbox,
+    // Last: dropping it removes the directory.
+    _work: WorkDir,
+}
+
+impl<'s> Session<'s> {
+    fn begin(dirs: &DirArgs, store: &'s Store, change: &ChangeArgs) -> Outcome<Session<'s>> {
+        sandbox::check()?;
+        let (name, tag) = change
+            .image
+            .split_once(':')
+            .unwrap_or((&change.image, TAG_DEFAULT));
+        let base = resolve(store, &format!("{name}:{tag}"))?;
+        let next = tag_of(store, name, TAG_NEXT)?;
+        if !change.replace {
+            check_next(store, name, tag, base, next)?;
+        }
+        let work = WorkDir::new(&dirs.state_dir.join("edit"))?;
+        let root = work.path().join("root");
+        fs::create_dir(&root).map_err(|error| path_failure("making", &root, &error))?;
+        let mut meter = Meter::new();
+        let tree = store.open_tree(base)?;
+        let checkout = Checkout::new(tree, &root, &mut |it| meter.show(&Step::CheckingOut(it)));
+        meter.done();
+        let checkout = checkout?;
+        let kernel = BootFiles::of(checkout.base())
+            .ok()
+            .map(|it| it.kernel.version);
+        let sandbox = Sandbox::new(&root, work.path(), name, kernel, change.network)?;
+        Ok(Session {
+            store,
+            name: name.to_owned(),
+            next,
+            checkout,
+            sandbox,
+            _work: work,
+        })
+    }
+
+    fn shell(&self) -> &'static str {
+        let has = |path: &str| self.checkout.path().join(path).exists();
+        if has("bin/bash") {
+            "/bin/bash"
+        } else {
+            "/bin/sh"
+        }
+    }
+
+    fn execute(&self, command: &[String]) -> Outcome<ExitStatus> {
+        let placed = self.sandbox.prepare()?;
+        let status = self.sandbox.run(command);
+        placed.take_back()?;
+        status
+    }
+
+    /// Says what has changed, and publishes it.
+    fn finish(&self, discard: bool, ask: bool, output: OutputArgs) -> Outcome {
+        let mut meter = Meter::new();
+        let staged = self
+            .store
+            .stage_checkout(&self.checkout, &mut |it| meter.show(&Step::Importing(it)));
+        meter.done();
+        let staged = staged?;
+        let changes = diff::diff(self.checkout.base(), staged.tree())?;
+        let summary = Summary::of(&changes);
+        if !output.json {
+            anstream::eprintln!("{}", summary.text());
+        }
+        if changes.is_empty() || discard {
+            return summary.say_unpublished(discard, output);
+        }
+        if ask && !confirm(&format!("Publish it as {}:{TAG_NEXT}?", self.name))? {
+            return summary.say_unpublished(true, output);
+        }
+        self.publish(staged, &changes, &summary, output)
+    }
+
+    fn publish(
+        &self,
+        staged: Staged,
+        changes: &[Change],
+        summary: &Summary,
+        output: OutputArgs,
+    ) -> Outcome {
+        let digest = staged.digest();
+        let target = Publish::TagIf {
+            name: &self.name,
+            tag: TAG_NEXT,
+            was: self.next,
+        };
+        let published = match publish(self.store, staged, target) {
+            Ok(published) => published,
+            Err(failure) => return Err(self.kept(failure, digest, changes)),
+        };
+        if output.json {
+            return render::json(&summary.json(&self.name, digest));
+        }
+        say_findings(&published);
+        anstream::println!(
+            "{} is now {digest}",
+            format!("{}:{TAG_NEXT}", self.name).bold()
+        );
+        anstream::println!(
+            "Nodes boot it after: slate image tag {0}:{TAG_NEXT} {0}",
+            self.name
+        );
+        Ok(())
+    }
+
+    /// Where `NAME:next` was moved meanwhile, the work gets a tag of its own.
+    fn kept(&self, failure: Failure, digest: Digest, changes: &[Change]) -> Failure {
+        let now = match tag_of(self.store, &self.name, TAG_NEXT) {
+            Ok(now) if now != self.next => now,
+            _ => return failure,
+        };
+        let tag = format!("conflict-{}", short_digest(&digest.to_string()));
+        if let Err(error) = self.store.tag(&self.name, &tag, digest) {
+            return error.into();
+        }
+        let name = &self.name;
+        let mut failure = Failure::new(format!(
+            "{name}:{TAG_NEXT} was moved while this was under way; your change is {name}:{tag}"
+        ));
+        if let Some(both) = now.and_then(|now| self.changed_by_both(now, changes).ok()) {
+            failure.causes.push(both);
+        }
+        failure.hint(format!(
+            "see what the other change is: slate image diff {base} {name}:{TAG_NEXT}\n\
+             make yours on top of it: slate image edit {name}:{TAG_NEXT}\n\
+             or take yours instead: slate image tag {name}:{tag} {name}:{TAG_NEXT}",
+            base = short_digest(&self.checkout.base().digest().to_string()),
+        ))
+    }
+
+    fn changed_by_both(&self, other: Digest, changes: &[Change]) -> Outcome<String> {
+        let other = self.store.open_tree(other)?;
+        let theirs = diff::diff(self.checkout.base(), &other)?;
+        let theirs: BTreeSet<&[u8]> = real(&theirs).map(|it| &it.path[..]).collect();
+        let both = real(changes).filter(|it| theirs.contains(&it.path[..]));
+        let both: Vec<String> = both
+            .map(|it| format!("/{}", String::from_utf8_lossy(&it.path)))
+            .collect();
+        if both.is_empty() {
+            return Ok(format!(
+                "the other change has {} paths, none of them yours",
+                theirs.len()
+            ));
+        }
+        let more = both.len().saturating_sub(PATHS_SHOWN);
+        let mut text = format!("both changed {}", both[..both.len() - more].join(", "));
+        if more > 0 {
+            text += &format!(" and {more} more");
+        }
+        Ok(text)
+    }
+}
+
+/// Changes but those of a time alone.
+fn real(changes: &[Change]) -> impl Iterator<Item = &Change> {
+    changes.iter().filter(|it| !it.is_time_only())
+}
+
+fn tag_of(store: &Store, name: &str, tag: &str) -> Outcome<Option<Digest>> {
+    let tags = store.tags()?.into_iter();
+    let mut named = tags.filter(|it| it.name == name && it.tag == tag);
+    Ok(named.next().map(|it| it.digest))
+}
+
+/// A next version that is neither the base nor one that the base's tag came by is work that a commit
+/// would take the name of.
+fn check_next(store: &Store, name: &str, tag: &str, base: Digest, next: Option<Digest>) -> Outcome {
+    let Some(next) = next.filter(|next| *next != base) else {
+        return Ok(());
+    };
+    if store.log(name, tag)?.iter().any(|it| it.digest == next) {
+        return Ok(());
+    }
+    let failure = Failure::new(format!(
+        "{name}:{TAG_NEXT} has changes that {name}:{tag} has not, and this would replace it"
+    ));
+    Err(failure.hint(format!(
+        "to build on it: slate image edit {name}:{TAG_NEXT}\n\
+         to see it: slate image diff {name}:{tag} {name}:{TAG_NEXT}\n\
+         to begin anew from {name}:{tag}: --replace"
+    )))
+}
+
+fn confirm(question: &str) -> Outcome<bool> {
+    anstream::eprint!("{question} [Y/n] ");
+    let _ = io::stderr().flush();
+    let mut answer = String::new();
+    io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|error| Failure::because("reading the answer", &error))?;
+    // The end of input is no consent.
+    Ok(answer.ends_with('\n') && !answer.trim().to_ascii_lowercase().starts_with('n'))
+}
+
+/// What changed, counted.
+#[derive(Default)]
+struct Summary {
+    added: usize,
+    changed: usize,
+    removed: usize,
+    /// Bytes of added and changed files.
+    bytes: u64,
+}
+
+impl Summary {
+    fn of(changes: &[Change]) -> Summary {
+        let mut summary = Summary::default();
+        for change in real(changes) {
+            match change.what {
+                What::Added => summary.added += 1,
+                What::Changed(_) => summary.changed += 1,
+                What::Removed => summary.removed += 1,
+            }
+            summary.bytes += change.bytes;
+        }
+        summary
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "{} added, {} changed, {} removed; {} in added and changed files",
+            self.added,
+            self.changed,
+            self.removed,
+            render::bytes(self.bytes)
+        )
+    }
+
+    fn json(&self, name: &str, digest: Digest) -> serde_json::Value {
+        json!({
+            "name": name,
+            "tag": TAG_NEXT,
+            "digest": digest.to_string(),
+            "added": self.added,
+            "changed": self.changed,
+            "removed": self.removed,
+            "bytes": self.bytes,
+        })
+    }
+
+    fn say_unpublished(&self, discarded: bool, output: OutputArgs) -> Outcome {
+        if output.json {
+            return render::json(&json!({
+                "digest": null,
+                "added": self.added,
+                "changed": self.changed,
+                "removed": self.removed,
+                "bytes": self.bytes,
+            }));
+        }
+        anstream::println!(
+            "{}",
+            if discarded {
+                "Discarded."
+            } else {
+                "Nothing changed: nothing to publish."
+            }
+        );
+        Ok(())
+    }
+}

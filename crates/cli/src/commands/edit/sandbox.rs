@@ -1,0 +1,328 @@
+//! The place where an image's own programs run: namespaces, a minimal `/dev`, and a resolver.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
+
+use crate::args::Switch;
+use crate::commands::image::path_failure;
+use crate::failure::{Code, Failure, Outcome};
+
+/// Mounts, then enters.
+const ENTER: &str = include_str!("enter.sh");
+/// Has Debian's packages start no daemons (invoke-rc.d(8)).
+const POLICY: &str =
+    "#!/bin/sh\n# By slate, while the image is changed: start nothing.\nexit 101\n";
+/// Where the mount points are.
+const DIRECTORIES: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
+
+/// Whether this machine and this user can do it.
+pub fn check() -> Outcome {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new("changing an image takes root")
+            .hint("run it as root (sudo)")
+            .code(Code::NotReady));
+    }
+    Ok(())
+}
+
+/// A directory for one change; removed when dropped, and by the next one if this process was killed.
+pub struct WorkDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl WorkDir {
+    /// Makes one below `parent`.
+    pub fn new(parent: &Path) -> Outcome<WorkDir> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let failed = |error| path_failure("making", parent, &error);
+        let mut private = fs::DirBuilder::new();
+        private
+            .mode(0o700)
+            .recursive(true)
+            .create(parent)
+            .map_err(failed)?;
+        remove_abandoned(parent).map_err(failed)?;
+        let path = parent.join(std::process::id().to_string());
+        let lock = File::create(lock_of(&path)).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        private.create(&path).map_err(failed)?;
+        Ok(WorkDir { path, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        // What stays behind is removed by the next one.
+        let _ = fs::remove_dir_all(&self.path);
+        let _ = fs::remove_file(lock_of(&self.path));
+    }
+}
+
+fn lock_of(path: &Path) -> PathBuf {
+    path.with_extension("lock")
+}
+
+fn remove_abandoned(parent: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let path = entry?.path();
+        if path.extension().is_none() {
+            continue;
+        }
+        let held = File::open(&path).and_then(|lock| Ok(lock.try_lock()?));
+        if held.is_ok() {
+            let _ = fs::remove_dir_all(path.with_extension(""));
+            let _ = fs::remove_file(&path);
+        }
+    }
+    Ok(())
+}
+
+/// Where and how programs run.
+pub struct Sandbox {
+    root: PathBuf,
+    /// Their `/tmp`.
+    scratch: PathBuf,
+    name: String,
+    kernel: Option<String>,
+    network: Switch,
+}
+
+impl Sandbox {
+    /// For the image in `root`.
+    pub fn new(
+        root: &Path,
+        work: &Path,
+        name: &str,
+        kernel: Option<String>,
+        network: Switch,
+    ) -> Outcome<Sandbox> {
+        use std::os::unix::fs::PermissionsExt as _;
+        for directory in DIRECTORIES {
+            let path = root.join(directory);
+            if !path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+                return Err(Failure::new(format!(
+                    "expected a directory /{directory} in the image, found none"
+                ))
+                .hint("import a whole root file system"));
+            }
+        }
+        let scratch = work.join("tmp");
+        fs::create_dir(&scratch)
+            .and_then(|()| fs::set_permissions(&scratch, fs::Permissions::from_mode(0o1777)))
+            .map_err(|error| path_failure("making", &scratch, &error))?;
+        Ok(Sandbox {
+            root: root.to_owned(),
+            scratch,
+            name: name.to_owned(),
+            kernel,
+            network,
+        })
+    }
+
+    /// Puts into the image what must be there only while programs run.
+    pub fn prepare(&self) -> Outcome<Placed> {
+        let mut placed = Placed::default();
+        let policy = self.root.join("usr/sbin/policy-rc.d");
+        if self.root.join("usr/sbin/invoke-rc.d").exists() {
+            placed.place(&policy, POLICY.as_bytes(), 0o755)?;
+        }
+        let resolver = self.root.join("etc/resolv.conf");
+        let is_link = resolver.symlink_metadata().is_ok_and(|it| it.is_symlink());
+        if self.network == Switch::On && !is_link && self.root.join("etc").is_dir() {
+            let ours = fs::read("/etc/resolv.conf").unwrap_or_default();
+            placed.place(&resolver, &ours, 0o644)?;
+        }
+        Ok(placed)
+    }
+
+    /// Runs a command to its end. Ctrl-C is the command's.
+    pub fn run(&self, command: &[String]) -> Outcome<ExitStatus> {
+        let ignored = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGINT, ignored)
+            .map_err(|error| Failure::because("catching Ctrl-C", &error))?;
+        let mut enter = Command::new("setpriv");
+        enter.args([
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--pid",
+        ]);
+        enter.args(["--fork", "--kill-child", "--propagation", "private"]);
+        if self.network == Switch::Off {
+            enter.arg("--net");
+        }
+        enter.args(["sh", "-c", ENTER, "sh"]);
+        enter.arg(&self.root).arg(&self.scratch);
+        enter.arg(self.kernel.as_deref().unwrap_or_default());
+        enter.arg(&self.name).arg(self.resolver_in_run());
+        enter.args(command);
+        enter.status().map_err(|error| {
+            Failure::because("starting setpriv", &error).hint("install util-linux")
+        })
+    }
+
+    /// Where the resolver's configuration is expected below `/run`, which is empty at first.
+    fn resolver_in_run(&self) -> PathBuf {
+        let Ok(target) = fs::read_link(self.root.join("etc/resolv.conf")) else {
+            return PathBuf::new();
+        };
+        let target = target
+            .strip_prefix("..")
+            .or_else(|_| target.strip_prefix("/"))
+            .unwrap_or(&target);
+        let plain = target
+            .components()
+            .all(|it| matches!(it, std::path::Component::Normal(_)));
+        if plain && target.starts_with("run") && self.network == Switch::On {
+            target.to_owned()
+        } else {
+            PathBuf::new()
+        }
+    }
+}
+
+/// Files that were put into the image, and what was there before.
+#[derive(Default)]
+pub struct Placed(Vec<Placement>);
+
+/// One of them.
+struct Placement {
+    path: PathBuf,
+    content: Vec<u8>,
+    before: Option<(Vec<u8>, SystemTime)>,
+    parent: SystemTime,
+    /// The directory's time once the file was there: another one later says that somebody else
+    /// changed it, too.
+    parent_placed: SystemTime,
+}
+
+impl Placed {
+    fn place(&mut self, path: &Path, content: &[u8], mode: u32) -> Outcome {
+        use std::os::unix::fs::PermissionsExt as _;
+        let failed = |error| path_failure("writing", path, &error);
+        let directory = path.parent().unwrap_or(path);
+        let parent = modified(directory).map_err(failed)?;
+        let before = match fs::read(path) {
+            Ok(content) => Some((content, modified(path).map_err(failed)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        fs::write(path, content).map_err(failed)?;
+        if before.is_none() {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+        }
+        self.0.push(Placement {
+            path: path.to_owned(),
+            content: content.to_vec(),
+            before,
+            parent,
+            parent_placed: modified(directory).map_err(failed)?,
+        });
+        Ok(())
+    }
+
+    /// Puts back what was there, unless the command has put something else there.
+    pub fn take_back(self) -> Outcome {
+        for file in self.0 {
+            file.take_back()
+                .map_err(|error| path_failure("restoring", &file.path, &error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Placement {
+    fn take_back(&self) -> io::Result<()> {
+        let is_ours = fs::read(&self.path).is_ok_and(|content| content == self.content);
+        let is_file = self.path.symlink_metadata().is_ok_and(|it| it.is_file());
+        if !is_ours || !is_file {
+            return Ok(());
+        }
+        let directory = self.path.parent().unwrap_or(&self.path);
+        let untouched = modified(directory)? == self.parent_placed;
+        match &self.before {
+            Some((content, time)) => {
+                fs::write(&self.path, content)?;
+                File::options()
+                    .write(true)
+                    .open(&self.path)?
+                    .set_modified(*time)?;
+            }
+            None => fs::remove_file(&self.path)?,
+        }
+        if untouched {
+            File::open(directory)?.set_modified(self.parent)?;
+        }
+        Ok(())
+    }
+}
+
+fn modified(path: &Path) -> io::Result<SystemTime> {
+    fs::metadata(path)?.modified()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_placed_is_gone_afterwards_and_the_times_are_as_before() {
+        let root = tempfile::tempdir().unwrap();
+        let (old, new) = (root.path().join("old"), root.path().join("new"));
+        fs::write(&old, "before").unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        let set = |path: &Path| File::open(path).unwrap().set_modified(long_ago).unwrap();
+        set(&old);
+        set(root.path());
+        let mut placed = Placed::default();
+        placed.place(&old, b"meanwhile", 0o644).unwrap();
+        placed.place(&new, b"meanwhile", 0o755).unwrap();
+        placed.take_back().unwrap();
+        assert_eq!(fs::read(&old).unwrap(), b"before");
+        assert!(!new.exists());
+        assert_eq!(modified(&old).unwrap(), long_ago);
+        assert_eq!(modified(root.path()).unwrap(), long_ago);
+
+        // What the command wrote there itself stays.
+        let mut placed = Placed::default();
+        placed.place(&old, b"meanwhile", 0o644).unwrap();
+        placed.place(&new, b"meanwhile", 0o755).unwrap();
+        fs::write(&old, "by the command").unwrap();
+        fs::write(&new, "by the command").unwrap();
+        placed.take_back().unwrap();
+        assert_eq!(fs::read(&old).unwrap(), b"by the command");
+        assert_eq!(fs::read(&new).unwrap(), b"by the command");
+    }
+
+    #[test]
+    fn a_killed_change_leaves_nothing_to_the_next() {
+        let parent = tempfile::tempdir().unwrap();
+        let abandoned = parent.path().join("1");
+        fs::create_dir(&abandoned).unwrap();
+        fs::write(abandoned.join("file"), "x").unwrap();
+        fs::write(lock_of(&abandoned), "").unwrap();
+        let held = parent.path().join("2");
+        fs::create_dir(&held).unwrap();
+        let lock = File::create(lock_of(&held)).unwrap();
+        lock.lock().unwrap();
+        let work = WorkDir::new(parent.path()).unwrap();
+        assert!(!abandoned.exists() && held.exists());
+        let path = work.path().to_owned();
+        drop(work);
+        assert!(!path.exists() && !lock_of(&path).exists());
+    }
+}
