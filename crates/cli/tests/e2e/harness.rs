@@ -132,7 +132,7 @@ impl Site {
     }
 
     /// Replaces the store that all tests share by a copy, so that an image may be added.
-    fn give_own_store(&mut self) {
+    pub fn give_own_store(&mut self) {
         self.kill_daemon();
         let place = self.path("state/store");
         std::fs::remove_file(&place).expect("it is a link");
@@ -146,6 +146,11 @@ impl Site {
         command.args(["link", "set", self.network.interface(), "down"]);
         let output = self.network.run(command).expect("ip starts");
         assert!(output.status.success(), "{output:?}");
+    }
+
+    /// `slate` beside the daemon.
+    pub fn slate_command(&self) -> Command {
+        slate(&self.home)
     }
 
     /// Runs `slate` beside the daemon; its standard output.

@@ -6,6 +6,7 @@
 mod firmware;
 mod harness;
 mod identical;
+mod images;
 mod keeper;
 mod libnfs;
 mod native;
