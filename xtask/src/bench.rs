@@ -3,6 +3,7 @@
 mod boot;
 mod capture;
 mod ganesha;
+mod image;
 mod initrd;
 mod nfs;
 mod ours;
@@ -33,7 +34,7 @@ struct Options {
 /// Runs the benchmark that `arguments` name.
 pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let Some((&name, rest)) = arguments.split_first() else {
-        bail!("which benchmark? known: boot, initrd, nfs");
+        bail!("which benchmark? known: boot, image, initrd, nfs");
     };
     if let (nfs::GENERATOR, [order]) = (name, rest) {
         nfs::generate(order)?;
@@ -42,9 +43,10 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let options = Options::parse(rest)?;
     let report = match name {
         "boot" => boot::run(&options)?,
+        "image" => image::run(&options)?,
         "initrd" => initrd::run(&options)?,
         "nfs" => nfs::run(&options)?,
-        _ => bail!("unknown benchmark: {name}; known: boot, initrd, nfs"),
+        _ => bail!("unknown benchmark: {name}; known: boot, image, initrd, nfs"),
     };
     if options.json {
         println!("{:#}", report.as_json());

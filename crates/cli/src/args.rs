@@ -427,6 +427,11 @@ pub enum NodeCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Name the nodes that would boot another version than they run, and what differs
+    Stale {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Plan a start without firmware: the kernel command line that a machine needs
     ///
     /// The plan is good for one start: it carries the secret by which that start is known.

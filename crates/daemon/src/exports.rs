@@ -2,7 +2,7 @@
 //! may plan with.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,16 +41,23 @@ pub struct Follower {
     pub exported: HashMap<String, Digest>,
     /// The store's state when it was last looked at.
     pub seen: Option<Seen>,
+    /// Whoever has changed the store asks for a look, and is told when it is done.
+    pub asked: Receiver<Sender<()>>,
 }
 
 impl Follower {
     /// Looks at the store again and again, until the hub is gone.
     pub fn run(mut self) {
         loop {
-            std::thread::sleep(POLL);
+            let asker = match self.asked.recv_timeout(POLL) {
+                Ok(asker) => Some(asker),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             if !self.refresh() {
                 return;
             }
+            let _ = asker.map(|it| it.send(()));
         }
     }
 

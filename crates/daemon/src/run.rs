@@ -187,6 +187,7 @@ impl Daemon {
             profile(options.drivers),
         ));
         let images = Arc::default();
+        let (refresh, asked) = channel();
         let mut follower = Follower {
             store,
             exports: nfs.exports().clone(),
@@ -197,6 +198,7 @@ impl Daemon {
             images: Arc::clone(&images),
             exported: HashMap::new(),
             seen: None,
+            asked,
         };
         // Every version is served before anybody can connect: a node that comes back after a
         // restart must not see a stale handle.
@@ -229,6 +231,7 @@ impl Daemon {
             },
             status: status(&options, &listening, default_image.as_ref()),
             images,
+            refresh,
             contents: Arc::clone(&contents),
             stop: stop.clone(),
         });

@@ -20,6 +20,7 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
         digest: boot
             .and_then(|boot| boot.image)
             .map(|digest| digest.to_string()),
+        next_digest: view.next_image.map(|digest| digest.to_string()),
         kernel_args: view.kernel_args,
         reached: boot
             .and_then(|boot| boot.stage)

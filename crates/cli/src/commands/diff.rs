@@ -44,6 +44,14 @@ pub(super) fn run(
     Ok(())
 }
 
+/// What differs, without the files' names.
+pub(super) fn summary(store: &Store, before: &str, after: &str) -> Outcome<String> {
+    let open =
+        |image: &str| -> Outcome<StoredTree> { Ok(store.open_tree(resolve(store, image)?)?) };
+    let report = Report::of(&[open(before)?, open(after)?])?;
+    Ok(report.kernel_text() + &report.packages_text() + &report.totals_text())
+}
+
 impl Report {
     fn of([before, after]: &[StoredTree; 2]) -> Outcome<Report> {
         let kernel = |tree: &StoredTree| BootFiles::of(tree).ok().map(|it| it.kernel.version);
@@ -111,7 +119,7 @@ impl Report {
         text
     }
 
-    fn files_text(&self, all: bool) -> String {
+    fn totals_text(&self) -> String {
         let of = |wanted: fn(&What) -> bool| {
             let those = self.changes.iter().filter(move |it| wanted(&it.what));
             those.fold((0, 0), |(count, bytes), it| {
@@ -120,16 +128,24 @@ impl Report {
         };
         let (added, added_bytes) = of(|it| *it == What::Added);
         let (removed, removed_bytes) = of(|it| *it == What::Removed);
-        let (times, others): (Vec<_>, Vec<_>) =
-            self.changes.iter().partition(|it| it.is_time_only());
-        let changed = others.len() - added - removed;
-        let mut text = format!(
+        let times = self.changes.iter().filter(|it| it.is_time_only()).count();
+        let changed = self.changes.len() - times - added - removed;
+        format!(
             "Files     {added} added ({}), {removed} removed ({}), {changed} changed, {} with another \
              time only\n",
             render::bytes(added_bytes),
             render::bytes(removed_bytes),
-            times.len()
-        );
+            times
+        )
+    }
+
+    fn files_text(&self, all: bool) -> String {
+        let mut text = self.totals_text();
+        let others: Vec<&Change> = self
+            .changes
+            .iter()
+            .filter(|it| !it.is_time_only())
+            .collect();
         let shown: Vec<&Change> = if all {
             self.changes.iter().collect()
         } else {

@@ -23,6 +23,21 @@ use crate::render;
 
 /// Runs one `slate image` command.
 pub fn run(dirs: &DirArgs, command: ImageCommand) -> Outcome {
+    let reads = matches!(
+        command,
+        ImageCommand::List { .. }
+            | ImageCommand::Show { .. }
+            | ImageCommand::Diff { .. }
+            | ImageCommand::Log { .. }
+    );
+    let done = carry_out(dirs, command);
+    if !reads {
+        upkeep::tell_daemon(dirs);
+    }
+    done
+}
+
+fn carry_out(dirs: &DirArgs, command: ImageCommand) -> Outcome {
     match command {
         ImageCommand::Import {
             name,

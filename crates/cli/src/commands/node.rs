@@ -1,8 +1,13 @@
 //! `slate node`: what the daemon knows of its nodes, and changes to it.
 
+use std::collections::BTreeMap;
+
 use daemon::control::{Client, FailureView, NodeChange, NodeView, PlanView, Request, Response};
 use owo_colors::OwoColorize as _;
+use serde_json::json;
 
+use super::diff;
+use super::image::open_store;
 use crate::args::{self, DirArgs, NodeCommand};
 use crate::failure::{Failure, Outcome};
 use crate::render;
@@ -22,6 +27,7 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
             let node = one(&mut client, &Request::Node { node })?;
             show(&node, output.json)?;
         }
+        NodeCommand::Stale { output } => stale(dirs, &list(&mut client)?, output)?,
         NodeCommand::Plan { node, output } => {
             let plan = plan(&mut client, node)?;
             if output.json {
@@ -47,6 +53,40 @@ fn show(node: &NodeView, json: bool) -> Outcome {
         return render::json(node);
     }
     anstream::print!("{}", show_text(node));
+    Ok(())
+}
+
+/// Nodes that a restart would change, by what they run and would boot.
+fn stale(dirs: &DirArgs, nodes: &[NodeView], output: args::OutputArgs) -> Outcome {
+    let mut groups: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for node in nodes {
+        if let (Some(digest), Some(next)) = (&node.digest, &node.next_digest)
+            && digest != next
+        {
+            groups.entry((digest, next)).or_default().push(&node.name);
+        }
+    }
+    if output.json {
+        let group = |((digest, next), nodes): (&(&str, &str), &Vec<&str>)| json!({ "digest": digest, "next_digest": next, "nodes": nodes });
+        return render::json(&groups.iter().map(group).collect::<Vec<_>>());
+    }
+    if groups.is_empty() {
+        anstream::println!("Every node runs the version that it would boot.");
+    }
+    let store = open_store(dirs)?;
+    for ((digest, next), nodes) in groups {
+        anstream::println!(
+            "{}: {} -> {}",
+            nodes.join(", ").bold(),
+            render::short_digest(digest),
+            render::short_digest(next)
+        );
+        match diff::summary(&store, digest, next) {
+            Ok(summary) => anstream::print!("{summary}"),
+            // What it runs may be gone from the store, or damaged: that it is stale counts.
+            Err(failure) => anstream::println!("What differs is not known: {}", failure.what),
+        }
+    }
     Ok(())
 }
 
@@ -95,7 +135,9 @@ fn list_text(nodes: &[NodeView]) -> String {
         return "No node was seen yet: power a machine on, or name one with slate node set MAC --name NAME"
             .to_owned();
     }
-    let header = ["NODE", "MAC", "ADDRESS", "IMAGE", "REACHED", "SEEN"];
+    let header = [
+        "NODE", "MAC", "ADDRESS", "IMAGE", "VERSION", "REACHED", "SEEN",
+    ];
     let rows = nodes.iter().map(|node| {
         vec![
             node.name.clone(),
@@ -103,11 +145,23 @@ fn list_text(nodes: &[NodeView]) -> String {
             node.address
                 .map_or_else(dash, |address| address.to_string()),
             node.image.clone().unwrap_or_else(|| "(default)".to_owned()),
+            version_text(node),
             progress(node),
             node.seen_ms.map_or_else(dash, render::ago),
         ]
     });
     render::table(&header, rows)
+}
+
+/// What it booted last, and what it would boot where that is another version.
+fn version_text(node: &NodeView) -> String {
+    let short = |digest: &String| render::short_digest(digest).to_owned();
+    match (&node.digest, &node.next_digest) {
+        (Some(digest), Some(next)) if digest != next => {
+            format!("{}, next {}", short(digest), short(next))
+        }
+        (digest, _) => digest.as_ref().map_or_else(dash, short),
+    }
 }
 
 fn dash() -> String {
@@ -205,6 +259,7 @@ mod tests {
             firmware: Some("uefi-x64".into()),
             image: None,
             digest: Some("ab".repeat(32)),
+            next_digest: None,
             kernel_args: String::new(),
             reached: Some("kernel".into()),
             failure: None,
@@ -231,9 +286,12 @@ mod tests {
     fn list_is_one_line_per_node() {
         assert_eq!(
             list_text(&[node()]),
-            "NODE   MAC                ADDRESS      IMAGE      REACHED  SEEN\n\
-             node1  52:54:00:00:00:01  10.77.0.101  (default)  kernel   -"
+            "NODE   MAC                ADDRESS      IMAGE      VERSION       REACHED  SEEN\n\
+             node1  52:54:00:00:00:01  10.77.0.101  (default)  abababababab  kernel   -"
         );
+        let mut stale = node();
+        stale.next_digest = Some("cd".repeat(32));
+        assert!(list_text(&[stale]).contains("abababababab, next cdcdcdcdcdcd  kernel"));
     }
 
     #[test]

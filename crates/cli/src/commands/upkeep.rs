@@ -168,6 +168,15 @@ fn in_use(dirs: &DirArgs, store: &Store) -> Outcome<Vec<Digest>> {
     Ok(versions.filter(is_used).collect())
 }
 
+/// Has a running daemon look at the store before this command ends: a node that starts after a tag
+/// was moved boots what it names now.
+pub(super) fn tell_daemon(dirs: &DirArgs) {
+    // Without one, or without leave, it is seen within a second of its own accord.
+    if let Ok(mut client) = Client::connect(&dirs.run_dir) {
+        let _ = client.request(&Request::Refresh);
+    }
+}
+
 /// Removes a tag, unless nodes follow it.
 pub(super) fn remove(
     dirs: &DirArgs,

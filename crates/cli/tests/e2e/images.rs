@@ -40,6 +40,11 @@ fn nodes_run_on_while_versions_come_and_go() {
     let two = run(&site, "debian12", "two");
     assert_eq!(digest(&site, "debian12"), one, "a commit moves only :next");
     site.slate(&["image", "tag", "debian12:next", "debian12"]);
+    let stale = site.slate(&["node", "stale"]);
+    assert!(
+        stale.contains("Kernel") && stale.contains("1 added"),
+        "{stale}"
+    );
     reboot(&site, &mut machines, 1, 2, &boot);
     assert_eq!(guest(machines[0].console(), "cat /etc/mark"), "two");
     assert_eq!(runs(&site, 1), two);

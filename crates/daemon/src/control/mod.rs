@@ -70,6 +70,8 @@ pub enum Request {
         /// Stay and send new events as they happen.
         follow: bool,
     },
+    /// Look at the image store now: answered by [`Response::Done`] once plans go by what it has.
+    Refresh,
     /// Which image versions are in use: answered by [`Response::VersionsInUse`].
     VersionsInUse,
     /// Stop the daemon in order: answered by [`Response::Done`].
@@ -179,6 +181,8 @@ pub struct NodeView {
     pub image: Option<String>,
     /// Digest that its last boot was given.
     pub digest: Option<String>,
+    /// Digest that its next boot would be given, if its image exists.
+    pub next_digest: Option<String>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
     /// Furthest stage of the current boot.

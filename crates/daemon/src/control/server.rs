@@ -43,6 +43,8 @@ pub struct Server {
     pub status: Status,
     /// The images that the engine plans with.
     pub images: Arc<Mutex<Vec<ImageInfo>>>,
+    /// Asks for a look at the image store.
+    pub refresh: Sender<Sender<()>>,
     /// Boot files.
     pub contents: Arc<Contents>,
     /// Asks the daemon to stop.
@@ -163,6 +165,7 @@ impl Server {
             },
             Request::ForgetNode { node } => self.command(Command::NodeForget { node }),
             Request::Plan { node } => self.command(Command::Plan { node }),
+            Request::Refresh => self.refreshed(),
             Request::VersionsInUse => self.versions_in_use(),
             Request::Shutdown => {
                 let _ = self.stop.send(());
@@ -233,6 +236,18 @@ impl Server {
                 };
                 refusal(unknown.to_string(), unknown.hint())
             }
+        }
+    }
+
+    fn refreshed(&self) -> Response {
+        let (done, wait) = channel();
+        // What the store has goes to the engine before this is answered, and ahead of what comes
+        // after the answer.
+        let asked = self.refresh.send(done).is_ok();
+        if asked && wait.recv().is_ok() {
+            Response::Done
+        } else {
+            refusal("the daemon is stopping".into(), "Try again.")
         }
     }
 

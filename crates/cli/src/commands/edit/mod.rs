@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use image::boot::BootFiles;
 use image::checkout::Checkout;
@@ -70,6 +71,8 @@ struct Session<'s> {
     /// What `NAME:next` named when it began.
     next: Option<Digest>,
     checkout: Checkout,
+    /// How long that took.
+    checkout_took: Duration,
     sandbox: Sandbox,
     // Last: dropping it removes the directory.
     _work: WorkDir,
@@ -90,11 +93,12 @@ impl<'s> Session<'s> {
         let work = WorkDir::new(&dirs.state_dir.join("edit"))?;
         let root = work.path().join("root");
         fs::create_dir(&root).map_err(|error| path_failure("making", &root, &error))?;
-        let mut meter = Meter::new();
+        let (mut meter, begun) = (Meter::new(), Instant::now());
         let tree = store.open_tree(base)?;
         let checkout = Checkout::new(tree, &root, &mut |it| meter.show(&Step::CheckingOut(it)));
         meter.done();
         let checkout = checkout?;
+        let checkout_took = begun.elapsed();
         let kernel = BootFiles::of(checkout.base())
             .ok()
             .map(|it| it.kernel.version);
@@ -104,6 +108,7 @@ impl<'s> Session<'s> {
             name: name.to_owned(),
             next,
             checkout,
+            checkout_took,
             sandbox,
             _work: work,
         })
@@ -127,7 +132,7 @@ impl<'s> Session<'s> {
 
     /// Says what has changed, and publishes it.
     fn finish(&self, discard: bool, ask: bool, output: OutputArgs) -> Outcome {
-        let mut meter = Meter::new();
+        let (mut meter, begun) = (Meter::new(), Instant::now());
         let staged = self
             .store
             .stage_checkout(&self.checkout, &mut |it| meter.show(&Step::Importing(it)));
@@ -144,7 +149,7 @@ impl<'s> Session<'s> {
         if ask && !confirm(&format!("Publish it as {}:{TAG_NEXT}?", self.name))? {
             return summary.say_unpublished(true, output);
         }
-        self.publish(staged, &changes, &summary, output)
+        self.publish(staged, &changes, &summary, begun, output)
     }
 
     fn publish(
@@ -152,6 +157,7 @@ impl<'s> Session<'s> {
         staged: Staged,
         changes: &[Change],
         summary: &Summary,
+        begun: Instant,
         output: OutputArgs,
     ) -> Outcome {
         let digest = staged.digest();
@@ -165,7 +171,10 @@ impl<'s> Session<'s> {
             Err(failure) => return Err(self.kept(failure, digest, changes)),
         };
         if output.json {
-            return render::json(&summary.json(&self.name, digest));
+            let mut said = summary.json(&self.name, digest);
+            said["checkout_ms"] = json!(self.checkout_took.as_millis() as u64);
+            said["commit_ms"] = json!(begun.elapsed().as_millis() as u64);
+            return render::json(&said);
         }
         say_findings(&published);
         anstream::println!(
