@@ -16,7 +16,7 @@ pub enum Activity {
         /// The client.
         address: IpAddr,
     },
-    /// The first use of an exported tree by this address since it connected: it has mounted it, or
+    /// The first use of an exported tree by an open connection of this address: it has mounted it, or
     /// goes on using it after a restart of the server.
     Mounted {
         /// The client.

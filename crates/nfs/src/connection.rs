@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::activity::{Activity, Observer};
 use crate::content;
@@ -67,6 +67,8 @@ pub(crate) struct Connection {
     /// The tree that was used last, the one that was found stale last, and the one that was found
     /// damaged last.
     used: [u8; 16],
+    /// All that were used.
+    trees: Vec<[u8; 16]>,
     stale: [u8; 16],
     damaged: [u8; 16],
     /// Earlier fragments of the record that is being received.
@@ -95,6 +97,7 @@ impl Connection {
             session: None,
             back: Vec::new(),
             used: PSEUDO_ID,
+            trees: Vec::new(),
             stale: PSEUDO_ID,
             damaged: PSEUDO_ID,
             fragments: Vec::new(),
@@ -105,6 +108,9 @@ impl Connection {
     pub(crate) fn close(&mut self, core: &Core) {
         for session in self.back.drain(..) {
             session.back_connections.fetch_sub(1, Ordering::Relaxed);
+        }
+        for tree in self.trees.drain(..) {
+            self.client.end_use(tree);
         }
         if core.clients.disconnect(&self.client) {
             core.observe(Activity::Gone {
@@ -281,23 +287,20 @@ impl Connection {
         }
     }
 
-    fn note_first_use(&self, core: &Core, export: &Export) {
+    fn note_first_use(&mut self, core: &Core, export: &Export) {
         const MAX_TREES: usize = 256;
-        let mut mounted = self
-            .client
-            .mounted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if export.id == PSEUDO_ID || mounted.contains(&export.id) || mounted.len() >= MAX_TREES {
+        let known = export.id == PSEUDO_ID || self.trees.contains(&export.id);
+        if known || self.trees.len() >= MAX_TREES {
             return;
         }
-        mounted.push(export.id);
-        drop(mounted);
-        core.observe(Activity::Mounted {
-            address: self.client.address,
-            id: export.id,
-            path: export.path.clone(),
-        });
+        self.trees.push(export.id);
+        if self.client.begin_use(export.id) {
+            core.observe(Activity::Mounted {
+                address: self.client.address,
+                id: export.id,
+                path: export.path.clone(),
+            });
+        }
     }
 
     /// Appends `len` bytes of a file, which has them, and padding.

@@ -28,7 +28,7 @@ pub struct ClientStats {
     pub address: IpAddr,
     /// Its open connections.
     pub connections: usize,
-    /// The trees that it has used since it connected, at most 256.
+    /// The trees that its open connections have used, at most 256 of each.
     pub trees: Vec<[u8; 16]>,
     /// Its counters.
     pub counters: Counters,
@@ -52,8 +52,41 @@ pub(crate) struct Client {
     pub(crate) address: IpAddr,
     pub(crate) connections: AtomicUsize,
     pub(crate) tally: Tally,
-    /// The trees that it has used since it connected.
-    pub(crate) mounted: Mutex<Vec<[u8; 16]>>,
+    /// The trees that its open connections have used, and how many of them have.
+    trees: Mutex<Vec<([u8; 16], usize)>>,
+}
+
+impl Client {
+    /// A connection uses a tree for the first time; whether it is the only one that does.
+    pub(crate) fn begin_use(&self, tree: [u8; 16]) -> bool {
+        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        match trees.iter_mut().find(|(id, _)| *id == tree) {
+            Some((_, connections)) => {
+                *connections += 1;
+                false
+            }
+            None => {
+                trees.push((tree, 1));
+                true
+            }
+        }
+    }
+
+    /// A connection that has used a tree ends.
+    pub(crate) fn end_use(&self, tree: [u8; 16]) {
+        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = trees.iter().position(|(id, _)| *id == tree) {
+            trees[at].1 -= 1;
+            if trees[at].1 == 0 {
+                trees.swap_remove(at);
+            }
+        }
+    }
+
+    fn trees(&self) -> Vec<[u8; 16]> {
+        let trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        trees.iter().map(|(id, _)| *id).collect()
+    }
 }
 
 /// Live counters.
@@ -141,7 +174,7 @@ impl Registry {
                 address,
                 connections: AtomicUsize::new(0),
                 tally: Tally::new(),
-                mounted: Mutex::new(Vec::new()),
+                trees: Mutex::new(Vec::new()),
             })
         });
         client.connections.fetch_add(1, Ordering::Relaxed);
@@ -160,15 +193,7 @@ impl Registry {
     /// Ends a connection; true if it was the client's last.
     pub(crate) fn disconnect(&self, client: &Client) -> bool {
         self.connections.fetch_sub(1, Ordering::Relaxed);
-        let last = client.connections.fetch_sub(1, Ordering::Relaxed) == 1;
-        if last {
-            client
-                .mounted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clear();
-        }
-        last
+        client.connections.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     /// Forgets clients that are not connected, but keeps what they counted.
@@ -194,11 +219,7 @@ impl Registry {
             .map(|client| ClientStats {
                 address: client.address,
                 connections: client.connections.load(Ordering::Relaxed),
-                trees: client
-                    .mounted
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone(),
+                trees: client.trees(),
                 counters: client.tally.counters(),
             })
             .collect();

@@ -174,6 +174,8 @@ impl Site {
             self.fresh("repo")?,
         );
         must_succeed(script(UNPACK).arg(&self.archive).arg(&tree))?;
+        // OSTree takes no device nodes.
+        must_succeed(script("find \"$1/dev\" -mindepth 1 -delete").arg(&tree))?;
         let from = tree.to_string_lossy().into_owned();
         let import = || {
             self.slate(&state, &["image", "import", "tree:latest", &from])
