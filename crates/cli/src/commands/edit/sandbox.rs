@@ -5,8 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
+
+use signal_hook::consts::SIGINT;
 
 use crate::args::Switch;
 use crate::commands::image::path_failure;
@@ -133,23 +135,30 @@ impl Sandbox {
     /// Puts into the image what must be there only while programs run.
     pub fn prepare(&self) -> Outcome<Placed> {
         let mut placed = Placed::default();
-        let policy = self.root.join("usr/sbin/policy-rc.d");
-        if self.root.join("usr/sbin/invoke-rc.d").exists() {
-            placed.place(&policy, POLICY.as_bytes(), 0o755)?;
+        let programs = self.directory("usr/sbin");
+        if let Some(programs) = programs.filter(|it| it.join("invoke-rc.d").exists()) {
+            placed.place(&programs.join("policy-rc.d"), POLICY.as_bytes(), 0o755)?;
         }
-        let resolver = self.root.join("etc/resolv.conf");
-        let is_link = resolver.symlink_metadata().is_ok_and(|it| it.is_symlink());
-        if self.network == Switch::On && !is_link && self.root.join("etc").is_dir() {
+        let configuration = self.directory("etc").filter(|_| self.network == Switch::On);
+        if let Some(configuration) = configuration {
+            let resolver = configuration.join("resolv.conf");
             let ours = fs::read("/etc/resolv.conf").unwrap_or_default();
             placed.place(&resolver, &ours, 0o644)?;
         }
         Ok(placed)
     }
 
-    /// Runs a command to its end. Ctrl-C is the command's.
+    /// A directory of the image, all links resolved; `None` where they lead out of it.
+    fn directory(&self, name: &str) -> Option<PathBuf> {
+        let root = self.root.canonicalize().ok()?;
+        let directory = self.root.join(name).canonicalize().ok()?;
+        (directory.starts_with(&root) && directory.is_dir()).then_some(directory)
+    }
+
+    /// Runs a command to its end. Meanwhile Ctrl-C is the command's.
     pub fn run(&self, command: &[String]) -> Outcome<ExitStatus> {
-        let ignored = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(signal_hook::consts::SIGINT, ignored)
+        let over = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&over))
             .map_err(|error| Failure::because("catching Ctrl-C", &error))?;
         let mut enter = Command::new("setpriv");
         enter.args([
@@ -170,7 +179,9 @@ impl Sandbox {
         enter.arg(self.kernel.as_deref().unwrap_or_default());
         enter.arg(&self.name).arg(self.resolver_in_run());
         enter.args(command);
-        enter.status().map_err(|error| {
+        let status = enter.status();
+        over.store(true, Ordering::Relaxed);
+        status.map_err(|error| {
             Failure::because("starting setpriv", &error).hint("install util-linux")
         })
     }
@@ -214,6 +225,10 @@ impl Placed {
     fn place(&mut self, path: &Path, content: &[u8], mode: u32) -> Outcome {
         use std::os::unix::fs::PermissionsExt as _;
         let failed = |error| path_failure("writing", path, &error);
+        if path.symlink_metadata().is_ok_and(|it| !it.is_file()) {
+            // A link is for the image to follow, once it runs.
+            return Ok(());
+        }
         let directory = path.parent().unwrap_or(path);
         let parent = modified(directory).map_err(failed)?;
         let before = match fs::read(path) {
@@ -253,6 +268,9 @@ impl Placement {
             return Ok(());
         }
         let directory = self.path.parent().unwrap_or(&self.path);
+        if directory.canonicalize()? != directory {
+            return Ok(());
+        }
         let untouched = modified(directory)? == self.parent_placed;
         match &self.before {
             Some((content, time)) => {
@@ -282,7 +300,8 @@ mod tests {
     #[test]
     fn what_was_placed_is_gone_afterwards_and_the_times_are_as_before() {
         let root = tempfile::tempdir().unwrap();
-        let (old, new) = (root.path().join("old"), root.path().join("new"));
+        let folder = root.path().canonicalize().unwrap();
+        let (old, new) = (folder.join("old"), folder.join("new"));
         fs::write(&old, "before").unwrap();
         let long_ago = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         let set = |path: &Path| File::open(path).unwrap().set_modified(long_ago).unwrap();
@@ -306,6 +325,31 @@ mod tests {
         placed.take_back().unwrap();
         assert_eq!(fs::read(&old).unwrap(), b"by the command");
         assert_eq!(fs::read(&new).unwrap(), b"by the command");
+    }
+
+    #[test]
+    fn an_image_whose_links_lead_out_of_it_changes_nothing_outside() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(outside.path().join("resolv.conf"), "of this machine").unwrap();
+        for directory in DIRECTORIES {
+            fs::create_dir(root.path().join(directory)).unwrap();
+        }
+        let work = tempfile::tempdir().unwrap();
+        let sandbox = Sandbox::new(root.path(), work.path(), "x", None, Switch::On).unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.path().join("etc")).unwrap();
+        assert!(sandbox.prepare().unwrap().0.is_empty());
+        fs::remove_file(root.path().join("etc")).unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        let link = root.path().join("etc/resolv.conf");
+        std::os::unix::fs::symlink(outside.path().join("resolv.conf"), &link).unwrap();
+        assert!(sandbox.prepare().unwrap().0.is_empty());
+        fs::remove_file(&link).unwrap();
+        let placed = sandbox.prepare().unwrap();
+        assert_eq!(placed.0.len(), 1);
+        placed.take_back().unwrap();
+        assert!(!link.exists());
+        let there = fs::read(outside.path().join("resolv.conf")).unwrap();
+        assert_eq!(there, b"of this machine");
     }
 
     #[test]
