@@ -12,6 +12,7 @@ pub mod boot;
 pub mod check;
 pub mod debian;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod import;
 pub mod initramfs;

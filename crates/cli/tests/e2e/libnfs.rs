@@ -64,7 +64,11 @@ fn libnfs_lists_and_reads_over_version_3_and_is_told_that_4_0_is_not_served() {
     broken.args(["60", "nfs-cat", &url(&export, "large", 3)]);
     let broken = site.network.run(broken).expect("a command of libnfs");
     let said = String::from_utf8_lossy(&broken.stderr);
-    assert!(said.contains("Failed to read from file"), "{} {said}", broken.status);
+    assert!(
+        said.contains("Failed to read from file"),
+        "{} {said}",
+        broken.status
+    );
     let whole = succeeds(&site, &["nfs-cat", &url(&export, "page", 3)]);
     assert!(whole.stdout == fs::read(source.join("page")).expect("a file of the source"));
 

@@ -22,7 +22,7 @@ mod map;
 pub(crate) mod objects;
 pub(crate) mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};

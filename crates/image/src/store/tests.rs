@@ -63,7 +63,7 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// One of everything, at the sizes where the format changes shape.
-fn everything() -> Vec<u8> {
+pub(crate) fn everything() -> Vec<u8> {
     use tar::EntryType as Type;
     let mut archive = Archive::new(Vec::new());
     add(
@@ -311,7 +311,7 @@ fn import(store: &Store, archive: &[u8], to: Publish<'_>) -> Result<Digest> {
     Ok(digest)
 }
 
-fn new_store() -> (TempDir, Store) {
+pub(crate) fn new_store() -> (TempDir, Store) {
     let dir = TempDir::new().expect("a directory");
     let store = Store::open(dir.path().join("store")).expect("a store");
     (dir, store)
