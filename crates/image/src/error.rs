@@ -140,6 +140,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A directory that an export cannot fill.
+    #[error("{}: {why}", path.display())]
+    BadTarget {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The checks before publishing found what must never be in an image.
     #[error("the image is refused: {}", reasons.join("; "))]
     Refused {

@@ -14,6 +14,7 @@ pub mod checkout;
 pub mod debian;
 pub mod diff;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod import;
 pub mod initramfs;

@@ -504,9 +504,24 @@ fn xattrs_of(pax: &Pax) -> Vec<(Vec<u8>, Vec<u8>)> {
         .filter_map(|(key, value)| {
             let acl = key.starts_with(b"SCHILY.acl.").then_some(key.as_slice());
             let name = key.strip_prefix(b"SCHILY.xattr.".as_slice()).or(acl)?;
-            Some((name.to_vec(), value.clone()))
+            Some((unescaped(name), value.clone()))
         })
         .collect()
+}
+
+/// GNU tar writes `=` in an attribute's name as `%3D`, since it would end the key, and `%` as `%25`.
+fn unescaped(mut name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    while let [first, rest @ ..] = name {
+        let (byte, rest) = match name {
+            [b'%', b'3', b'D', rest @ ..] => (b'=', rest),
+            [b'%', b'2', b'5', rest @ ..] => (b'%', rest),
+            _ => (*first, rest),
+        };
+        plain.push(byte);
+        name = rest;
+    }
+    plain
 }
 
 fn pax_number(pax: &Pax, key: &str) -> io::Result<Option<u64>> {

@@ -326,7 +326,7 @@ pub(crate) fn import(store: &Store, archive: &[u8], to: Publish<'_>) -> Result<D
     Ok(digest)
 }
 
-fn new_store() -> (TempDir, Store) {
+pub(crate) fn new_store() -> (TempDir, Store) {
     let dir = TempDir::new().expect("a directory");
     let store = Store::open(dir.path().join("store")).expect("a store");
     (dir, store)

@@ -4,14 +4,13 @@
 //! content without changing that time, so what still has it is taken over from the version when the
 //! directory is read in again, and not read: a commit costs what was changed, not what is there.
 
-mod write;
-
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::export;
 use crate::import::{self, Progress};
 use crate::manifest::Content;
 use crate::store::{Staged, Store};
@@ -42,7 +41,7 @@ impl Checkout {
             inodes.push((meta.ino(), nid));
             Ok(())
         };
-        write::write(&base, path, &mut note, progress)?;
+        export::dir::write(&base, path, &mut note, progress)?;
         let mut checkout = Checkout {
             path: path.to_owned(),
             base,

@@ -1,0 +1,70 @@
+//! What is exported and imported again has the digest that it had.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+use crate::store::tests::{everything, new_store};
+
+#[test]
+fn a_tar_comes_back_as_the_same_version() -> Result<()> {
+    let (_dir, store) = new_store();
+    let staged = store.stage_tar(&everything()[..], &mut |_| ())?;
+    let write = || {
+        let mut archive = Vec::new();
+        write_tar(staged.tree(), &mut archive, Path::new("-"), &mut |_| ()).map(|_| archive)
+    };
+    let archive = write()?;
+    assert!(archive == write()?, "one version has one archive");
+    let again = store.stage_tar(&archive[..], &mut |_| ())?;
+    assert_eq!(again.digest(), staged.digest());
+    assert!(again.skipped().is_empty());
+    Ok(())
+}
+
+#[test]
+fn gnu_tar_reads_what_is_written() -> Result<()> {
+    let (dir, store) = new_store();
+    let staged = store.stage_tar(&everything()[..], &mut |_| ())?;
+    let path = dir.path().join("out.tar");
+    let mut file = File::create(&path).expect("a file");
+    write_tar(staged.tree(), &mut file, &path, &mut |_| ())?;
+    let Ok(listed) = Command::new("tar").arg("-tvf").arg(&path).output() else {
+        println!("skipped: no tar here");
+        return Ok(());
+    };
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.status.success(), "{listed:?}");
+    assert!(text.contains("link to a/hard"), "{text}");
+    assert!(
+        text.contains("3145728 "),
+        "the size of a sparse file: {text}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_directory_comes_back_as_the_same_version() -> Result<()> {
+    if !is_root() {
+        println!("skipped: not root");
+        return Ok(());
+    }
+    let (dir, store) = new_store();
+    let staged = store.stage_tar(&everything()[..], &mut |_| ())?;
+    let target = dir.path().join("out");
+    write_dir(staged.tree(), &target, &mut |_| ())?;
+    let again = store.stage_dir(&target, &mut |_| ())?;
+    assert_eq!(again.skipped(), []);
+    assert_eq!(again.digest(), staged.digest());
+    let full = write_dir(staged.tree(), &target, &mut |_| ());
+    assert!(matches!(full, Err(Error::BadTarget { .. })));
+    let left: Vec<_> = dir.path().read_dir().expect("a directory").collect();
+    assert_eq!(left.len(), 2, "the store and the export: {left:?}");
+    Ok(())
+}
+
+/// Whether owners can be set: `/proc/self` belongs to who runs this.
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
