@@ -224,7 +224,7 @@ pub enum ImageCommand {
         /// What to call it
         #[arg(value_name = "NAME[:TAG]")]
         name: String,
-        /// A directory, or a tar archive (plain, gzip or zstd; - reads one from standard input)
+        /// A directory, or a tar archive (plain, gzip, zstd or xz; - reads one from standard input)
         #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
         source: PathBuf,
         #[command(flatten)]
@@ -293,6 +293,17 @@ pub enum ImageCommand {
         /// Show every path, those too where only a time differs
         #[arg(long)]
         all: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Write a version out: as a tar archive, or as a directory for another NFS server
+    Export {
+        /// The version
+        #[arg(value_name = "NAME[:TAG]|DIGEST")]
+        image: String,
+        /// FILE.tar, FILE.tar.gz or FILE.tar.zst; - for standard output; else a new directory
+        #[arg(value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
+        target: PathBuf,
         #[command(flatten)]
         output: OutputArgs,
     },

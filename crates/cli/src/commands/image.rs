@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
-use super::{diff, edit, upkeep};
+use super::{diff, edit, export, upkeep};
 use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
@@ -29,6 +29,7 @@ pub fn run(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             | ImageCommand::Show { .. }
             | ImageCommand::Diff { .. }
             | ImageCommand::Log { .. }
+            | ImageCommand::Export { .. }
     );
     let done = carry_out(dirs, command);
     if !reads {
@@ -68,6 +69,11 @@ fn carry_out(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             all,
             output,
         } => diff::run(&open_store(dirs)?, &before, &after, all, output),
+        ImageCommand::Export {
+            image,
+            target,
+            output,
+        } => export::run(&open_store(dirs)?, &image, &target, output),
         ImageCommand::Log { image, output } => upkeep::log(&open_store(dirs)?, &image, output),
         ImageCommand::Rollback { image, output } => {
             upkeep::rollback(&open_store(dirs)?, &image, output)
@@ -112,6 +118,8 @@ pub(crate) enum Step {
     Building(debian::Progress),
     /// An archive or a directory becomes a version.
     Importing(image::Progress),
+    /// A version leaves the store.
+    Exporting(image::Progress),
     /// A version is written out as a directory.
     CheckingOut(image::Progress),
     /// A version is read again.
@@ -388,6 +396,7 @@ impl Meter {
                 self.say(stage, || format!("building: {stage} ({percent} %)"));
             }
             Step::Importing(progress) => self.count("importing", progress),
+            Step::Exporting(progress) => self.count("exporting", progress),
             Step::CheckingOut(progress) => self.count("checking out", progress),
             Step::Verifying(progress) => self.count("verifying", progress),
         }
@@ -743,6 +752,9 @@ impl From<Error> for Failure {
             Error::NoSuchTag { .. } | Error::NoSuchVersion { .. } => {
                 failure.hint("see what there is: slate image list")
             }
+            Error::BadTarget { .. } => failure
+                .hint("name NAME.tar, NAME.tar.gz, NAME.tar.zst, - or a new directory")
+                .code(Code::Usage),
             Error::NoEarlierVersion { .. } => {
                 failure.hint("see what it named: slate image log NAME:TAG")
             }

@@ -4,6 +4,7 @@ pub mod console;
 mod diff;
 mod edit;
 pub mod events;
+mod export;
 pub mod image;
 pub mod initrd;
 pub mod lab;

@@ -11,7 +11,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -36,7 +36,87 @@ pub fn write_tar(
     path: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Progress> {
-    tar::write(tree, out, path, tar::Sparse::Kept, progress)
+    tar::write(tree, out, path, progress)
+}
+
+/// Writes a version as a tar archive to a new file, compressed as its name says (`.tar`, `.tar.gz`,
+/// `.tar.zst`). It is written beside its place and renamed to it when it is whole and on the disk.
+///
+/// # Errors
+/// [`Error::BadTarget`] for another name; else as [`write_tar`].
+pub fn write_archive(
+    tree: &StoredTree,
+    target: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Progress> {
+    let compression = Compression::of(target).ok_or_else(|| Error::BadTarget {
+        path: target.to_owned(),
+        why: "expected a name that ends with .tar, .tar.gz, .tgz or .tar.zst".into(),
+    })?;
+    let parent = target.parent().filter(|it| *it != Path::new(""));
+    let parent = parent.unwrap_or(Path::new("."));
+    let failed = |error| Error::io("writing", target)(error);
+    let mut draft = tempfile::Builder::new()
+        .prefix(".partial-")
+        .tempfile_in(parent)
+        .map_err(failed)?;
+    let done = {
+        let mut out = BufWriter::with_capacity(BUFFER, draft.as_file_mut());
+        let done = compression.write(tree, &mut out, target, progress)?;
+        out.flush().map_err(failed)?;
+        done
+    };
+    draft.as_file().sync_all().map_err(failed)?;
+    draft.persist(target).map_err(|error| failed(error.error))?;
+    Ok(done)
+}
+
+/// How an archive is compressed.
+#[derive(Clone, Copy)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    fn of(path: &Path) -> Option<Compression> {
+        let name = path.file_name()?.to_string_lossy();
+        let ends = |ending: &str| name.len() > ending.len() && name.ends_with(ending);
+        if ends(".tar") {
+            Some(Compression::None)
+        } else if ends(".tar.gz") || ends(".tgz") {
+            Some(Compression::Gzip)
+        } else {
+            ends(".tar.zst").then_some(Compression::Zstd)
+        }
+    }
+
+    fn write(
+        self,
+        tree: &StoredTree,
+        out: &mut dyn Write,
+        path: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Progress> {
+        let failed = |error| Error::io("writing", path)(error);
+        match self {
+            Compression::None => write_tar(tree, out, path, progress),
+            Compression::Gzip => {
+                let mut gzip = flate2::write::GzEncoder::new(out, flate2::Compression::default());
+                let done = write_tar(tree, &mut gzip, path, progress)?;
+                gzip.finish().map_err(failed)?;
+                Ok(done)
+            }
+            Compression::Zstd => {
+                let mut zstd =
+                    zstd::Encoder::new(out, zstd::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
+                let done = write_tar(tree, &mut zstd, path, progress)?;
+                zstd.finish().map_err(failed)?;
+                Ok(done)
+            }
+        }
+    }
 }
 
 /// Fills a directory that is new, or empty, with a version. As root: owners, devices and attributes

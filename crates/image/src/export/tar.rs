@@ -22,28 +22,17 @@ const PIECES_MAX: usize = 1 << 16;
 const ID_MAX: u32 = 0o7_777_777;
 const LONG_MAX: u64 = 0o77_777_777_777;
 
-/// What becomes of holes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sparse {
-    /// They are left out, by GNU tar's sparse format 1.0.
-    Kept,
-    /// They are archived as zeros, which every reader understands.
-    Filled,
-}
-
 /// Writes the archive. `path` is where `out` leads, for errors.
 pub fn write(
     tree: &StoredTree,
     out: &mut dyn Write,
     path: &Path,
-    sparse: Sparse,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Progress> {
     let mut writer = Writer {
         tree,
         out,
         path,
-        sparse,
         buffer: vec![0; BUFFER],
     };
     let done = walk(tree, &mut writer, progress)?;
@@ -56,7 +45,6 @@ struct Writer<'a> {
     tree: &'a StoredTree,
     out: &'a mut dyn Write,
     path: &'a Path,
-    sparse: Sparse,
     buffer: Vec<u8>,
 }
 
@@ -150,7 +138,7 @@ impl Writer<'_> {
 
     /// Where the data of a file with large holes lies; `None` for others.
     fn sparse_map(&mut self, path: &[u8], attr: &Attr) -> Result<Option<Vec<(u64, u64)>>> {
-        if self.sparse == Sparse::Filled || attr.size < HOLES_MIN {
+        if attr.size < HOLES_MIN {
             return Ok(None);
         }
         let mut map = Map::default();

@@ -23,6 +23,35 @@ fn a_tar_comes_back_as_the_same_version() -> Result<()> {
 }
 
 #[test]
+fn archives_are_compressed_as_their_names_say_and_left_whole_or_not_at_all() -> Result<()> {
+    let (dir, store) = new_store();
+    let staged = store.stage_tar(&everything()[..], &mut |_| ())?;
+    let folder = dir.path().join("archives");
+    std::fs::create_dir(&folder).expect("a directory");
+    let starts: [(&str, &[u8]); 4] = [
+        ("a.tar", b""),
+        ("a.tar.gz", b"\x1f\x8b"),
+        ("a.tgz", b"\x1f\x8b"),
+        ("a.tar.zst", b"\x28\xb5\x2f\xfd"),
+    ];
+    for (name, start) in starts {
+        let path = folder.join(name);
+        write_archive(staged.tree(), &path, &mut |_| ())?;
+        let archive = std::fs::read(&path).expect("an archive");
+        assert!(archive.starts_with(start), "{name}");
+        let again = store.stage_tar(&archive[..], &mut |_| ())?;
+        assert_eq!(again.digest(), staged.digest(), "{name}");
+    }
+    for name in ["a", "a.zip", ".tar"] {
+        let refused = write_archive(staged.tree(), &folder.join(name), &mut |_| ());
+        assert!(matches!(refused, Err(Error::BadTarget { .. })), "{name}");
+    }
+    let count = std::fs::read_dir(&folder).expect("a directory").count();
+    assert_eq!(count, starts.len());
+    Ok(())
+}
+
+#[test]
 fn gnu_tar_reads_what_is_written() -> Result<()> {
     let (dir, store) = new_store();
     let staged = store.stage_tar(&everything()[..], &mut |_| ())?;

@@ -1,0 +1,120 @@
+//! `slate image export`: a version as an archive or a directory, for whoever else can use it.
+
+use std::io::{self, IsTerminal as _};
+use std::path::Path;
+
+use image::{Progress, Store, StoredTree, export};
+use serde_json::json;
+
+use super::image::{Meter, Step, resolve};
+use crate::args::OutputArgs;
+use crate::failure::{Code, Failure, Outcome};
+use crate::render;
+
+/// Writes a version to `target`: an archive by its name, `-` for standard output, else a directory.
+pub(super) fn run(store: &Store, image: &str, target: &Path, output: OutputArgs) -> Outcome {
+    let tree = store.open_tree(resolve(store, image)?)?;
+    if target == Path::new("-") {
+        return to_stdout(&tree, output);
+    }
+    let mut meter = Meter::new();
+    let mut follow = |it: Progress| meter.show(&Step::Exporting(it));
+    let is_archive = is_archive(target);
+    let done = if is_archive {
+        export::write_archive(&tree, target, &mut follow)
+    } else {
+        check_root()?;
+        export::write_dir(&tree, target, &mut follow)
+    };
+    meter.done();
+    let done = done?;
+    if output.json {
+        return render::json(&json!({
+            "digest": tree.digest().to_string(),
+            "target": target,
+            "files": done.files,
+            "bytes": done.bytes,
+        }));
+    }
+    anstream::println!(
+        "{} has {image} ({} files, {})",
+        target.display(),
+        done.files,
+        render::bytes(done.bytes)
+    );
+    if !is_archive && let Ok(path) = target.canonicalize() {
+        anstream::println!(
+            "To serve it by the kernel's NFS server, in /etc/exports (more options: exports(5)):\n{}",
+            exports_line(&path)
+        );
+    }
+    Ok(())
+}
+
+fn to_stdout(tree: &StoredTree, output: OutputArgs) -> Outcome {
+    let mut out = io::stdout().lock();
+    if out.is_terminal() || output.json {
+        return Err(
+            Failure::new("standard output takes the archive, and nothing else")
+                .hint("send it to a file or a program, without --json")
+                .code(Code::Usage),
+        );
+    }
+    export::write_tar(tree, &mut out, Path::new("standard output"), &mut |_| ())?;
+    Ok(())
+}
+
+/// A name with an archive's ending is one, even if its compression is not known: no directory of such
+/// a name is made by mistake.
+fn is_archive(target: &Path) -> bool {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    !target.is_dir() && (name.contains(".tar") || name.ends_with(".tgz"))
+}
+
+fn check_root() -> Outcome {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(
+        Failure::new("a directory with other users' files takes root")
+            .hint("run it as root (sudo), or export an archive: NAME.tar")
+            .code(Code::NotReady),
+    )
+}
+
+/// Blanks and what else exports(5) would misread are written as octal numbers.
+fn exports_line(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut line = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-+".contains(byte) {
+            line.push(char::from(*byte));
+        } else {
+            line += &format!("\\{byte:03o}");
+        }
+    }
+    line + " *(ro,no_root_squash,no_subtree_check)"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_decide_what_is_made() {
+        for archive in ["x.tar", "a/x.tar.zst", "x.tgz", "x.tar.xz"] {
+            assert!(is_archive(Path::new(archive)), "{archive}");
+        }
+        for directory in ["x", "a/tar", "/srv/debian.13"] {
+            assert!(!is_archive(Path::new(directory)), "{directory}");
+        }
+    }
+
+    #[test]
+    fn the_line_for_exports_escapes_blanks() {
+        assert_eq!(
+            exports_line(Path::new("/srv/my image")),
+            "/srv/my\\040image *(ro,no_root_squash,no_subtree_check)"
+        );
+    }
+}
