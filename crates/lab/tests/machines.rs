@@ -73,7 +73,11 @@ fn a_shell_answers_on_the_console_of_user_mode_linux() {
         "x86_64"
     );
     machine.power_off().expect("powers off");
-    assert!(console.run("true", PATIENCE).is_err());
+    // The kernel ends what is in a process namespace a moment after its first process.
+    let end = Instant::now() + PATIENCE;
+    while console.run("true", PATIENCE).is_ok() {
+        assert!(Instant::now() < end, "the machine answers without power");
+    }
 }
 
 #[test]
