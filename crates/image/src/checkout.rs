@@ -144,27 +144,34 @@ impl Store {
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+    use tempfile::TempDir;
+
     use super::*;
     use crate::store::Publish;
-    use crate::store::tests::{everything, import};
+    use crate::store::tests::{everything, import, is_root};
 
-    fn is_root() -> bool {
-        fs::metadata("/proc/self").unwrap().uid() == 0
-    }
-
-    #[test]
-    fn what_is_checked_out_goes_back_as_the_same_version_without_being_read() {
+    /// A store and a checkout of a version with everything; `None`, and why, where that cannot be.
+    fn checked_out() -> Option<(TempDir, Store, Checkout)> {
         if !is_root() {
             eprintln!("skipped: owners and devices need root");
-            return;
+            return None;
         }
-        let dir = tempfile::tempdir().unwrap();
+        let dir = TempDir::new().unwrap();
         let store = Store::open(dir.path().join("store")).unwrap();
         let digest = import(&store, &everything(), Publish::Untagged).unwrap();
         let top = dir.path().join("checkout");
         fs::create_dir(&top).unwrap();
         let tree = store.open_tree(digest).unwrap();
         let checkout = Checkout::new(tree, &top, &mut |_| ()).unwrap();
+        Some((dir, store, checkout))
+    }
+
+    #[test]
+    fn what_is_checked_out_goes_back_as_the_same_version_without_being_read() {
+        let Some((_dir, store, checkout)) = checked_out() else {
+            return;
+        };
+        let (top, digest) = (checkout.path().to_owned(), checkout.base().digest());
         // Read anew, nothing being known of it.
         let staged = store.stage_dir(&top, &mut |_| ()).unwrap();
         assert_eq!(staged.digest(), digest);
@@ -180,17 +187,10 @@ mod tests {
 
     #[test]
     fn every_change_to_a_checkout_is_seen() {
-        if !is_root() {
-            eprintln!("skipped: owners and devices need root");
+        let Some((_dir, store, checkout)) = checked_out() else {
             return;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("store")).unwrap();
-        let digest = import(&store, &everything(), Publish::Untagged).unwrap();
-        let top = dir.path().join("checkout");
-        fs::create_dir(&top).unwrap();
-        let tree = store.open_tree(digest).unwrap();
-        let checkout = Checkout::new(tree, &top, &mut |_| ()).unwrap();
+        };
+        let (top, digest) = (checkout.path().to_owned(), checkout.base().digest());
         // In place and of the same length, with the time put back afterwards.
         let file = top.join("sizes/8192");
         let times = fs::metadata(&file).unwrap().modified().unwrap();

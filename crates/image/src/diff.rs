@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use crate::error::{Error, Result, shown};
-use crate::tree::{Attr, Kind, Nid, StoredTree};
+use crate::tree::{Attr, Entry, Kind, Nid, StoredTree};
 
 /// Directories within each other, at most: more than any path of a real system has, and a bound on
 /// what a damaged image can ask for.
@@ -96,8 +96,6 @@ struct Comparison<'a> {
     path: Vec<u8>,
 }
 
-type Names = Vec<(Vec<u8>, Nid)>;
-
 impl Comparison<'_> {
     fn visit(&mut self, before: Option<Nid>, after: Option<Nid>, depth: usize) -> Result<()> {
         if depth > DEPTH_MAX {
@@ -108,27 +106,29 @@ impl Comparison<'_> {
         let old = before.map(|nid| self.before.attr(nid)).transpose()?;
         let new = after.map(|nid| self.after.attr(nid)).transpose()?;
         self.note(old.as_ref(), new.as_ref())?;
-        let old_names = names(self.before, old.as_ref())?;
-        let new_names = names(self.after, new.as_ref())?;
-        let (mut old_names, mut new_names) = (&old_names[..], &new_names[..]);
+        let (old, new) = (
+            entries(self.before, old.as_ref())?,
+            entries(self.after, new.as_ref())?,
+        );
+        let (mut old, mut new) = (&old[..], &new[..]);
         loop {
-            let order = match (old_names.first(), new_names.first()) {
+            let order = match (old.first(), new.first()) {
                 (None, None) => return Ok(()),
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
-                (Some((old, _)), Some((new, _))) => old.cmp(new),
+                (Some(old), Some(new)) => old.name.cmp(new.name),
             };
-            let old = take(&mut old_names, order != Ordering::Greater);
-            let new = take(&mut new_names, order != Ordering::Less);
-            let Some((name, _)) = old.or(new) else {
+            let before = take(&mut old, order != Ordering::Greater);
+            let after = take(&mut new, order != Ordering::Less);
+            let Some(entry) = before.or(after) else {
                 return Ok(());
             };
             let len = self.path.len();
             if len > 0 {
                 self.path.push(b'/');
             }
-            self.path.extend_from_slice(name);
-            self.visit(old.map(|it| it.1), new.map(|it| it.1), depth + 1)?;
+            self.path.extend_from_slice(entry.name);
+            self.visit(before.map(|it| it.nid), after.map(|it| it.nid), depth + 1)?;
             self.path.truncate(len);
         }
     }
@@ -195,21 +195,17 @@ impl Comparison<'_> {
     }
 }
 
-/// The names in a directory, sorted; none where it is no directory.
-fn names(tree: &StoredTree, attr: Option<&Attr>) -> Result<Names> {
-    let Some(directory) = attr.filter(|it| it.kind == Kind::Directory) else {
-        return Ok(Vec::new());
-    };
-    let entry = |entry: Result<crate::tree::Entry<'_>>| {
-        let entry = entry?;
-        Ok((entry.name.to_vec(), entry.nid))
-    };
-    tree.readdir(directory.nid, 0)?.map(entry).collect()
+/// The entries of a directory, by name; none where it is no directory.
+fn entries<'t>(tree: &'t StoredTree, attr: Option<&Attr>) -> Result<Vec<Entry<'t>>> {
+    match attr.filter(|it| it.kind == Kind::Directory) {
+        Some(directory) => tree.readdir(directory.nid, 0)?.collect(),
+        None => Ok(Vec::new()),
+    }
 }
 
-fn take<'n>(names: &mut &'n [(Vec<u8>, Nid)], wanted: bool) -> Option<&'n (Vec<u8>, Nid)> {
-    let (first, rest) = names.split_first().filter(|_| wanted)?;
-    *names = rest;
+fn take<'n, 't>(entries: &mut &'n [Entry<'t>], wanted: bool) -> Option<&'n Entry<'t>> {
+    let (first, rest) = entries.split_first().filter(|_| wanted)?;
+    *entries = rest;
     Some(first)
 }
 

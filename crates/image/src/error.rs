@@ -167,6 +167,15 @@ impl Error {
         }
     }
 
+    /// Whether it says that an object is not what it should be: cut, or not there.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Error::DamagedObject { .. } => true,
+            Error::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// Whether this is an [`Error::Io`] because of a full disk or quota.
     pub fn is_disk_full(&self) -> bool {
         let Error::Io { source, .. } = self else {

@@ -25,6 +25,7 @@ pub mod tree;
 pub mod erofs;
 mod manifest;
 mod verity;
+mod walk;
 
 pub use error::{Error, Result};
 pub use import::{Progress, SkipReason, Skipped};

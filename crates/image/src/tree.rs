@@ -436,38 +436,6 @@ impl StoredTree {
         Ok(object.transpose()?)
     }
 
-    /// Visits every name of the tree but the root's, in byte order, a directory before what is in
-    /// it. Paths have no leading `/`.
-    pub(crate) fn walk(&self, visit: &mut dyn FnMut(&[u8], Nid) -> Result<()>) -> Result<()> {
-        let mut ahead = vec![(Vec::new(), self.root())];
-        let mut directories = 0;
-        while let Some((path, nid)) = ahead.pop() {
-            if !path.is_empty() {
-                visit(&path, nid)?;
-            }
-            if self.image.inode(nid)?.kind() != TYPE_DIRECTORY {
-                continue;
-            }
-            // A damaged image may hold a directory that is its own parent.
-            directories += 1;
-            if directories > self.image.bytes().len() / SLOT {
-                return Err(self.corrupt("directories that contain each other", nid));
-            }
-            let first = ahead.len();
-            for entry in self.readdir(nid, 0)? {
-                let entry = entry?;
-                let mut below = path.clone();
-                if !below.is_empty() {
-                    below.push(b'/');
-                }
-                below.extend_from_slice(entry.name);
-                ahead.push((below, entry.nid));
-            }
-            ahead[first..].reverse();
-        }
-        Ok(())
-    }
-
     /// Visits every inode of the tree once.
     fn each_inode(&self, mut visit: impl FnMut(&Inode) -> Result<()>) -> Result<()> {
         let mut seen = vec![0u64; self.image.bytes().len() / SLOT / 64 + 1];

@@ -17,11 +17,12 @@ use rustix::fs::{
 };
 use tempfile::TempDir;
 
-use super::{BUFFER, Visitor, copy, data_of, walk};
+use super::{BUFFER, base, copy, data_of};
 use crate::error::{Error, Result, shown};
 use crate::import::Progress;
 use crate::manifest::bad;
 use crate::tree::{Attr, Extent, Kind, Mtime, Nid, StoredTree};
+use crate::walk::{Visitor, walk};
 
 /// A directory that is made beside its place. Dropped before it is kept, it is removed.
 pub struct Draft {
@@ -308,11 +309,6 @@ impl Writer<'_> {
         let place = PathBuf::from(shown(path));
         move |error| Error::io(doing, &place)(error.into())
     }
-}
-
-/// The last name of a path.
-fn base(path: &[u8]) -> &[u8] {
-    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
 }
 
 fn times(mtime: Mtime) -> Timestamps {

@@ -5,39 +5,22 @@
 //! digest of the version again.
 
 pub(crate) mod dir;
-pub(crate) mod tar;
+mod tar;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+pub use self::tar::write as write_tar;
 use crate::error::{Error, Result, shown};
 use crate::import::Progress;
-use crate::manifest::bad;
-use crate::tree::{Attr, Extent, Kind, Nid, ReadDir, Seek, StoredTree};
+use crate::tree::{Attr, Extent, Nid, Seek, StoredTree};
 
 /// Content is copied in pieces of this many bytes.
 const BUFFER: usize = 1 << 20;
-
-/// Writes a version as a tar archive (pax), not compressed: owners as numbers, times with
-/// nanoseconds, extended attributes as `SCHILY.xattr.NAME`, hard links, and large holes as GNU tar's
-/// sparse files (format 1.0). `path` is where `out` leads, for errors.
-///
-/// # Errors
-/// [`Error::BadSource`] for a socket, which an archive cannot hold; [`Error::Io`] for what cannot be
-/// read or written.
-pub fn write_tar(
-    tree: &StoredTree,
-    out: &mut dyn Write,
-    path: &Path,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Progress> {
-    tar::write(tree, out, path, progress)
-}
 
 /// Writes a version as a tar archive to a new file, compressed as its name says (`.tar`, `.tar.gz`,
 /// `.tar.zst`). It is written beside its place and renamed to it when it is whole and on the disk.
@@ -136,129 +119,6 @@ pub fn write_dir(
     Ok(done)
 }
 
-/// What is made of a tree, one inode at a time. Paths are relative to the root, which is empty.
-trait Visitor {
-    /// A directory, before its entries.
-    fn enter(&mut self, path: &[u8], attr: &Attr) -> Result<()>;
-    /// The same directory, after them.
-    fn leave(&mut self, path: &[u8], attr: &Attr) -> Result<()>;
-    /// Anything else, at the first of its names.
-    fn node(&mut self, path: &[u8], attr: &Attr) -> Result<()>;
-    /// A further name of what was visited as `first`.
-    fn link(&mut self, path: &[u8], attr: &Attr, first: &[u8]) -> Result<()>;
-}
-
-/// Visits the whole tree. Returns the entries visited and the bytes of all files.
-fn walk(
-    tree: &StoredTree,
-    visitor: &mut dyn Visitor,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Progress> {
-    let mut walk = Walk {
-        tree,
-        visitor,
-        progress,
-        directories: HashSet::new(),
-        firsts: HashMap::new(),
-        done: Progress::default(),
-    };
-    let mut path = Vec::new();
-    let mut open = vec![walk.enter(&path, tree.root())?];
-    while let Some(inner) = open.last_mut() {
-        let Some(entry) = inner.entries.next().transpose()? else {
-            walk.visitor.leave(&path, &inner.attr)?;
-            path.truncate(inner.parent_len);
-            open.pop();
-            continue;
-        };
-        let parent_len = path.len();
-        if parent_len > 0 {
-            path.push(b'/');
-        }
-        check_name(&path, entry.name)?;
-        path.extend_from_slice(entry.name);
-        if entry.kind == Kind::Directory {
-            let mut inner = walk.enter(&path, entry.nid)?;
-            inner.parent_len = parent_len;
-            open.push(inner);
-        } else {
-            walk.other(&path, entry.nid)?;
-            path.truncate(parent_len);
-        }
-    }
-    Ok(walk.done)
-}
-
-struct Walk<'a, 'v> {
-    tree: &'a StoredTree,
-    visitor: &'v mut dyn Visitor,
-    progress: &'v mut dyn FnMut(Progress),
-    directories: HashSet<Nid>,
-    /// The first names of inodes that have several.
-    firsts: HashMap<Nid, Vec<u8>>,
-    done: Progress,
-}
-
-/// A directory whose entries are being visited.
-struct Open<'a> {
-    attr: Attr,
-    entries: ReadDir<'a>,
-    /// The length of the path of the directory that holds it.
-    parent_len: usize,
-}
-
-impl<'a> Walk<'a, '_> {
-    fn enter(&mut self, path: &[u8], nid: Nid) -> Result<Open<'a>> {
-        if !self.directories.insert(nid) {
-            return Err(bad(path, "a directory that holds itself"));
-        }
-        let attr = self.tree.attr(nid)?;
-        self.visitor.enter(path, &attr)?;
-        self.count(0);
-        Ok(Open {
-            attr,
-            entries: self.tree.readdir(nid, 0)?,
-            parent_len: 0,
-        })
-    }
-
-    fn other(&mut self, path: &[u8], nid: Nid) -> Result<()> {
-        let attr = self.tree.attr(nid)?;
-        if let Some(first) = self.firsts.get(&nid) {
-            self.visitor.link(path, &attr, first)?;
-            self.count(0);
-            return Ok(());
-        }
-        self.visitor.node(path, &attr)?;
-        if attr.nlink > 1 {
-            self.firsts.insert(nid, path.to_vec());
-        }
-        self.count(if attr.kind == Kind::File {
-            attr.size
-        } else {
-            0
-        });
-        Ok(())
-    }
-
-    fn count(&mut self, bytes: u64) {
-        self.done.files += 1;
-        self.done.bytes += bytes;
-        (self.progress)(self.done);
-    }
-}
-
-/// An image that someone else wrote may have names that lead elsewhere.
-fn check_name(parent: &[u8], name: &[u8]) -> Result<()> {
-    if matches!(name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
-        return Err(bad(
-            parent,
-            format!("it holds {:?}, which is not a file name", shown(name)),
-        ));
-    }
-    Ok(())
-}
-
 /// Hands on `len` bytes of a regular file from `offset`, in order, by way of `buffer`.
 fn copy(
     tree: &StoredTree,
@@ -314,4 +174,10 @@ fn data_of(tree: &StoredTree, attr: &Attr) -> Result<Vec<(u64, u64)>> {
         data.push((start, at - start));
     }
     Ok(data)
+}
+
+/// The last name of a path, which may end with a slash.
+fn base(path: &[u8]) -> &[u8] {
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
 }

@@ -4,11 +4,12 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::{BUFFER, Visitor, copy, data_of, walk};
+use super::{BUFFER, base, copy, data_of};
 use crate::error::{Error, Result};
 use crate::import::Progress;
 use crate::manifest::bad;
 use crate::tree::{Attr, Kind, Mtime, StoredTree};
+use crate::walk::{Visitor, walk};
 
 const BLOCK: usize = 512;
 /// Zeros count as a hole in units of this, aligned, wherever the store's file system has its holes:
@@ -22,7 +23,13 @@ const PIECES_MAX: usize = 1 << 16;
 const ID_MAX: u32 = 0o7_777_777;
 const LONG_MAX: u64 = 0o77_777_777_777;
 
-/// Writes the archive. `path` is where `out` leads, for errors.
+/// Writes a version as a tar archive (pax), not compressed: owners as numbers, times with
+/// nanoseconds, extended attributes as `SCHILY.xattr.NAME`, hard links, and large holes as GNU tar's
+/// sparse files (format 1.0). `path` is where `out` leads, for errors.
+///
+/// # Errors
+/// [`Error::BadSource`] for a socket, which an archive cannot hold; [`Error::Io`] for what cannot be
+/// read or written.
 pub fn write(
     tree: &StoredTree,
     out: &mut dyn Write,
@@ -68,10 +75,6 @@ impl Visitor for Writer<'_> {
             [path, b"/"].concat()
         };
         self.head(&Head::new(b'5', &path, attr))
-    }
-
-    fn leave(&mut self, _: &[u8], _: &Attr) -> Result<()> {
-        Ok(())
     }
 
     fn node(&mut self, path: &[u8], attr: &Attr) -> Result<()> {
@@ -397,12 +400,6 @@ fn time_text(time: Mtime) -> String {
     }
     let fraction = format!("{nanoseconds:09}");
     format!("{sign}{seconds}.{}", fraction.trim_end_matches('0'))
-}
-
-/// The last name of a path.
-fn base(path: &[u8]) -> &[u8] {
-    let path = path.strip_suffix(b"/").unwrap_or(path);
-    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
 }
 
 #[cfg(test)]

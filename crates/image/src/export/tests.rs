@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::store::tests::{everything, new_store};
+use crate::store::tests::{everything, is_root, new_store};
 
 #[test]
 fn a_tar_comes_back_as_the_same_version() -> Result<()> {
@@ -90,10 +90,4 @@ fn a_directory_comes_back_as_the_same_version() -> Result<()> {
     let left: Vec<_> = dir.path().read_dir().expect("a directory").collect();
     assert_eq!(left.len(), 2, "the store and the export: {left:?}");
     Ok(())
-}
-
-/// Whether owners can be set: `/proc/self` belongs to who runs this.
-fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }

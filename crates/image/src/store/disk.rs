@@ -1,7 +1,7 @@
 //! Every change that the store makes to its directory. In tests, the place where power fails.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::path::Path;
 
@@ -37,6 +37,17 @@ impl Disk {
         #[cfg(test)]
         self.faults.wrote(path);
         Ok(file)
+    }
+
+    /// Gives a file new content: written to `draft`, made durable, and renamed to `path`. The name is
+    /// durable after [`Disk::sync_dir`].
+    pub fn replace(&self, draft: &Path, path: &Path, content: &[u8]) -> Result<()> {
+        self.remove(draft)?;
+        let mut file = self.create(draft)?;
+        file.write_all(content)
+            .map_err(Error::io("writing", draft))?;
+        self.sync_file(&file, draft)?;
+        self.rename(draft, path)
     }
 
     /// Makes a symbolic link.

@@ -6,7 +6,7 @@
 //! readers leave out.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::FlockOperation;
 use wire::digest::Digest;
 
-use super::{Store, check_name, names_in};
+use super::{Store, Tag, check_name, names_in};
 use crate::error::{Error, Result};
 
 /// Lines kept of one tag's history.
@@ -57,14 +57,12 @@ impl Store {
     /// one that it names now first. Rolling back once more takes that back.
     pub fn rollback(&self, name: &str, tag: &str) -> Result<(Digest, Digest)> {
         let log = self.log(name, tag)?;
-        let left = log[0].digest;
-        let target = log[1..].iter().find(|it| it.digest != left && it.present);
-        let target = target.ok_or_else(|| Error::NoEarlierVersion {
+        let target = earlier(&log).ok_or_else(|| Error::NoEarlierVersion {
             name: name.into(),
             tag: tag.into(),
         })?;
-        self.tag(name, tag, target.digest)?;
-        Ok((target.digest, left))
+        self.tag(name, tag, target)?;
+        Ok((target, log[0].digest))
     }
 
     /// Keeps a version whatever happens to its tags.
@@ -102,10 +100,8 @@ impl Store {
     /// What [`Store::rollback`] would take each tag back to.
     pub(super) fn previous(&self) -> Result<Vec<Digest>> {
         let mut previous = Vec::new();
-        for tag in self.tags()? {
-            let log = self.log(&tag.name, &tag.tag)?;
-            let earlier = log[1..].iter();
-            previous.extend(earlier.map(|it| it.digest).find(|it| *it != tag.digest));
+        for Tag { name, tag, .. } in self.tags()? {
+            previous.extend(earlier(&self.log(&name, &tag)?));
         }
         Ok(previous)
     }
@@ -123,14 +119,10 @@ impl Store {
         let path = self.history(name).join(tag);
         self.disk.create_dir(&self.history(name))?;
         let draft = self.dir.join("tmp").join(format!("history.{name}.{tag}"));
-        self.disk.remove(&draft)?;
-        let mut file = self.disk.create(&draft)?;
         let lines = past.iter().skip(past.len().saturating_sub(LINES_MAX));
         let lines = lines.map(|(at, digest)| format!("{} {digest}\n", unix_ms(*at)));
-        file.write_all(lines.collect::<String>().as_bytes())
-            .map_err(Error::io("writing", &draft))?;
-        self.disk.sync_file(&file, &draft)?;
-        self.disk.rename(&draft, &path)?;
+        let lines: String = lines.collect();
+        self.disk.replace(&draft, &path, lines.as_bytes())?;
         self.disk.sync_dir(&self.history(name))
     }
 
@@ -164,6 +156,13 @@ impl Store {
     fn history(&self, name: &str) -> PathBuf {
         self.dir.join("history").join(name)
     }
+}
+
+/// The version before the present one of a tag's history that the store still has.
+fn earlier(log: &[Move]) -> Option<Digest> {
+    let (now, past) = log.split_first()?;
+    let mut others = past.iter().filter(|it| it.digest != now.digest);
+    others.find(|it| it.present).map(|it| it.digest)
 }
 
 /// A tag is a link that is made anew by each move.

@@ -31,7 +31,7 @@ mod verify;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -342,9 +342,7 @@ impl Store {
         if let Ok(digest) = reference.parse() {
             return self.check_version(digest).map(|()| digest);
         }
-        let (name, tag) = reference
-            .split_once(':')
-            .unwrap_or((reference, TAG_DEFAULT));
+        let (name, tag) = split_reference(reference);
         check_name(name)?;
         check_name(tag)?;
         match self.tagged(name, tag) {
@@ -433,13 +431,9 @@ impl Store {
         ]
         .iter()
         .try_for_each(|path| self.disk.create_dir(path))?;
-        let (draft, path) = (self.dir.join("meta.json.tmp"), self.dir.join("meta.json"));
-        self.disk.remove(&draft)?;
-        let mut file = self.disk.create(&draft)?;
-        file.write_all(META.as_bytes())
-            .map_err(Error::io("writing", &draft))?;
         self.disk.sync_all(&self.dir)?;
-        self.disk.rename(&draft, &path)?;
+        let (draft, path) = (self.dir.join("meta.json.tmp"), self.dir.join("meta.json"));
+        self.disk.replace(&draft, &path, META.as_bytes())?;
         self.disk.sync_dir(&self.dir)
     }
 
@@ -530,7 +524,7 @@ impl Store {
     }
 
     /// The version that a tag names; `None` if there is no such tag, or it is not one of ours.
-    fn read_tag(&self, name: &str, tag: &str) -> Result<Option<Digest>> {
+    pub fn read_tag(&self, name: &str, tag: &str) -> Result<Option<Digest>> {
         let path = self.refs().join(name).join(tag);
         match fs::read_link(&path) {
             Ok(target) => {
@@ -647,6 +641,13 @@ fn check_meta(dir: &Path, meta: &str) -> Result<()> {
         return Err(wrong("expected algorithm fsverity-sha256-12 in meta.json"));
     }
     Ok(())
+}
+
+/// The image's name and the tag that `NAME[:TAG]` means.
+pub fn split_reference(reference: &str) -> (&str, &str) {
+    reference
+        .split_once(':')
+        .unwrap_or((reference, TAG_DEFAULT))
 }
 
 /// Image names and tags go into paths, URLs and command lines: letters, digits, `.`, `_`, `-`.

@@ -62,6 +62,11 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * i / 7 % 251) as u8).collect()
 }
 
+/// Whether owners can be set: `/proc/self` belongs to who runs this.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
 /// One of everything, at the sizes where the format changes shape.
 pub(crate) fn everything() -> Vec<u8> {
     use tar::EntryType as Type;

@@ -1,17 +1,19 @@
 //! Reads what is kept again, and finds what a disk has lost or changed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::FlockOperation;
 use wire::digest::Digest;
 
 use super::Store;
-use super::objects::object_path;
+use super::objects::{object_path, open_checked};
 use crate::error::{Error, Result, shown};
 use crate::import::Progress;
-use crate::tree::StoredTree;
+use crate::tree::{Attr, StoredTree};
 use crate::verity::Hasher;
+use crate::walk::{Visitor, walk};
 
 /// Most paths that one damaged object is reported with.
 const PATHS_MAX: usize = 10;
@@ -27,9 +29,9 @@ pub struct Damage {
     pub paths: Vec<String>,
 }
 
-/// Objects that were read already, and whether they are whole: versions share most of theirs.
+/// Objects that were found whole already: versions share most of theirs.
 #[derive(Default)]
-pub struct Verified(HashMap<Digest, bool>);
+pub struct Verified(HashSet<Digest>);
 
 impl Store {
     /// Reads a version and all its objects again and compares every digest. What `verified` knows
@@ -41,23 +43,22 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Damage>> {
         self.check_version(digest)?;
-        let image = self.verify_object(digest, None)?;
-        if let Some(error) = image {
-            let paths = Vec::new();
+        if let Some(error) = self.verify_object(digest, None)? {
             return Ok(vec![Damage {
                 object: digest,
                 error,
-                paths,
+                paths: Vec::new(),
             }]);
         }
         let tree = self.open_tree(digest)?;
         let mut done = Progress::default();
         let mut damaged = BTreeMap::new();
         for (object, size) in tree.objects()? {
-            if verified.0.get(&object) != Some(&true) {
-                let error = self.verify_object(object, Some(size))?;
-                verified.0.insert(object, error.is_none());
-                damaged.extend(error.map(|error| (object, error)));
+            if !verified.0.contains(&object) {
+                match self.verify_object(object, Some(size))? {
+                    None => drop(verified.0.insert(object)),
+                    Some(error) => drop(damaged.insert(object, error)),
+                }
             }
             done.files += 1;
             done.bytes += size;
@@ -84,11 +85,13 @@ impl Store {
     /// What is wrong with an object; `expected` is its length, where that is known.
     fn verify_object(&self, digest: Digest, expected: Option<u64>) -> Result<Option<Error>> {
         let path = object_path(&self.dir, digest);
-        let got = path.symlink_metadata().map(|meta| meta.len());
-        let expected = expected.unwrap_or_else(|| *got.as_ref().unwrap_or(&1));
         // Not one that is kept open: its name may lead elsewhere by now.
-        let file = match super::objects::open_checked(&path, digest, expected) {
-            Err(damage @ Error::DamagedObject { .. }) => return Ok(Some(damage)),
+        let opened = match expected {
+            Some(expected) => open_checked(&path, digest, expected),
+            None => File::open(&path).map_err(Error::io("opening", &path)),
+        };
+        let file = match opened {
+            Err(damage) if damage.is_damage() => return Ok(Some(damage)),
             file => file?,
         };
         let mut hasher = Hasher::default();
@@ -112,20 +115,36 @@ impl Store {
 
 /// The files that hold some objects.
 fn paths_of(tree: &StoredTree, wanted: &HashSet<Digest>) -> Result<HashMap<Digest, Vec<String>>> {
-    let mut paths: HashMap<Digest, Vec<String>> = HashMap::new();
-    if wanted.is_empty() {
-        return Ok(paths);
+    let mut finder = Finder {
+        tree,
+        wanted,
+        paths: HashMap::new(),
+    };
+    if !wanted.is_empty() {
+        walk(tree, &mut finder, &mut |_| ())?;
     }
-    tree.walk(&mut |path, nid| {
-        if let Some(object) = tree.object_of(nid)?
-            && wanted.contains(&object)
-        {
-            let paths = paths.entry(object).or_default();
+    Ok(finder.paths)
+}
+
+struct Finder<'a> {
+    tree: &'a StoredTree,
+    wanted: &'a HashSet<Digest>,
+    paths: HashMap<Digest, Vec<String>>,
+}
+
+impl Visitor for Finder<'_> {
+    fn node(&mut self, path: &[u8], attr: &Attr) -> Result<()> {
+        let object = self.tree.object_of(attr.nid)?;
+        if let Some(object) = object.filter(|it| self.wanted.contains(it)) {
+            let paths = self.paths.entry(object).or_default();
             if paths.len() < PATHS_MAX {
                 paths.push(format!("/{}", shown(path)));
             }
         }
         Ok(())
-    })?;
-    Ok(paths)
+    }
+
+    fn link(&mut self, path: &[u8], attr: &Attr, _first: &[u8]) -> Result<()> {
+        self.node(path, attr)
+    }
 }
