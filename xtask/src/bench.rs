@@ -10,7 +10,8 @@ mod ours;
 mod peer;
 mod row;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 
@@ -54,6 +55,23 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         print!("{}", report.as_table());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A shell script, with its arguments to be added; it keeps only its errors.
+fn script(text: &str) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", text, "sh"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
+/// How long something takes, in seconds.
+fn seconds(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let started = Instant::now();
+    work()?;
+    Ok(started.elapsed().as_secs_f64())
 }
 
 impl Options {

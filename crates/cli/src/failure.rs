@@ -38,6 +38,9 @@ impl From<Code> for ExitCode {
     }
 }
 
+/// What to do where a command may not do its work.
+pub const AS_ROOT: &str = "run it as root (sudo)";
+
 /// The result of every command.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
@@ -78,6 +81,14 @@ impl Failure {
     pub fn code(mut self, code: Code) -> Self {
         self.code = code;
         self
+    }
+
+    /// Refuses what only root may do, saying what that is.
+    pub fn unless_root(what: &str) -> Outcome {
+        if rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        Err(Self::new(what).hint(AS_ROOT).code(Code::NotReady))
     }
 
     /// The lines for standard error.

@@ -57,7 +57,9 @@ impl Follower {
             if !self.refresh() {
                 return;
             }
-            let _ = asker.map(|it| it.send(()));
+            if let Some(asker) = asker {
+                let _ = asker.send(());
+            }
         }
     }
 

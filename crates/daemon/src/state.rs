@@ -132,7 +132,7 @@ impl State {
 }
 
 /// The image versions that nodes run, or may run, by what the last daemon wrote in `state_dir`: for
-/// when none runs. None where no daemon ever ran.
+/// when none runs. Empty where none ever did.
 pub fn versions_in_use(state_dir: &Path) -> Result<Vec<engine::Digest>, Error> {
     if !state_dir.join("state.db").exists() {
         return Ok(Vec::new());

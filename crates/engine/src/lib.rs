@@ -49,6 +49,7 @@ pub use record::{Boot, Failure, Lease, Node, Record, Settings, StageAt};
 pub use time::Timestamp;
 pub use view::{BootView, NodeView};
 pub use wire::digest::Digest;
+use wire::hex::hexadecimal;
 pub use wire::mac::Mac;
 pub use wire::stage::Stage;
 
@@ -294,11 +295,11 @@ impl Engine {
                 }
             }
             NfsActivity::Stale(id) => {
-                let version = version_text(&id);
+                let version = hexadecimal(&id);
                 self.nfs_error(turn, mac, address, EventKind::NfsStale { address, version });
             }
             NfsActivity::Damaged(id) => {
-                let version = version_text(&id);
+                let version = hexadecimal(&id);
                 self.nfs_error(
                     turn,
                     mac,
@@ -328,13 +329,6 @@ impl Engine {
             self.tell(turn, Some(mac), kind);
         }
     }
-}
-
-fn version_text(first_half: &[u8; 16]) -> String {
-    first_half
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 /// As [`Engine::versions_in_use`], by what an engine has left.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sha2::{Digest as _, Sha256};
+use wire::hex::hexadecimal;
 
 /// A Debian release that images can be made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,10 +110,7 @@ pub fn cache_key(suite: Suite, extra_packages: &[String]) -> String {
         hash.update(word.as_encoded_bytes());
     }
     let digest = hash.finalize();
-    let short: String = digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let short = hexadecimal(&digest[..8]);
     format!("{}-{short}", suite.codename())
 }
 

@@ -11,11 +11,11 @@ const DPKG: &str = "var/lib/dpkg/status";
 /// A package's name, with the architecture where it is told, and its version.
 pub type Packages = BTreeMap<String, String>;
 
-/// The packages that dpkg has installed; `None` where it never ran. RPM's records are not read.
-pub fn packages(tree: &StoredTree) -> Result<Option<Packages>> {
+/// The packages that dpkg has installed; none where it never ran. RPM's records are not read.
+pub fn packages(tree: &StoredTree) -> Result<Packages> {
     match tree.read_file(DPKG) {
-        Ok(status) => Ok(Some(parse(&String::from_utf8_lossy(&status)))),
-        Err(Error::NoSuchFile { .. } | Error::NotADirectory { .. }) => Ok(None),
+        Ok(status) => Ok(parse(&String::from_utf8_lossy(&status))),
+        Err(Error::NoSuchFile { .. } | Error::NotADirectory { .. }) => Ok(Packages::new()),
         Err(error) => Err(error),
     }
 }

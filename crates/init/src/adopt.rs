@@ -65,11 +65,7 @@ fn identity(document: &Document) -> io::Result<()> {
         rustix::system::sethostname(document.hostname.as_bytes())?;
     }
     if document.machine_id != [0; 16] {
-        let hex: String = document
-            .machine_id
-            .iter()
-            .map(|it| format!("{it:02x}"))
-            .collect();
+        let hex = wire::hex::hexadecimal(&document.machine_id);
         write("/etc/machine-id", 0o444, format!("{hex}\n").as_bytes())?;
     }
     if let Some(key) = &document.ssh_host_key {

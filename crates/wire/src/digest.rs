@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::hex::hexadecimal;
+
 /// A 32-byte digest, written as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
@@ -25,10 +27,7 @@ impl Digest {
 
     /// The first twelve digits: enough for people.
     pub fn short(self) -> String {
-        self.0[..6]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hexadecimal(&self.0[..6])
     }
 }
 

@@ -442,7 +442,7 @@ impl FromStr for BootId {
 impl Token {
     /// The token's 32 hexadecimal digits.
     pub fn to_hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        crate::hex::hexadecimal(&self.0)
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cmdline;
 pub mod cpio;
 pub mod dhcp4;
 pub mod digest;
+pub mod hex;
 pub mod identity;
 pub mod mac;
 pub mod modtable;

@@ -3,18 +3,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use lab::Tool;
 use serde_json::Value;
 
-use super::Options;
 use super::boot::{IMAGE, archive, cache};
 use super::ours::Ours;
 use super::row::{Report, Row, median};
+use super::{Options, script, seconds};
 use crate::install::Extra;
-use crate::workspace::{cargo, is_root, must_succeed, target_directory};
+use crate::workspace::{cargo, is_root, must_succeed, output_of, target_directory};
 use crate::{dist, install};
 
 const PROGRAMS: [Extra; 2] = [
@@ -150,15 +149,9 @@ impl Site {
     /// version and look at its root, and the memory that it has then.
     fn open_small(&self) -> anyhow::Result<Vec<Row>> {
         let store = self.folder.join("state/store");
-        let output = Command::new(&self.open)
-            .arg(&store)
-            .arg("import-small")
-            .output()
-            .context("starting the example open")?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "open: {errors}");
-        let figures: Value =
-            serde_json::from_slice(&output.stdout).context("reading its figures")?;
+        let mut open = Command::new(&self.open);
+        let printed = output_of(open.arg(&store).arg("import-small"))?;
+        let figures: Value = serde_json::from_str(&printed).context("reading its figures")?;
         let figure = |name: &str| figures[name].as_f64().context("a figure is missing");
         Ok(vec![
             row("open-200k", "ms", figure("us")? / 1000.0, None),
@@ -250,20 +243,13 @@ impl Site {
     }
 
     fn slate(&self, state: &Path, words: &[&str]) -> anyhow::Result<String> {
-        let output = Command::new(&self.program)
+        let mut slate = Command::new(&self.program);
+        slate
             .args(words)
             .env("SLATE_STATE_DIR", state)
             .env("SLATE_RUN_DIR", state.join("run"))
-            .stdin(Stdio::null())
-            .output()
-            .context("starting slate")?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "slate {}: {errors}",
-            words.join(" ")
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            .stdin(Stdio::null());
+        output_of(&mut slate)
     }
 
     /// A path below the folder with nothing there, and nothing left to be written.
@@ -276,12 +262,11 @@ impl Site {
 }
 
 fn disk_bytes(path: &Path) -> anyhow::Result<f64> {
-    let output = Command::new("du")
-        .args(["--summarize", "--block-size=1"])
-        .arg(path)
-        .output()
-        .context("starting du")?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = output_of(
+        Command::new("du")
+            .args(["--summarize", "--block-size=1"])
+            .arg(path),
+    )?;
     let bytes = text.split_whitespace().next().context("du says nothing")?;
     bytes.parse().context("du names no number")
 }
@@ -321,21 +306,6 @@ fn medians(rounds: &[Vec<Row>]) -> Vec<Row> {
             .map(|(name, _)| (name, at(index, &|row| row.peer.map(|it| it.1)))),
     });
     rows.collect()
-}
-
-fn seconds(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
-    let started = Instant::now();
-    work()?;
-    Ok(started.elapsed().as_secs_f64())
-}
-
-fn script(text: &str) -> Command {
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", text, "sh"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    command
 }
 
 fn conditions(rounds: usize, site: &Site) -> anyhow::Result<Vec<(&'static str, String)>> {

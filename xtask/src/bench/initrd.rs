@@ -2,17 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use lab::Tool;
 use serde_json::Value;
 
-use super::Options;
 use super::boot::{IMAGE, archive, cache};
 use super::ours::Ours;
 use super::peer::{UNSHARE, in_namespace};
 use super::row::{Report, Row, median};
+use super::{Options, seconds};
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
 
@@ -174,12 +173,6 @@ fn build(site: &Site, options: &Options) -> anyhow::Result<Row> {
         ours: median(ours),
         peer: (!theirs.is_empty()).then(|| (NAME, median(theirs))),
     })
-}
-
-fn seconds(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
-    let started = Instant::now();
-    work()?;
-    Ok(started.elapsed().as_secs_f64())
 }
 
 fn conditions(rounds: usize) -> anyhow::Result<Vec<(&'static str, String)>> {

@@ -27,12 +27,12 @@ use anyhow::{Context, bail, ensure};
 use lab::{GATEWAY, Network, Process, Tool};
 use serde_json::Value;
 
-use super::Options;
 use super::boot::{IMAGE, archive, cache};
 use super::ganesha::Ganesha;
 use super::ours::Ours;
 use super::peer::{self, Peer};
 use super::row::{Report, Row, median};
+use super::{Options, script};
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
 
@@ -299,12 +299,10 @@ fn unpack(archive: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     let tree = folder.join(name);
     if !tree.exists() {
         let aside = folder.join("unpacking");
-        let script = "rm -rf \"$2\" && mkdir \"$2\" && tar --extract --file=\"$1\" --directory=\"$2\" \
+        let unpack = "rm -rf \"$2\" && mkdir \"$2\" && tar --extract --file=\"$1\" --directory=\"$2\" \
             --numeric-owner --xattrs --xattrs-include='*' && mv \"$2\" \"$3\"";
-        let mut command = Command::new("sh");
-        command.args(["-c", script, "sh"]);
-        command.arg(archive).arg(aside).arg(&tree);
-        must_succeed(&mut command).context("unpacking the image")?;
+        must_succeed(script(unpack).arg(archive).arg(aside).arg(&tree))
+            .context("unpacking the image")?;
     }
     Ok(tree)
 }

@@ -6,11 +6,11 @@ use std::process::{ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use lab::{Hardware, MacAddress, Machine, Network, Process, Uml};
 use serde_json::Value;
 
-use crate::workspace::must_succeed;
+use crate::workspace::{must_succeed, output_of};
 
 /// How long a daemon may take until it serves, and a node until it is up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -156,7 +156,7 @@ impl Ours {
         let mac = machine.mac().to_string();
         let end = Instant::now() + PATIENCE;
         loop {
-            let printed = self.output(&["events", "--json"])?;
+            let printed = output_of(&mut self.slate(&["events", "--json"]))?;
             let events = printed
                 .lines()
                 .filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -178,19 +178,8 @@ impl Ours {
     }
 
     fn ask(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let printed = self.output(arguments)?;
+        let printed = output_of(&mut self.slate(arguments))?;
         serde_json::from_str(&printed).with_context(|| format!("slate {}", arguments.join(" ")))
-    }
-
-    fn output(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = self.slate(arguments).output().context("starting slate")?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "slate {}: {errors}",
-            arguments.join(" ")
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn slate(&self, arguments: &[&str]) -> Command {

@@ -199,7 +199,6 @@ impl Peer {
     }
 }
 
-/// Runs a script of two arguments in a mount namespace of its own; it keeps only its errors.
 /// A script in a mount namespace of its own: what it mounts goes with it. It keeps only its errors.
 pub fn in_namespace(script: &str) -> Command {
     let mut command = Command::new("unshare");

@@ -5,21 +5,21 @@ use std::collections::BTreeSet;
 use image::boot::BootFiles;
 use image::diff::{self, Aspect, Change, What};
 use image::packages::{Packages, packages};
-use image::{Kind, Store, StoredTree};
+use image::{Digest, Kind, Store, StoredTree};
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
 use super::image::resolve;
 use crate::args::OutputArgs;
 use crate::failure::Outcome;
-use crate::render::{self, short_digest};
+use crate::render;
 
 /// Paths shown unless all are asked for.
 const SHOWN: usize = 40;
 
 /// What a comparison found.
 struct Report {
-    versions: [String; 2],
+    versions: [Digest; 2],
     kernels: [Option<String>; 2],
     packages: Vec<(String, Option<String>, Option<String>)>,
     changes: Vec<Change>,
@@ -33,10 +33,7 @@ pub(super) fn run(
     all: bool,
     output: OutputArgs,
 ) -> Outcome {
-    let open =
-        |image: &str| -> Outcome<StoredTree> { Ok(store.open_tree(resolve(store, image)?)?) };
-    let trees = [open(before)?, open(after)?];
-    let report = Report::of(&trees)?;
+    let report = Report::between(store, before, after)?;
     if output.json {
         return render::json(&report.json());
     }
@@ -46,20 +43,20 @@ pub(super) fn run(
 
 /// What differs, without the files' names.
 pub(super) fn summary(store: &Store, before: &str, after: &str) -> Outcome<String> {
-    let open =
-        |image: &str| -> Outcome<StoredTree> { Ok(store.open_tree(resolve(store, image)?)?) };
-    let report = Report::of(&[open(before)?, open(after)?])?;
+    let report = Report::between(store, before, after)?;
     Ok(report.kernel_text() + &report.packages_text() + &report.totals_text())
 }
 
 impl Report {
-    fn of([before, after]: &[StoredTree; 2]) -> Outcome<Report> {
+    fn between(store: &Store, before: &str, after: &str) -> Outcome<Report> {
+        let open =
+            |image: &str| -> Outcome<StoredTree> { Ok(store.open_tree(resolve(store, image)?)?) };
+        let (before, after) = (&open(before)?, &open(after)?);
         let kernel = |tree: &StoredTree| BootFiles::of(tree).ok().map(|it| it.kernel.version);
-        let (old, new) = (packages(before)?, packages(after)?);
         Ok(Report {
-            versions: [before.digest().to_string(), after.digest().to_string()],
+            versions: [before.digest(), after.digest()],
             kernels: [kernel(before), kernel(after)],
-            packages: changed_packages(&old.unwrap_or_default(), &new.unwrap_or_default()),
+            packages: changed_packages(&packages(before)?, &packages(after)?),
             changes: diff::diff(before, after)?,
         })
     }
@@ -67,8 +64,8 @@ impl Report {
     fn json(&self) -> Value {
         let package = |(name, before, after): &(String, Option<String>, Option<String>)| json!({ "name": name, "before": before, "after": after });
         json!({
-            "before": self.versions[0],
-            "after": self.versions[1],
+            "before": self.versions[0].to_string(),
+            "after": self.versions[1].to_string(),
             "kernel": { "before": self.kernels[0], "after": self.kernels[1] },
             "packages": self.packages.iter().map(package).collect::<Vec<_>>(),
             "files": self.changes.iter().map(change_json).collect::<Vec<_>>(),
@@ -77,7 +74,7 @@ impl Report {
 
     fn text(&self, all: bool) -> String {
         let [before, after] = &self.versions;
-        let mut text = format!("{} -> {}\n", short_digest(before), short_digest(after));
+        let mut text = format!("{} -> {}\n", before.short(), after.short());
         if self.changes.is_empty() {
             return text + "No difference.\n";
         }

@@ -23,7 +23,9 @@ pub(super) fn run(store: &Store, image: &str, target: &Path, output: OutputArgs)
     let done = if is_archive {
         export::write_archive(&tree, target, &mut follow)
     } else {
-        check_root()?;
+        Failure::unless_root("a directory with other users' files takes root").map_err(
+            |failure| failure.hint("run it as root (sudo), or export an archive: NAME.tar"),
+        )?;
         export::write_dir(&tree, target, &mut follow)
     };
     meter.done();
@@ -69,17 +71,6 @@ fn to_stdout(tree: &StoredTree, output: OutputArgs) -> Outcome {
 fn is_archive(target: &Path) -> bool {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     !target.is_dir() && (name.contains(".tar") || name.ends_with(".tgz"))
-}
-
-fn check_root() -> Outcome {
-    if rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    Err(
-        Failure::new("a directory with other users' files takes root")
-            .hint("run it as root (sudo), or export an archive: NAME.tar")
-            .code(Code::NotReady),
-    )
 }
 
 /// Blanks and what else exports(5) would misread are written as octal numbers.

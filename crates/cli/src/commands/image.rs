@@ -10,7 +10,7 @@ use image::boot::{self, BootFiles};
 use image::check::{self, Finding, Severity};
 use image::debian::{self, Suite};
 use image::files::Files as _;
-use image::store::TAG_DEFAULT;
+use image::store::split_reference;
 use image::{Digest, Error, Publish, SkipReason, Skipped, Staged, Store, StoredTree, Tag, Version};
 use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize as _;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{diff, edit, export, upkeep};
 use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
-use crate::failure::{Code, Failure, Outcome};
+use crate::failure::{AS_ROOT, Code, Failure, Outcome};
 use crate::render;
 
 /// Runs one `slate image` command.
@@ -218,7 +218,16 @@ fn target(name: &str) -> Outcome<Publish<'_>> {
 }
 
 /// Judges a staged version and publishes it.
-pub(super) fn publish(store: &Store, staged: Staged, target: Publish<'_>) -> Outcome<Imported> {
+fn publish(store: &Store, staged: Staged, target: Publish<'_>) -> Outcome<Imported> {
+    publish_unless_moved(store, staged, target)?.map_err(Failure::from)
+}
+
+/// As [`publish`], with [`Error::TagMoved`] for who can go on from there.
+pub(super) fn publish_unless_moved(
+    store: &Store,
+    staged: Staged,
+    target: Publish<'_>,
+) -> Outcome<Result<Imported, Error>> {
     let skipped = staged.skipped().to_vec();
     let mut findings = Vec::new();
     let published = store.publish(staged, target, |tree| {
@@ -228,13 +237,14 @@ pub(super) fn publish(store: &Store, staged: Staged, target: Publish<'_>) -> Out
     let tag = match published {
         Ok(tag) => tag.expect("an import moves a tag"),
         Err(Error::Refused { .. }) => return Err(refused(&findings)),
+        Err(moved @ Error::TagMoved { .. }) => return Ok(Err(moved)),
         Err(error) => return Err(error.into()),
     };
-    Ok(Imported {
+    Ok(Ok(Imported {
         tag,
         findings,
         skipped,
-    })
+    }))
 }
 
 fn judge(tree: &StoredTree) -> image::Result<Vec<Finding>> {
@@ -333,7 +343,7 @@ impl Recipe {
     }
 }
 
-fn say_imported(store: &Store, imported: &Imported, output: OutputArgs) -> Outcome {
+pub(super) fn say_imported(store: &Store, imported: &Imported, output: OutputArgs) -> Outcome {
     let Tag { name, tag, digest } = &imported.tag;
     let totals = store.open_tree(*digest)?.totals()?;
     if output.json {
@@ -347,7 +357,10 @@ fn say_imported(store: &Store, imported: &Imported, output: OutputArgs) -> Outco
             "skipped": imported.skipped.iter().map(skipped_json).collect::<Vec<_>>(),
         }));
     }
-    say_findings(imported);
+    for line in skipped_lines(&imported.skipped) {
+        anstream::eprintln!("{line}");
+    }
+    anstream::eprint!("{}", findings_lines(&imported.findings));
     anstream::println!(
         "{} is now {digest} ({} files, {})",
         format!("{name}:{tag}").bold(),
@@ -358,14 +371,6 @@ fn say_imported(store: &Store, imported: &Imported, output: OutputArgs) -> Outco
         anstream::println!("Nodes boot it after: slate image tag {name}:{tag} {name}");
     }
     Ok(())
-}
-
-/// What was left out, and what the checks noticed.
-pub(super) fn say_findings(imported: &Imported) {
-    for line in skipped_lines(&imported.skipped) {
-        anstream::eprintln!("{line}");
-    }
-    anstream::eprint!("{}", findings_lines(&imported.findings));
 }
 
 /// How far an import or a build has come: one live line on a terminal, else a line now and then.
@@ -616,7 +621,7 @@ fn file_text(path: &Path, bytes: u64) -> String {
 
 fn tag(store: &Store, source: &str, target: &str, output: OutputArgs) -> Outcome {
     let digest = resolve(store, source)?;
-    let (name, tag) = target.split_once(':').unwrap_or((target, TAG_DEFAULT));
+    let (name, tag) = split_reference(target);
     store.tag(name, tag, digest)?;
     if output.json {
         return render::json(&json!({
@@ -738,7 +743,6 @@ pub(super) fn path_failure(doing: &str, path: &Path, error: &io::Error) -> Failu
     }
 }
 
-const AS_ROOT: &str = "run it as root (sudo)";
 const FREE_SPACE: &str = "free some disk space, or choose another --state-dir";
 
 impl From<Error> for Failure {

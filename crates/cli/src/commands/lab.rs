@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use daemon::control::{Client, EventRecord, NodeChange, NodeView, Request, Response};
+use daemon::control::{Client, EventRecord, NodeChange, NodeView, Request};
 use image::Store;
 use lab::{Firmware, Hardware, MacAddress, Machine, Network, Process, Qemu, Tool, find_tools};
 use owo_colors::OwoColorize as _;
 
 use crate::args::{TryArgs, TryCommand};
 use crate::commands::report::{Document, Node, Root, SHOW_ROOT, parse_root};
-use crate::commands::{console, image as images, up};
+use crate::commands::{console, image as images, node, up};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
 
@@ -50,13 +50,8 @@ pub fn run(args: &TryArgs) -> Outcome {
 }
 
 fn check_machine() -> Outcome {
-    if !rustix::process::geteuid().is_root() {
-        return Err(
-            Failure::new("virtual nodes need root, for their private network")
-                .hint("Run it with sudo: sudo slate try")
-                .code(Code::NotReady),
-        );
-    }
+    Failure::unless_root("virtual nodes need root, for their private network")
+        .map_err(|failure| failure.hint("Run it with sudo: sudo slate try"))?;
     let tools = [Tool::Qemu, Tool::Firmware, Tool::Iproute];
     find_tools(&tools).map_err(|missing| {
         Failure::new(missing.to_string())
@@ -268,12 +263,7 @@ impl Lab {
     }
 
     fn nodes(&self) -> Outcome<Vec<NodeView>> {
-        match Client::connect(&self.scratch.run())?.request(&Request::Nodes)? {
-            Response::Nodes { nodes } => Ok(nodes),
-            other => Err(Failure::new(format!(
-                "the daemon gave an answer to another question: {other:?}"
-            ))),
-        }
+        node::list(&mut Client::connect(&self.scratch.run())?)
     }
 
     fn tell_how_to_log_in(&self) -> Outcome {

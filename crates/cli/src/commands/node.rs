@@ -90,7 +90,7 @@ fn stale(dirs: &DirArgs, nodes: &[NodeView], output: args::OutputArgs) -> Outcom
     Ok(())
 }
 
-fn list(client: &mut Client) -> Outcome<Vec<NodeView>> {
+pub(super) fn list(client: &mut Client) -> Outcome<Vec<NodeView>> {
     match client.request(&Request::Nodes)? {
         Response::Nodes { nodes } => Ok(nodes),
         other => Err(unexpected(&other)),
@@ -111,7 +111,7 @@ fn plan(client: &mut Client, node: String) -> Outcome<PlanView> {
     }
 }
 
-fn unexpected(response: &Response) -> Failure {
+pub(super) fn unexpected(response: &Response) -> Failure {
     Failure::new(format!(
         "the daemon gave an answer to another question: {response:?}"
     ))

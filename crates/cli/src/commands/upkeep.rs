@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use daemon::control::{Client, ClientError, NodeView, Request, Response, Status};
-use image::store::TAG_DEFAULT;
+use image::store::split_reference;
 use image::{Collected, Damage, Digest, Move, Progress, Store, Verified};
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
 use super::image::{Meter, Step, resolve, unix_ms};
+use super::node::{self, unexpected};
 use crate::args::{DirArgs, OutputArgs};
 use crate::failure::{Failure, Outcome};
-use crate::render::{self, short_digest};
+use crate::render;
 
 /// Reads one version, or all, and says what is damaged; fails if anything is.
 pub(super) fn verify(
@@ -90,8 +91,7 @@ fn damage_failure<'d>(
     failure.causes = damaged
         .map(|(version, damage)| {
             let what = &damage.error;
-            let version = version.to_string();
-            let version = short_digest(&version);
+            let version = version.short();
             if damage.paths.is_empty() {
                 format!("the metadata of version {version}: {what}")
             } else {
@@ -141,7 +141,7 @@ fn collected_text(collected: &Collected, dry_run: bool) -> String {
         collected.objects
     );
     for digest in &collected.versions {
-        text += &format!("\n  {}", short_digest(&digest.to_string()));
+        text += &format!("\n  {}", digest.short());
     }
     text
 }
@@ -158,7 +158,7 @@ fn in_use(dirs: &DirArgs, store: &Store) -> Outcome<Vec<Digest>> {
     };
     let halves = match client.request(&Request::VersionsInUse)? {
         Response::VersionsInUse { versions } => versions,
-        other => return Err(Failure::new(format!("the daemon answers {other:?}"))),
+        other => return Err(unexpected(&other)),
     };
     let versions = store.versions()?.into_iter();
     let is_used = |digest: &Digest| {
@@ -185,9 +185,9 @@ pub(super) fn remove(
     force: bool,
     output: OutputArgs,
 ) -> Outcome {
-    let (name, tag) = split(image);
+    let (name, tag) = split_reference(image);
     let digest = resolve(store, image)?;
-    if image.parse::<Digest>().is_ok() || !has_tag(store, name, tag)? {
+    if store.read_tag(name, tag)?.is_none() {
         return Err(by_digest(store, digest)?);
     }
     if !force {
@@ -202,11 +202,6 @@ pub(super) fn remove(
         format!("{name}:{tag}").bold()
     );
     Ok(())
-}
-
-fn has_tag(store: &Store, name: &str, tag: &str) -> Outcome<bool> {
-    let tags = store.tags()?;
-    Ok(tags.iter().any(|it| it.name == name && it.tag == tag))
 }
 
 fn by_digest(store: &Store, digest: Digest) -> Outcome<Failure> {
@@ -230,7 +225,7 @@ fn check_unfollowed(dirs: &DirArgs, image: &str) -> Outcome {
         Err(ClientError::NotRunning { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let (status, nodes) = (status(&mut client)?, nodes(&mut client)?);
+    let (status, nodes) = (status(&mut client)?, node::list(&mut client)?);
     let followed = if status.image.as_deref() == Some(image) {
         Some("it is the daemon's default image".to_owned())
     } else {
@@ -255,14 +250,7 @@ fn check_unfollowed(dirs: &DirArgs, image: &str) -> Outcome {
 fn status(client: &mut Client) -> Outcome<Status> {
     match client.request(&Request::Status)? {
         Response::Status(status) => Ok(status),
-        other => Err(Failure::new(format!("the daemon answers {other:?}"))),
-    }
-}
-
-fn nodes(client: &mut Client) -> Outcome<Vec<NodeView>> {
-    match client.request(&Request::Nodes)? {
-        Response::Nodes { nodes } => Ok(nodes),
-        other => Err(Failure::new(format!("the daemon answers {other:?}"))),
+        other => Err(unexpected(&other)),
     }
 }
 
@@ -290,7 +278,7 @@ pub(super) fn pin(store: &Store, image: &str, remove: bool, output: OutputArgs) 
 
 /// What a tag names and named.
 pub(super) fn log(store: &Store, image: &str, output: OutputArgs) -> Outcome {
-    let (name, tag) = split(image);
+    let (name, tag) = split_reference(image);
     resolve(store, &format!("{name}:{tag}"))?;
     let log = store.log(name, tag)?;
     if output.json {
@@ -303,7 +291,7 @@ pub(super) fn log(store: &Store, image: &str, output: OutputArgs) -> Outcome {
             (_, false) => "removed",
         };
         vec![
-            short_digest(&it.digest.to_string()).to_owned(),
+            it.digest.short(),
             render::ago(unix_ms(it.at)),
             note.to_owned(),
         ]
@@ -322,7 +310,7 @@ fn move_json(it: &Move) -> Value {
 
 /// Moves a tag back to the version before.
 pub(super) fn rollback(store: &Store, image: &str, output: OutputArgs) -> Outcome {
-    let (name, tag) = split(image);
+    let (name, tag) = split_reference(image);
     resolve(store, &format!("{name}:{tag}"))?;
     let (now, left) = store.rollback(name, tag)?;
     if output.json {
@@ -336,15 +324,11 @@ pub(super) fn rollback(store: &Store, image: &str, output: OutputArgs) -> Outcom
     anstream::println!(
         "{} is {} again, and no longer {}",
         format!("{name}:{tag}").bold(),
-        short_digest(&now.to_string()),
-        short_digest(&left.to_string())
+        now.short(),
+        left.short()
     );
     anstream::println!("Nodes that follow it boot that at their next start.");
     Ok(())
-}
-
-fn split(image: &str) -> (&str, &str) {
-    image.split_once(':').unwrap_or((image, TAG_DEFAULT))
 }
 
 fn counted(count: usize, one: &str, many: &str) -> String {

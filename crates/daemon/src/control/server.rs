@@ -15,6 +15,7 @@ use engine::{
     BootFile, Command, CommandReply, ImageInfo, Input, NfsActivity, NfsCounters, Setting,
 };
 use serde::Serialize;
+use wire::hex::hexadecimal;
 
 use super::{
     Hello, ImageView, MAX_LINE_BYTES, NodeChange, NodeView, Request, Response, SOCKET_NAME, Status,
@@ -262,9 +263,8 @@ impl Server {
         let nodes = versions.into_iter().map(engine::Digest::image_id);
         let clients = (self.nfs)().clients.into_iter().flat_map(|it| it.trees);
         let all: BTreeSet<[u8; 16]> = nodes.chain(clients).collect();
-        let hexadecimal = |id: [u8; 16]| id.iter().map(|byte| format!("{byte:02x}")).collect();
         Response::VersionsInUse {
-            versions: all.into_iter().map(hexadecimal).collect(),
+            versions: all.iter().map(|id| hexadecimal(id)).collect(),
         }
     }
 

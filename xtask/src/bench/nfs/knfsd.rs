@@ -4,12 +4,12 @@
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::{Hardware, MacAddress, Machine, Network, Uml};
 
+use crate::bench::script;
 use crate::install::Extra;
 use crate::workspace::must_succeed;
 
@@ -142,13 +142,4 @@ fn disk(tree: &Path) -> anyhow::Result<PathBuf> {
         .to_owned();
     name.push(".ext4");
     Ok(tree.with_file_name(name))
-}
-
-fn script(text: &str) -> Command {
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", text, "sh"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    command
 }

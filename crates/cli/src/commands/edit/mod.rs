@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use image::boot::BootFiles;
 use image::checkout::Checkout;
 use image::diff::{self, Change, What};
-use image::store::{TAG_DEFAULT, TAG_NEXT};
-use image::{Digest, Publish, Staged, Store};
+use image::store::{TAG_NEXT, split_reference};
+use image::{Digest, Error, Publish, Staged, Store};
 use owo_colors::OwoColorize as _;
 use serde_json::json;
 
-use super::image::{Meter, Step, path_failure, publish, resolve, say_findings};
+use super::image::{Meter, Step, path_failure, publish_unless_moved, resolve, say_imported};
 use crate::args::{ChangeArgs, DirArgs, OutputArgs};
 use crate::failure::{Failure, Outcome};
-use crate::render::{self, short_digest};
+use crate::render;
 use sandbox::{Sandbox, WorkDir};
 
 /// Paths that two changes have in common, named in a failure.
@@ -80,13 +80,10 @@ struct Session<'s> {
 
 impl<'s> Session<'s> {
     fn begin(dirs: &DirArgs, store: &'s Store, change: &ChangeArgs) -> Outcome<Session<'s>> {
-        sandbox::check()?;
-        let (name, tag) = change
-            .image
-            .split_once(':')
-            .unwrap_or((&change.image, TAG_DEFAULT));
+        Failure::unless_root("changing an image takes root")?;
+        let (name, tag) = split_reference(&change.image);
         let base = resolve(store, &format!("{name}:{tag}"))?;
-        let next = tag_of(store, name, TAG_NEXT)?;
+        let next = store.read_tag(name, TAG_NEXT)?;
         if !change.replace {
             check_next(store, name, tag, base, next)?;
         }
@@ -166,9 +163,10 @@ impl<'s> Session<'s> {
             tag: TAG_NEXT,
             was: self.next,
         };
-        let published = match publish(self.store, staged, target) {
+        let published = match publish_unless_moved(self.store, staged, target)? {
             Ok(published) => published,
-            Err(failure) => return Err(self.kept(failure, digest, changes)),
+            Err(Error::TagMoved { now, .. }) => return Err(self.kept(now, digest, changes)?),
+            Err(error) => return Err(error.into()),
         };
         if output.json {
             let mut said = summary.json(&self.name, digest);
@@ -176,28 +174,13 @@ impl<'s> Session<'s> {
             said["commit_ms"] = json!(begun.elapsed().as_millis() as u64);
             return render::json(&said);
         }
-        say_findings(&published);
-        anstream::println!(
-            "{} is now {digest}",
-            format!("{}:{TAG_NEXT}", self.name).bold()
-        );
-        anstream::println!(
-            "Nodes boot it after: slate image tag {0}:{TAG_NEXT} {0}",
-            self.name
-        );
-        Ok(())
+        say_imported(self.store, &published, output)
     }
 
-    /// Where `NAME:next` was moved meanwhile, the work gets a tag of its own.
-    fn kept(&self, failure: Failure, digest: Digest, changes: &[Change]) -> Failure {
-        let now = match tag_of(self.store, &self.name, TAG_NEXT) {
-            Ok(now) if now != self.next => now,
-            _ => return failure,
-        };
-        let tag = format!("conflict-{}", short_digest(&digest.to_string()));
-        if let Err(error) = self.store.tag(&self.name, &tag, digest) {
-            return error.into();
-        }
+    /// `NAME:next` was moved meanwhile: the work gets a tag of its own.
+    fn kept(&self, now: Option<Digest>, digest: Digest, changes: &[Change]) -> Outcome<Failure> {
+        let tag = format!("conflict-{}", digest.short());
+        self.store.tag(&self.name, &tag, digest)?;
         let name = &self.name;
         let mut failure = Failure::new(format!(
             "{name}:{TAG_NEXT} was moved while this was under way; your change is {name}:{tag}"
@@ -205,12 +188,12 @@ impl<'s> Session<'s> {
         if let Some(both) = now.and_then(|now| self.changed_by_both(now, changes).ok()) {
             failure.causes.push(both);
         }
-        failure.hint(format!(
+        Ok(failure.hint(format!(
             "see what the other change is: slate image diff {base} {name}:{TAG_NEXT}\n\
              make yours on top of it: slate image edit {name}:{TAG_NEXT}\n\
              or take yours instead: slate image tag {name}:{tag} {name}:{TAG_NEXT}",
-            base = short_digest(&self.checkout.base().digest().to_string()),
-        ))
+            base = self.checkout.base().digest().short(),
+        )))
     }
 
     fn changed_by_both(&self, other: Digest, changes: &[Change]) -> Outcome<String> {
@@ -239,12 +222,6 @@ impl<'s> Session<'s> {
 /// Changes but those of a time alone.
 fn real(changes: &[Change]) -> impl Iterator<Item = &Change> {
     changes.iter().filter(|it| !it.is_time_only())
-}
-
-fn tag_of(store: &Store, name: &str, tag: &str) -> Outcome<Option<Digest>> {
-    let tags = store.tags()?.into_iter();
-    let mut named = tags.filter(|it| it.name == name && it.tag == tag);
-    Ok(named.next().map(|it| it.digest))
 }
 
 /// A next version that is neither the base nor one that the base's tag came by is work that a commit

@@ -12,7 +12,7 @@ use signal_hook::consts::SIGINT;
 
 use crate::args::Switch;
 use crate::commands::image::path_failure;
-use crate::failure::{Code, Failure, Outcome};
+use crate::failure::{Failure, Outcome};
 
 /// Mounts, then enters.
 const ENTER: &str = include_str!("enter.sh");
@@ -21,16 +21,6 @@ const POLICY: &str =
     "#!/bin/sh\n# By slate, while the image is changed: start nothing.\nexit 101\n";
 /// Where the mount points are.
 const DIRECTORIES: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
-
-/// Whether this machine and this user can do it.
-pub fn check() -> Outcome {
-    if !rustix::process::geteuid().is_root() {
-        return Err(Failure::new("changing an image takes root")
-            .hint("run it as root (sudo)")
-            .code(Code::NotReady));
-    }
-    Ok(())
-}
 
 /// A directory for one change; removed when dropped, and by the next one if this process was killed.
 pub struct WorkDir {
