@@ -197,13 +197,16 @@ fn start(
             };
             (qemu.command(tap, mac), confinement)
         }
-        Hardware::Uml(uml) => (
-            uml.command(name, tap, mac),
-            Confinement {
+        Hardware::Uml(uml) => {
+            let preload = Uml::preload().map_err(at_start)?;
+            let command = uml.command(name, tap, mac, preload.as_ref());
+            let confinement = Confinement {
                 scratch: true,
+                inherit: preload.into_iter().collect(),
                 ..base
-            },
-        ),
+            };
+            (command, confinement)
+        }
     };
     let powered_on = (Instant::now(), SystemTime::now());
     let mut process = process::spawn(command, confinement).map_err(at_start)?;
