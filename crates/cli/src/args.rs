@@ -438,6 +438,14 @@ pub enum NodeCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Show the last boots of one node side by side: when each came to which stage, and why one failed
+    Log {
+        /// The node
+        #[arg(value_name = "MAC|NAME")]
+        node: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Name the nodes that would boot another version than they run, and what differs
     Stale {
         #[command(flatten)]

@@ -85,12 +85,14 @@ impl Follower {
         if let Some(image) = ready {
             self.prepare(image);
         }
+        let versions = now.1.iter().copied().collect();
         self.seen = Some(now);
         self.images
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone_from(&images);
-        self.hub.send(Message::Input(Input::Images(images))).is_ok()
+        let input = Input::Images { images, versions };
+        self.hub.send(Message::Input(input)).is_ok()
     }
 
     fn look(&self) -> image::Result<Seen> {

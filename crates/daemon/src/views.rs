@@ -1,6 +1,6 @@
 //! The engine's views as the control protocol shows them.
 
-use crate::control::{FailureView, NfsView, NodeView, PlanView, StageAt};
+use crate::control::{BootView, FailureView, NfsView, NodeView, PlanView, Response, StageAt};
 use crate::keys::Keys;
 
 /// A node.
@@ -21,24 +21,14 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
             .and_then(|boot| boot.image)
             .map(|digest| digest.to_string()),
         next_digest: view.next_image.map(|digest| digest.to_string()),
+        failed_digest: view.failed_image.map(|digest| digest.to_string()),
         kernel_args: view.kernel_args,
         reached: boot
             .and_then(|boot| boot.stage)
             .map(|stage| stage.to_string()),
-        failure: boot
-            .and_then(|boot| boot.failure.as_ref())
-            .map(|failure| FailureView {
-                stage: failure.stage.to_string(),
-                cause: failure.cause.clone(),
-            }),
+        failure: boot.and_then(failure),
         seen_ms: timeline.iter().map(|it| it.at.0).max(),
-        timeline: timeline
-            .iter()
-            .map(|it| StageAt {
-                stage: it.stage.to_string(),
-                at_ms: it.at.0,
-            })
-            .collect(),
+        timeline: timeline.iter().map(stage_at).collect(),
         loader_bytes: boot.map_or(0, |boot| boot.loader_bytes),
         initrd_bytes: boot.map_or(0, |boot| boot.initrd_bytes),
         nfs: NfsView {
@@ -49,6 +39,43 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
         mounted: view.nfs_alive,
         ssh_host_key: host_key,
         name: view.name,
+    }
+}
+
+/// The boots of a node that are kept, newest first.
+pub fn boots(view: &engine::NodeView) -> Response {
+    let boots = view.boot.iter().chain(&view.former_boots);
+    Response::Boots {
+        node: view.name.clone(),
+        boots: boots.map(boot).collect(),
+    }
+}
+
+fn boot(boot: &engine::BootView) -> BootView {
+    BootView {
+        id: boot.id.to_string(),
+        started_ms: boot.started.0,
+        digest: boot.image.map(|digest| digest.to_string()),
+        reached: boot.stage.map(|stage| stage.to_string()),
+        failure: failure(boot),
+        timeline: boot.timeline.iter().map(stage_at).collect(),
+        loader_bytes: boot.loader_bytes,
+        initrd_bytes: boot.initrd_bytes,
+    }
+}
+
+fn failure(boot: &engine::BootView) -> Option<FailureView> {
+    let failure = boot.failure.as_ref()?;
+    Some(FailureView {
+        stage: failure.stage.to_string(),
+        cause: failure.cause.clone(),
+    })
+}
+
+fn stage_at(reached: &engine::StageAt) -> StageAt {
+    StageAt {
+        stage: reached.stage.to_string(),
+        at_ms: reached.at.0,
     }
 }
 

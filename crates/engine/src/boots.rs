@@ -47,13 +47,18 @@ impl Boots {
         self.watch(last_progress(&self.by_id[&id]) + STUCK_AFTER);
     }
 
-    /// Adds a boot; returns those that are too old to keep.
+    /// Adds a boot; returns those that are too old to keep. The newest one that came up is kept for
+    /// as long as none after it does.
     fn add(&mut self, boot: Boot) -> Vec<Boot> {
         let (id, mac) = (boot.id, boot.mac);
         self.by_id.insert(id, boot);
         let ids = self.by_mac.entry(mac).or_default();
         ids.insert(0, id);
-        let old = ids.split_off(ids.len().min(KEPT));
+        let last_up = ids.iter().position(|id| is_up(&self.by_id[id]));
+        let mut old = ids.split_off(ids.len().min(KEPT));
+        if let Some(place) = last_up.and_then(|at| at.checked_sub(KEPT)) {
+            ids.push(old.remove(place));
+        }
         old.iter().filter_map(|id| self.by_id.remove(id)).collect()
     }
 
@@ -70,9 +75,8 @@ impl Boots {
         let mut versions = BTreeSet::new();
         for ids in self.by_mac.values() {
             let boots = || ids.iter().filter_map(|id| self.by_id.get(id));
-            let is_up = |boot: &&Boot| reached(boot) == Some(Stage::MultiUser);
             versions.extend(boots().find_map(|boot| boot.image));
-            versions.extend(boots().find(is_up).and_then(|boot| boot.image));
+            versions.extend(boots().find(|boot| is_up(boot)).and_then(|boot| boot.image));
         }
         versions
     }
@@ -163,8 +167,13 @@ pub(crate) fn is_loading(boot: &Boot) -> bool {
     reached(boot).is_none_or(|stage| stage < Stage::Init)
 }
 
+/// Whether a boot has come to its end.
+pub(crate) fn is_up(boot: &Boot) -> bool {
+    reached(boot) == Some(Stage::MultiUser)
+}
+
 /// The furthest stage of a boot.
-fn reached(boot: &Boot) -> Option<Stage> {
+pub(crate) fn reached(boot: &Boot) -> Option<Stage> {
     boot.timeline.iter().map(|it| it.stage).max()
 }
 
@@ -183,6 +192,7 @@ impl Engine {
 
     /// A new boot with a token of its own.
     pub(crate) fn mint_boot(&mut self, turn: &mut Turn, mac: Mac) -> BootId {
+        self.fall_back(turn, mac);
         let (mut id, mut token) = ([0; 8], [0; 16]);
         self.rng.fill_bytes(&mut id);
         self.rng.fill_bytes(&mut token);

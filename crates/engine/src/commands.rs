@@ -79,6 +79,11 @@ impl Engine {
             Some(Setting::Default) => node.address = None,
             None => {}
         }
+        // Whoever says what it boots means that, also where it has failed before.
+        if image.is_some() {
+            node.fallback = None;
+            node.image_set = Some(turn.now);
+        }
         match image {
             Some(Setting::To(image)) => node.image = Some(image),
             Some(Setting::Default) => node.image = None,

@@ -114,6 +114,15 @@ pub enum EventKind {
         /// Its address.
         server: Ipv4Addr,
     },
+    /// A version did not come up on the node, so its next boots take the last one that did.
+    FellBack {
+        /// The version that failed.
+        #[serde(with = "crate::text")]
+        failed: Digest,
+        /// The one that it boots now.
+        #[serde(with = "crate::text")]
+        instead: Digest,
+    },
     /// A boot began.
     BootStarted {
         /// Its id.
@@ -274,6 +283,7 @@ impl EventKind {
             | EventKind::TransferFailed { .. }
             | EventKind::Failed { .. }
             | EventKind::Stuck { .. }
+            | EventKind::FellBack { .. }
             | EventKind::NfsStale { .. }
             | EventKind::NfsDamaged { .. }
             | EventKind::NfsCollision { .. }
@@ -300,6 +310,7 @@ impl fmt::Display for EventKind {
             EventKind::NodeAdded
             | EventKind::NodeChanged
             | EventKind::NodeForgotten
+            | EventKind::FellBack { .. }
             | EventKind::BootStarted { .. }
             | EventKind::Stage { .. }
             | EventKind::Info { .. }
@@ -327,6 +338,13 @@ impl EventKind {
             EventKind::NodeAdded => write!(out, "is a new node"),
             EventKind::NodeChanged => write!(out, "settings changed"),
             EventKind::NodeForgotten => write!(out, "forgotten"),
+            EventKind::FellBack { failed, instead } => write!(
+                out,
+                "falls back to image version {}, the last that came up on it: {} failed twice; to \
+                 try that again, set its image with slate node set",
+                short(instead),
+                short(failed)
+            ),
             EventKind::BootStarted { boot } => write!(out, "began boot {boot}"),
             EventKind::Stage { stage, text } if text.is_empty() => write!(out, "reached {stage}"),
             EventKind::Stage { stage, text } => write!(out, "reached {stage}: {text}"),
@@ -437,6 +455,11 @@ impl EventKind {
             _ => Ok(()),
         }
     }
+}
+
+/// The beginning of a digest, as lists show it.
+fn short(digest: &Digest) -> String {
+    digest.to_string()[..12].to_owned()
 }
 
 /// Milliseconds, shown as seconds with one digit.

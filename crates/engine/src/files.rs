@@ -190,12 +190,9 @@ impl Engine {
             Name::Loader(file) => {
                 let node = mac.and_then(|mac| self.nodes.get(&mac));
                 let node = node.ok_or_else(|| format!("{peer} is no node's address"))?;
-                let image = self.image_of(node)?;
-                has_file(image, file)?;
-                Ok(Content::File {
-                    digest: image.digest,
-                    file,
-                })
+                let digest = self.version_of(node)?;
+                self.has_file(digest, file)?;
+                Ok(Content::File { digest, file })
             }
             Name::Config => Ok(Content::Bytes(
                 self.config_for(turn, peer, mac, path).into_bytes(),
@@ -371,20 +368,6 @@ impl Engine {
                 );
             }
         }
-    }
-}
-
-/// Whether an image has a boot file, else why not.
-pub(crate) fn has_file(image: &crate::ImageInfo, file: BootFile) -> Result<(), String> {
-    match image.files.get(&file) {
-        Some(Ok(())) => Ok(()),
-        Some(Err(cause)) => Err(cause.clone()),
-        None => Err(format!(
-            "{} of {}:{} is not ready",
-            file.name(),
-            image.name,
-            image.tag
-        )),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
@@ -69,7 +69,12 @@ pub enum Input {
         activity: NfsActivity,
     },
     /// All images that exist now; replaces the former list.
-    Images(Vec<ImageInfo>),
+    Images {
+        /// One for each tag.
+        images: Vec<ImageInfo>,
+        /// Every version, with a tag or without.
+        versions: BTreeSet<Digest>,
+    },
     /// A user's command. Answered by [`Output::Reply`].
     Command(Command),
     /// [`crate::Engine::next_deadline`] has come.

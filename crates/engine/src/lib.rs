@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod dhcp;
 mod event;
+mod fallback;
 mod files;
 mod image;
 mod io;
@@ -45,7 +46,7 @@ pub use io::{
     MAX_HTTP_BODY_BYTES, NfsActivity, NfsCounters, Output, TftpAnswer, TransferOutcome,
 };
 pub use plan::BootPlan;
-pub use record::{Boot, Failure, Lease, Node, Record, Settings, StageAt};
+pub use record::{Boot, Failure, Fallback, Lease, Node, Record, Settings, StageAt};
 pub use time::Timestamp;
 pub use view::{BootView, NodeView};
 pub use wire::digest::Digest;
@@ -63,6 +64,8 @@ pub struct Engine {
     rng: ChaCha20Rng,
     settings: Settings,
     images: Vec<ImageInfo>,
+    /// Every version of the store, with a tag or without.
+    versions: BTreeSet<Digest>,
     nodes: BTreeMap<Mac, Node>,
     leases: Leases,
     boots: Boots,
@@ -107,6 +110,7 @@ impl Engine {
             rng: ChaCha20Rng::from_seed(seed),
             settings: Settings::default(),
             images: Vec::new(),
+            versions: BTreeSet::new(),
             nodes: BTreeMap::new(),
             leases: Leases::default(),
             boots: Boots::default(),
@@ -154,7 +158,10 @@ impl Engine {
                 self.transfer_ended(&mut turn, peer, service, &path, bytes, outcome);
             }
             Input::Nfs { address, activity } => self.nfs(&mut turn, address, activity),
-            Input::Images(images) => self.images = images,
+            Input::Images { images, versions } => {
+                self.images = images;
+                self.versions = versions;
+            }
             Input::Command(command) => self.command(&mut turn, command),
             Input::Tick => self.report_stuck(&mut turn),
         }
@@ -175,7 +182,9 @@ impl Engine {
 
     /// The image versions that nodes run, or may run.
     pub fn versions_in_use(&self) -> BTreeSet<Digest> {
-        self.boots.versions()
+        let mut versions = self.boots.versions();
+        versions.extend(self.nodes.values().filter_map(fallback_version));
+        versions
     }
 
     /// One node.
@@ -198,7 +207,8 @@ impl Engine {
             address,
             address_is_fixed: node.address.is_some(),
             image: node.image.clone(),
-            next_image: self.image_of(node).ok().map(|image| image.digest),
+            next_image: self.version_of(node).ok(),
+            failed_image: self.fallback_of(node).map(|it| it.failed),
             kernel_args: node.kernel_args.clone(),
             firmware: self.firmware.get(&node.mac).cloned(),
             boot: boots.next(),
@@ -241,6 +251,8 @@ impl Engine {
                 address: None,
                 image: None,
                 kernel_args: String::new(),
+                fallback: None,
+                image_set: None,
             };
             turn.persist(Record::Node(node.clone()));
             self.nodes.insert(mac, node);
@@ -334,12 +346,22 @@ impl Engine {
 /// As [`Engine::versions_in_use`], by what an engine has left.
 pub fn versions_in_use(records: impl IntoIterator<Item = Record>) -> BTreeSet<Digest> {
     let mut boots = Boots::default();
+    let mut fallbacks = BTreeSet::new();
     for record in records {
-        if let Record::Boot(boot) = record {
-            boots.restore(boot);
+        match record {
+            Record::Boot(boot) => boots.restore(boot),
+            Record::Node(node) => fallbacks.extend(fallback_version(&node)),
+            _ => {}
         }
     }
-    boots.versions()
+    let mut versions = boots.versions();
+    versions.append(&mut fallbacks);
+    versions
+}
+
+/// The version that a node falls back to, whether or not it does so now.
+fn fallback_version(node: &Node) -> Option<Digest> {
+    node.fallback.map(|it| it.instead)
 }
 
 /// Sorts `node2` before `node10`.

@@ -73,6 +73,24 @@ pub struct Node {
     pub image: Option<ImageRef>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
+    /// The version that it boots instead of one that failed.
+    #[serde(default)]
+    pub fallback: Option<Fallback>,
+    /// When its image was set last; boots that failed before do not speak against a version.
+    #[serde(default)]
+    pub image_set: Option<Timestamp>,
+}
+
+/// A version that does not come up on a node, and the one that it boots instead. Counts as long as
+/// the node's image names the version that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fallback {
+    /// The version that failed.
+    #[serde(with = "crate::text")]
+    pub failed: Digest,
+    /// The last version that came up on the node.
+    #[serde(with = "crate::text")]
+    pub instead: Digest,
 }
 
 /// One boot of one node.

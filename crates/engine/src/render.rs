@@ -3,12 +3,12 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use wire::cmdline::{BootArgs, Ip, NfsRoot, Param, SlateArgs, split};
+use wire::digest::Digest;
 use wire::identity::BootId;
 use wire::mac::Mac;
 
 use crate::boots::is_loading;
 use crate::config::Interface;
-use crate::files::has_file;
 use crate::image::{BootFile, ImageInfo, ImageRef};
 use crate::plan::BootPlan;
 use crate::record::{Node, Record};
@@ -28,7 +28,14 @@ const ROOT_OPTIONS: [&str; 6] = [
 const NFS_PORT: u16 = 2049;
 
 impl Engine {
-    /// The image version that a node's next boot takes.
+    /// The image version that a node's next boot takes: what its image names, unless that failed.
+    pub(crate) fn version_of(&self, node: &Node) -> Result<Digest, String> {
+        let image = self.image_of(node)?;
+        let fallback = self.fallback_of(node);
+        Ok(fallback.map_or(image.digest, |it| it.instead))
+    }
+
+    /// The image that a node follows.
     pub(crate) fn image_of(&self, node: &Node) -> Result<&ImageInfo, String> {
         let Some(wanted) = node.image.as_ref().or(self.config.default_image.as_ref()) else {
             return Err("no image is set for it, and there is no default image".into());
@@ -41,6 +48,27 @@ impl Engine {
         self.images
             .iter()
             .find(|image| image.name == wanted.name && image.tag == wanted.tag)
+    }
+
+    /// Whether a version has a boot file, else why not.
+    pub(crate) fn has_file(&self, version: Digest, file: BootFile) -> Result<(), String> {
+        let Some(image) = self.images.iter().find(|image| image.digest == version) else {
+            // Only a version that has booted is booted without a tag.
+            let there = self.versions.contains(&version);
+            return there
+                .then_some(())
+                .ok_or_else(|| format!("the store has no version {version}"));
+        };
+        match image.files.get(&file) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(cause)) => Err(cause.clone()),
+            None => Err(format!(
+                "{} of {}:{} is not ready",
+                file.name(),
+                image.name,
+                image.tag
+            )),
+        }
     }
 
     /// The boot that a rendered configuration belongs to: the one that firmware began, or a new
@@ -60,10 +88,9 @@ impl Engine {
         id: BootId,
     ) -> Result<BootPlan, String> {
         let node = self.nodes.get(&mac).ok_or("no such node")?;
-        let image = self.image_of(node)?;
-        has_file(image, BootFile::Kernel)?;
-        has_file(image, BootFile::Initrd)?;
-        let digest = image.digest;
+        let digest = self.version_of(node)?;
+        self.has_file(digest, BootFile::Kernel)?;
+        self.has_file(digest, BootFile::Initrd)?;
         let interface = self.network_of(node)?;
         let command_line = self.command_line(node, interface, digest, id)?;
         let kernel = format!("boot/{digest}/{}", BootFile::Kernel.name());
@@ -104,7 +131,7 @@ impl Engine {
         &self,
         node: &Node,
         interface: &Interface,
-        digest: wire::digest::Digest,
+        digest: Digest,
         id: BootId,
     ) -> Result<String, String> {
         let boot = self.boots.get(id).ok_or("no such boot")?;
@@ -143,7 +170,7 @@ impl Engine {
             .map_err(|error| format!("its kernel command line cannot be written: {error}"))
     }
 
-    fn root(&self, server: Ipv4Addr, digest: wire::digest::Digest) -> NfsRoot {
+    fn root(&self, server: Ipv4Addr, digest: Digest) -> NfsRoot {
         let mut options: Vec<String> = ROOT_OPTIONS.map(str::to_owned).into();
         if self.config.nfs_port != NFS_PORT {
             options.push(format!("port={}", self.config.nfs_port));

@@ -33,6 +33,8 @@ use machine::{Machine, Step};
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const INTERFACE: InterfaceId = InterfaceId(1);
 const DIGEST: Digest = Digest([0xab; 32]);
+/// A later version of the same image.
+const NEXT: Digest = Digest([0xcd; 32]);
 /// A moment in 2026.
 const START: Timestamp = Timestamp(1_790_000_000_000);
 /// Steps after which a scenario counts as endless.
@@ -142,8 +144,16 @@ impl World {
             outputs: 0,
             killed_before: None,
         };
-        world.input(Input::Images(world.images.clone()));
+        world.show_images();
         world
+    }
+
+    /// Tells the engine what the store has.
+    fn show_images(&mut self) {
+        self.input(Input::Images {
+            images: self.images.clone(),
+            versions: [DIGEST, NEXT].into(),
+        });
     }
 
     /// Adds machines that are switched on now.
@@ -512,7 +522,7 @@ impl World {
         // In any order, so the last key comes first.
         let records = self.records.values().rev().cloned().collect();
         self.engine = Engine::new(self.config.clone(), seed, records);
-        self.input(Input::Images(self.images.clone()));
+        self.show_images();
     }
 
     fn count(&self, of: impl Fn(&EventKind) -> bool) -> usize {
@@ -564,7 +574,7 @@ fn bytes_of(content: &Content) -> Vec<u8> {
     match content {
         Content::Bytes(bytes) => bytes.clone(),
         Content::File { digest, file } => {
-            assert_eq!(*digest, DIGEST);
+            assert!([DIGEST, NEXT].contains(digest));
             let length = match file {
                 BootFile::Shim => 3000,
                 BootFile::Grub => 1468 * 4,

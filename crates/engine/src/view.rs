@@ -31,6 +31,9 @@ pub struct NodeView {
     /// The version that its next boot takes, if its image exists.
     #[serde(with = "crate::text::option")]
     pub next_image: Option<Digest>,
+    /// The version of its image that failed here, so that the next boot takes another one.
+    #[serde(with = "crate::text::option")]
+    pub failed_image: Option<Digest>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
     /// Its firmware, as it named itself last; `None` = not seen yet.

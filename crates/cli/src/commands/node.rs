@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use daemon::control::{Client, FailureView, NodeChange, NodeView, PlanView, Request, Response};
+use daemon::control::{
+    BootView, Client, FailureView, NodeChange, NodeView, PlanView, Request, Response,
+};
 use owo_colors::OwoColorize as _;
 use serde_json::json;
+use wire::stage::Stage;
 
 use super::diff;
 use super::image::open_store;
@@ -26,6 +29,13 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
         NodeCommand::Show { node, output } => {
             let node = one(&mut client, &Request::Node { node })?;
             show(&node, output.json)?;
+        }
+        NodeCommand::Log { node, output } => {
+            let (name, boots) = boots(&mut client, node)?;
+            if output.json {
+                return render::json(&boots);
+            }
+            anstream::println!("{}", log_text(&name, &boots));
         }
         NodeCommand::Stale { output } => stale(dirs, &list(&mut client)?, output)?,
         NodeCommand::Plan { node, output } => {
@@ -104,6 +114,13 @@ fn one(client: &mut Client, request: &Request) -> Outcome<NodeView> {
     }
 }
 
+fn boots(client: &mut Client, node: String) -> Outcome<(String, Vec<BootView>)> {
+    match client.request(&Request::Boots { node })? {
+        Response::Boots { node, boots } => Ok((node, boots)),
+        other => Err(unexpected(&other)),
+    }
+}
+
 fn plan(client: &mut Client, node: String) -> Outcome<PlanView> {
     match client.request(&Request::Plan { node })? {
         Response::Plan(plan) => Ok(plan),
@@ -157,6 +174,10 @@ fn list_text(nodes: &[NodeView]) -> String {
 fn version_text(node: &NodeView) -> String {
     let short = |digest: &String| render::short_digest(digest).to_owned();
     match (&node.digest, &node.next_digest) {
+        (Some(digest), _) if node.failed_digest.is_some() => {
+            let failed = node.failed_digest.as_ref().map(short).unwrap_or_default();
+            format!("{}, {}", short(digest), format!("{failed} failed").red())
+        }
         (Some(digest), Some(next)) if digest != next => {
             format!("{}, next {}", short(digest), short(next))
         }
@@ -196,6 +217,16 @@ fn show_text(node: &NodeView) -> String {
     if let Some(failure) = &node.failure {
         lines.push(line("Cause", &failure.cause));
     }
+    if let Some(failed) = &node.failed_digest {
+        let text = format!(
+            "{} failed twice in a row here, so it boots the last version that came up; to try it \
+             again: slate node set {} --image {}",
+            render::short_digest(failed),
+            node.name,
+            node.image.as_deref().unwrap_or("none")
+        );
+        lines.push(line("Fallback", &text));
+    }
     if !node.kernel_args.is_empty() {
         lines.push(line("Kernel", &node.kernel_args));
     }
@@ -212,6 +243,51 @@ fn show_text(node: &NodeView) -> String {
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// The page of `slate node log`: a column for each boot, a row for each stage that any came to.
+fn log_text(name: &str, boots: &[BootView]) -> String {
+    if boots.is_empty() {
+        return format!("{name} has not booted yet");
+    }
+    let mut header = vec!["BOOT".to_owned()];
+    header.extend(boots.iter().map(|boot| render::ago(boot.started_ms)));
+    let row = |label: &str, cell: &dyn Fn(&BootView) -> String| {
+        let cells = boots.iter().map(cell);
+        std::iter::once(label.to_owned()).chain(cells).collect()
+    };
+    let mut rows: Vec<Vec<String>> = vec![row("version", &|boot| {
+        let digest = boot.digest.as_deref().map(render::short_digest);
+        digest.map_or_else(dash, str::to_owned)
+    })];
+    for stage in Stage::ALL.map(Stage::name) {
+        let at = |boot: &BootView| {
+            boot.timeline
+                .iter()
+                .find(|it| it.stage == stage)
+                .map(|it| it.at_ms)
+        };
+        if boots.iter().any(|boot| at(boot).is_some()) {
+            rows.push(row(stage, &|boot| {
+                at(boot).map_or_else(dash, |at| {
+                    render::seconds(at.saturating_sub(boot.started_ms))
+                })
+            }));
+        }
+    }
+    rows.push(row("failed at", &|boot| {
+        let failure = boot.failure.as_ref();
+        failure.map_or_else(dash, |failure| failure.stage.red().to_string())
+    }));
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut text = render::table(&header, rows);
+    for boot in boots {
+        if let Some(failure) = &boot.failure {
+            let at = render::ago(boot.started_ms);
+            text.push_str(&format!("\n\n{at}, {}: {}", failure.stage, failure.cause));
+        }
+    }
+    text
 }
 
 fn line(label: &str, value: &str) -> String {
@@ -260,6 +336,7 @@ mod tests {
             image: None,
             digest: Some("ab".repeat(32)),
             next_digest: None,
+            failed_digest: None,
             kernel_args: String::new(),
             reached: Some("kernel".into()),
             failure: None,
@@ -292,6 +369,63 @@ mod tests {
         let mut stale = node();
         stale.next_digest = Some("cd".repeat(32));
         assert!(list_text(&[stale]).contains("abababababab, next cdcdcdcdcdcd  kernel"));
+    }
+
+    #[test]
+    fn log_has_boots_side_by_side() {
+        const DAY_MS: u64 = 24 * 3600 * 1000;
+        let boot = |days_ago: u64, digest: &str, stages: &[(&str, u64)]| {
+            let started_ms = render::now_ms() - days_ago * DAY_MS;
+            BootView {
+                id: "0123456789abcdef".into(),
+                started_ms,
+                digest: Some(digest.repeat(32)),
+                reached: stages.last().map(|(stage, _)| (*stage).to_owned()),
+                failure: None,
+                timeline: stages
+                    .iter()
+                    .map(|(stage, after_ms)| StageAt {
+                        stage: (*stage).into(),
+                        at_ms: started_ms + after_ms,
+                    })
+                    .collect(),
+                loader_bytes: 0,
+                initrd_bytes: 0,
+            }
+        };
+        let mut failed = boot(3, "cd", &[("firmware", 0), ("init", 9_100)]);
+        failed.failure = Some(FailureView {
+            stage: "network".into(),
+            cause: "no carrier".into(),
+        });
+        let up = boot(
+            5,
+            "ab",
+            &[("firmware", 0), ("init", 8_000), ("multi-user", 12_300)],
+        );
+        let text = log_text("node1", &[failed, up]);
+        assert_eq!(
+            anstream::adapter::strip_str(&text).to_string(),
+            "BOOT        3 d ago       5 d ago\n\
+             version     cdcdcdcdcdcd  abababababab\n\
+             firmware    0.0 s         0.0 s\n\
+             init        9.1 s         8.0 s\n\
+             multi-user  -             12.3 s\n\
+             failed at   network       -\n\n\
+             3 d ago, network: no carrier"
+        );
+        assert_eq!(log_text("node1", &[]), "node1 has not booted yet");
+    }
+
+    #[test]
+    fn a_node_that_fell_back_says_from_what() {
+        let mut node = node();
+        node.next_digest = node.digest.clone();
+        node.failed_digest = Some("cd".repeat(32));
+        let list = anstream::adapter::strip_str(&list_text(&[node.clone()])).to_string();
+        assert!(list.contains("abababababab, cdcdcdcdcdcd failed"), "{list}");
+        let page = show_text(&node);
+        assert!(page.contains("slate node set node1 --image none"), "{page}");
     }
 
     #[test]

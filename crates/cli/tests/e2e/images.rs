@@ -88,6 +88,68 @@ fn nodes_run_on_while_versions_come_and_go() {
     assert_eq!(verified["versions"], 2, "{verified}");
 }
 
+#[test]
+#[ignore = "boots machines: cargo xtask test"]
+fn a_version_that_never_comes_up_makes_way_for_the_one_before() {
+    if impossible(&native::TOOLS) {
+        return;
+    }
+    let mut site = Site::new("debian12", &[]);
+    site.give_own_store();
+    let initrd = initrd(&site);
+    let boot = |site: &Site, index| power_on(site, &initrd, index);
+    let mut machines = vec![boot(&site, 1)];
+    let mac = machines[0].mac();
+    site.wait_up(mac, 1);
+    let good = digest(&site, "debian12");
+
+    let break_it = "cp /bin/false /usr/lib/systemd/systemd";
+    site.slate(&["image", "run", "debian12", "--", "sh", "-c", break_it]);
+    site.slate(&["image", "tag", "debian12:next", "debian12"]);
+    let bad = digest(&site, "debian12");
+    for count in 2..=3 {
+        machines[0]
+            .power_off()
+            .expect("a machine that can be cut off");
+        machines[0] = boot(&site, 1);
+        wait_handed_over(&site, mac, count);
+        assert_eq!(runs(&site, 1), bad);
+    }
+    reboot(&site, &mut machines, 1, 2, &boot);
+    assert_eq!(runs(&site, 1), good);
+    let told = site.events(mac, "fell-back");
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["detail"]["failed"], bad.as_str());
+
+    let log = site.slate_json(&["node", "log", "node1", "--json"]);
+    let boots: Vec<_> = log.as_array().expect("a list").iter().collect();
+    let field = |name: &str| -> Vec<String> { boots.iter().map(|it| text(it, name)).collect() };
+    assert_eq!(
+        field("digest"),
+        [&good, &bad, &bad, &good].map(String::clone)
+    );
+    assert_eq!(
+        field("reached"),
+        ["multi-user", "switch-root", "switch-root", "multi-user"]
+    );
+    let shown = site.slate(&["node", "log", "node1"]);
+    assert!(shown.contains("multi-user"), "{shown}");
+}
+
+/// Waits until a node's `/init` has handed over to the image for the `count`th time.
+fn wait_handed_over(site: &Site, mac: MacAddress, count: usize) {
+    let handed_over = || {
+        let stages = site.events(mac, "stage");
+        let is_last = |event: &&serde_json::Value| event["detail"]["stage"] == "switch-root";
+        stages.iter().filter(is_last).count()
+    };
+    let end = Instant::now() + PATIENCE;
+    while handed_over() < count {
+        assert!(Instant::now() < end, "/init does not come to its end");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
 fn digest(site: &Site, image: &str) -> String {
     text(
         &site.slate_json(&["image", "show", image, "--json"]),

@@ -58,6 +58,11 @@ pub enum Request {
         /// Name, MAC or address.
         node: String,
     },
+    /// The boots of one node that are kept: answered by [`Response::Boots`].
+    Boots {
+        /// Name, MAC or address.
+        node: String,
+    },
     /// What a node would boot now: answered by [`Response::Plan`].
     Plan {
         /// Name, MAC or address.
@@ -105,6 +110,13 @@ pub enum Response {
     },
     /// To [`Request::Node`] and [`Request::SetNode`].
     Node(Box<NodeView>),
+    /// To [`Request::Boots`].
+    Boots {
+        /// The node's name.
+        node: String,
+        /// Newest first.
+        boots: Vec<BootView>,
+    },
     /// To [`Request::Plan`].
     Plan(PlanView),
     /// To [`Request::Events`].
@@ -183,6 +195,8 @@ pub struct NodeView {
     pub digest: Option<String>,
     /// Digest that its next boot would be given, if its image exists.
     pub next_digest: Option<String>,
+    /// Digest that its image names but that failed on it, so that it boots another one.
+    pub failed_digest: Option<String>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
     /// Furthest stage of the current boot.
@@ -203,6 +217,27 @@ pub struct NodeView {
     pub mounted: bool,
     /// Its SSH host key, `ssh-ed25519 AAAA…`.
     pub ssh_host_key: String,
+}
+
+/// One boot of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootView {
+    /// Its id.
+    pub id: String,
+    /// When it began, Unix milliseconds.
+    pub started_ms: u64,
+    /// Digest of the version that it was given; `None` = it came not so far.
+    pub digest: Option<String>,
+    /// Furthest stage.
+    pub reached: Option<String>,
+    /// Stage and cause where it failed, if it did.
+    pub failure: Option<FailureView>,
+    /// Its stages, in order of arrival.
+    pub timeline: Vec<StageAt>,
+    /// Bytes of boot files sent: shim, GRUB, their configurations and the kernel.
+    pub loader_bytes: u64,
+    /// Bytes of initramfs sent.
+    pub initrd_bytes: u64,
 }
 
 /// A failed stage.

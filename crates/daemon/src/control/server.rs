@@ -159,7 +159,10 @@ impl Server {
             Request::Nodes => Response::Nodes {
                 nodes: self.nodes(),
             },
-            Request::Node { node } => self.node(&node),
+            Request::Node { node } => self.with_node(&node, |view| {
+                Response::Node(Box::new(views::node(view, &self.keys)))
+            }),
+            Request::Boots { node } => self.with_node(&node, |view| views::boots(&view)),
             Request::SetNode { node, change } => match change_of(change) {
                 Ok(change) => self.command(Command::NodeSet { node, change }),
                 Err(refused) => *refused,
@@ -199,8 +202,13 @@ impl Server {
         }
     }
 
-    /// Every node, with fresh NFS counters.
     fn nodes(&self) -> Vec<NodeView> {
+        let nodes = self.inventory().into_iter();
+        nodes.map(|view| views::node(view, &self.keys)).collect()
+    }
+
+    /// Every node, with fresh NFS counters.
+    fn inventory(&self) -> Vec<engine::NodeView> {
         for client in (self.nfs)().clients {
             let std::net::IpAddr::V4(address) = client.address else {
                 continue;
@@ -215,22 +223,24 @@ impl Server {
         self.send(Message::Ask(Box::new(move |engine| {
             drop(sender.send(engine.nodes()));
         })));
-        let nodes = receiver.recv().unwrap_or_default();
-        nodes
-            .into_iter()
-            .map(|view| views::node(view, &self.keys))
-            .collect()
+        receiver.recv().unwrap_or_default()
     }
 
-    fn node(&self, wanted: &str) -> Response {
+    /// Answers of the node that is meant by name, MAC or address.
+    fn with_node(
+        &self,
+        wanted: &str,
+        answer: impl FnOnce(engine::NodeView) -> Response,
+    ) -> Response {
         let address: Option<Ipv4Addr> = wanted.parse().ok();
-        let is_meant = |node: &NodeView| {
+        let mac: Option<engine::Mac> = wanted.parse().ok();
+        let is_meant = |node: &engine::NodeView| {
             node.name == wanted
-                || node.mac.eq_ignore_ascii_case(&wanted.replace('-', ":"))
+                || mac == Some(node.mac)
                 || (address.is_some() && node.address == address)
         };
-        match self.nodes().into_iter().find(is_meant) {
-            Some(node) => Response::Node(Box::new(node)),
+        match self.inventory().into_iter().find(is_meant) {
+            Some(node) => answer(node),
             None => {
                 let unknown = engine::CommandError::UnknownNode {
                     got: wanted.to_owned(),

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use wire::beacon::{Beacon, BeaconEvent, Kind};
 use wire::cmdline::{BootArgs, SlateArgs};
 use wire::dhcp4::{MAX_BUDGET_BYTES, Message, MessageType, option};
+use wire::digest::Digest;
 use wire::identity::Request as IdentityRequest;
 use wire::mac::Mac;
 use wire::stage::Stage;
@@ -27,6 +28,8 @@ const TFTP_OPTIONS: Options = Options {
 };
 /// From a failure to the next attempt.
 const POWER_CYCLE_MS: u64 = 10_000;
+/// `panic=30` of the kernel's command line.
+const PANIC_MS: u64 = 30_000;
 const REPORTS: [Stage; 5] = [
     Stage::Init,
     Stage::Network,
@@ -84,6 +87,12 @@ pub(super) struct Machine {
     /// A file that it never asks for: it hangs there.
     pub(super) hangs_before: Option<&'static str>,
     pub(super) boot: Option<SlateArgs>,
+    /// Versions on which it dies before its root is mounted.
+    pub(super) broken: Vec<Digest>,
+    /// How often it did.
+    pub(super) died: u32,
+    /// The path of its kernel.
+    kernel: String,
     offered: Option<Held>,
     tries: u32,
     xid: u32,
@@ -105,6 +114,9 @@ impl Machine {
             hostname: None,
             hangs_before: None,
             boot: None,
+            broken: Vec::new(),
+            died: 0,
+            kernel: String::new(),
             offered: None,
             tries: 0,
             xid: index as u32 * 100_000,
@@ -118,11 +130,14 @@ impl Machine {
 
     /// Pulls the plug, and puts it back at `at`.
     pub(super) fn power_cycle(&mut self, at: Timestamp) {
-        let hangs_before = self.hangs_before;
+        let (hangs_before, died) = (self.hangs_before, self.died);
+        let broken = std::mem::take(&mut self.broken);
         *self = Machine {
             xid: self.xid + 1,
             next_port: self.next_port,
             hangs_before,
+            broken,
+            died,
             deadline: Some(at),
             ..Machine::new(self.index, self.mac)
         };
@@ -359,6 +374,7 @@ impl Machine {
             match words[0].as_str() {
                 "linux" => {
                     self.files.push_back(words[1].clone());
+                    self.kernel.clone_from(&words[1]);
                     let (args, errors) = BootArgs::parse(&words[2..].join(" "));
                     assert_eq!(errors, []);
                     assert_eq!(args.bootif, Some(self.mac));
@@ -408,6 +424,12 @@ impl Machine {
 
     /// One stage a second, then the last beacon again and again.
     fn report(&mut self, now: Timestamp) -> Vec<Packet> {
+        let next = REPORTS.get(self.events.len());
+        if next == Some(&Stage::Mount) && self.broken.iter().any(|it| self.runs(it)) {
+            self.died += 1;
+            self.power_cycle(Timestamp(now.0 + PANIC_MS));
+            return Vec::new();
+        }
         match REPORTS.get(self.events.len()) {
             Some(stage) => self.events.push(BeaconEvent {
                 seq: self.events.len() as u32 + 1,
@@ -434,6 +456,10 @@ impl Machine {
             self.plan_renewal(now);
         }
         vec![Packet::Beacon { from, datagram }]
+    }
+
+    fn runs(&self, version: &Digest) -> bool {
+        self.kernel.contains(&version.to_string())
     }
 
     /// RFC 2131, 4.4.5: half of what is left.

@@ -292,7 +292,7 @@ fn a_missing_loader_is_an_event_with_its_cause() {
     world.images[0]
         .files
         .insert(BootFile::Grub, Err(cause.into()));
-    world.input(Input::Images(world.images.clone()));
+    world.show_images();
     world.power_on(1);
     assert!(!world.run_until(MINUTE, World::all_up));
     let told = world
@@ -310,9 +310,105 @@ fn a_missing_loader_is_an_event_with_its_cause() {
     assert_eq!(failure.cause, format!("asked for grubx64.efi: {cause}"));
     // Repaired, it boots without a hand on the machine.
     world.images = vec![image()];
-    world.input(Input::Images(world.images.clone()));
+    world.show_images();
     world.boot_all(5 * MINUTE);
     assert_eq!(failure_of(&world, 0), None);
+}
+
+/// The images' one tag names another version from now on.
+fn retag(world: &mut World, digest: Digest) {
+    world.images[0].digest = digest;
+    world.show_images();
+}
+
+/// Boots the first machine anew, to the end; the version that it runs then.
+fn reboot(world: &mut World) -> Option<Digest> {
+    let now = world.now;
+    world.machines[0].power_cycle(now);
+    world.boot_all(20 * MINUTE);
+    let boot = world.engine.node(&mac(0))?.boot?;
+    assert_eq!(boot.stage, Some(Stage::MultiUser));
+    boot.image
+}
+
+fn fell_back(world: &World) -> usize {
+    world.count(|it| matches!(it, EventKind::FellBack { .. }))
+}
+
+#[test]
+fn a_version_that_fails_twice_makes_way_for_the_last_that_came_up() {
+    for (seed, network) in [(1, GOOD), (2, BAD), (3, BAD)] {
+        let mut world = world(seed, network);
+        world.power_on(1);
+        world.boot_all(20 * MINUTE);
+        retag(&mut world, NEXT);
+        world.machines[0].broken = vec![NEXT];
+        assert_eq!(reboot(&mut world), Some(DIGEST), "{}", world.story());
+        assert_eq!(fell_back(&world), 1);
+        assert!(world.machines[0].died >= 2);
+        let view = world.engine.node(&mac(0)).expect("a node");
+        assert_eq!(
+            (view.failed_image, view.next_image),
+            (Some(NEXT), Some(DIGEST))
+        );
+        // It stays, also over a restart, and what it needs is not collected.
+        world.restart();
+        let died = world.machines[0].died;
+        assert_eq!(reboot(&mut world), Some(DIGEST));
+        assert_eq!((fell_back(&world), world.machines[0].died), (1, died));
+        assert!(world.engine.versions_in_use().contains(&DIGEST));
+        // Repaired, and tried again because a user says so.
+        world.machines[0].broken.clear();
+        let again = NodeChange {
+            image: Some(Setting::To("debian".into())),
+            ..NodeChange::default()
+        };
+        assert!(set(&mut world, "node1", again).is_ok());
+        assert_eq!(reboot(&mut world), Some(NEXT));
+        assert_eq!(fell_back(&world), 1);
+    }
+}
+
+#[test]
+fn a_node_follows_its_tag_from_the_version_that_failed_to_the_next() {
+    let mut world = world(4, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    retag(&mut world, NEXT);
+    world.machines[0].broken = vec![NEXT];
+    reboot(&mut world);
+    // Rolled back: what failed does not count any more.
+    retag(&mut world, DIGEST);
+    let view = world.engine.node(&mac(0)).expect("a node");
+    assert_eq!((view.failed_image, view.next_image), (None, Some(DIGEST)));
+}
+
+#[test]
+fn a_node_that_nothing_came_up_on_goes_on_with_its_image() {
+    let mut world = world(5, GOOD);
+    world.power_on(1);
+    world.machines[0].broken = vec![DIGEST];
+    assert!(!world.run_until(30 * MINUTE, World::all_up));
+    assert!(world.machines[0].died > 5);
+    assert_eq!(fell_back(&world), 0);
+    world.machines[0].broken.clear();
+    world.boot_all(20 * MINUTE);
+}
+
+#[test]
+fn the_last_boot_that_came_up_is_remembered_however_many_fail() {
+    let mut world = world(6, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    world.machines[0].broken = vec![DIGEST];
+    let now = world.now;
+    world.machines[0].power_cycle(now);
+    assert!(!world.run_until(60 * MINUTE, World::all_up));
+    assert!(world.machines[0].died > 10);
+    let view = world.engine.node(&mac(0)).expect("a node");
+    let last = view.former_boots.last().expect("former boots");
+    assert_eq!(last.stage, Some(Stage::MultiUser));
+    assert!(view.former_boots.len() <= 5 && world.records.len() < 20);
 }
 
 /// A change of one setting.

@@ -1,0 +1,59 @@
+//! A version that does not come up on a node makes way for the last one that did.
+
+use wire::mac::Mac;
+use wire::stage::Stage;
+
+use crate::boots::{is_up, reached};
+use crate::event::EventKind;
+use crate::record::{Fallback, Node, Record};
+use crate::{Engine, Turn};
+
+/// How many boots of a version must fail, one after another, before another one is given.
+const FAILED_BOOTS: usize = 2;
+
+impl Engine {
+    /// What a node boots instead of its image, where that failed on it.
+    pub(crate) fn fallback_of(&self, node: &Node) -> Option<Fallback> {
+        let wanted = self.image_of(node).ok()?.digest;
+        node.fallback.filter(|it| it.failed == wanted)
+    }
+
+    /// Before a new boot of a node: decides whether its former ones speak against the version that
+    /// it would take.
+    pub(crate) fn fall_back(&mut self, turn: &mut Turn, mac: Mac) {
+        let Some(fallback) = self.nodes.get(&mac).and_then(|it| self.to_fall_back(it)) else {
+            return;
+        };
+        let Some(node) = self.nodes.get_mut(&mac) else {
+            return;
+        };
+        node.fallback = Some(fallback);
+        turn.persist(Record::Node(node.clone()));
+        let Fallback { failed, instead } = fallback;
+        self.tell(turn, Some(mac), EventKind::FellBack { failed, instead });
+    }
+
+    fn to_fall_back(&self, node: &Node) -> Option<Fallback> {
+        if self.fallback_of(node).is_some() {
+            return None;
+        }
+        let wanted = self.image_of(node).ok()?.digest;
+        let boots = self.boots.of(node.mac);
+        // Before it has asked for all that its version boots with, the version is not to blame.
+        let failed = boots.iter().take_while(|boot| !is_up(boot)).filter(|boot| {
+            boot.image == Some(wanted)
+                && reached(boot) >= Some(Stage::Initrd)
+                && node.image_set.is_none_or(|set| boot.started > set)
+        });
+        if failed.count() < FAILED_BOOTS {
+            return None;
+        }
+        let last_up = boots.iter().find(|boot| is_up(boot));
+        let instead = last_up.and_then(|boot| boot.image)?;
+        let is_there = instead != wanted && self.versions.contains(&instead);
+        is_there.then_some(Fallback {
+            failed: wanted,
+            instead,
+        })
+    }
+}
