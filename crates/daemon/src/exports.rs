@@ -6,14 +6,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use engine::{BootFile, Content, Digest, ImageInfo, ImageRef, Input};
+use engine::{BootFile, Digest, ImageInfo, Input};
 use image::boot::BootFiles;
 use image::{Store, Tag};
 
 use crate::content::Contents;
 use crate::hub::{Inbox, Message};
 use crate::tree::Served;
-use crate::{ContentProgress, Notice};
 
 /// How often the store is looked at for changes made by other processes.
 const POLL: Duration = Duration::from_secs(1);
@@ -31,10 +30,6 @@ pub struct Follower {
     pub contents: Arc<Contents>,
     /// Told of the images.
     pub hub: Inbox,
-    /// The image whose boot files are made ready ahead of time.
-    pub default_image: Option<ImageRef>,
-    /// Told of that.
-    pub notices: Option<Sender<Notice>>,
     /// What the engine was told last.
     pub images: Arc<Mutex<Vec<ImageInfo>>>,
     /// What is exported: path and version.
@@ -78,13 +73,6 @@ impl Follower {
         }
         self.export(&now.1, &now.2);
         let images: Vec<ImageInfo> = now.2.iter().map(|tag| self.describe(tag)).collect();
-        let default = self.default_image.as_ref();
-        let ready = images
-            .iter()
-            .find(|it| default.is_some_and(|image| image.name == it.name && image.tag == it.tag));
-        if let Some(image) = ready {
-            self.prepare(image);
-        }
         let versions = now.1.iter().copied().collect();
         self.seen = Some(now);
         self.images
@@ -180,33 +168,5 @@ impl Follower {
             digest: tag.digest,
             files: files.into(),
         }
-    }
-
-    /// Makes the default image's initramfs in the background, so that the first node need not wait.
-    fn prepare(&self, image: &ImageInfo) {
-        let (contents, notices) = (Arc::clone(&self.contents), self.notices.clone());
-        let (name, digest) = (format!("{}:{}", image.name, image.tag), image.digest);
-        let tell = move |what| {
-            if let Some(notices) = &notices {
-                let _ = notices.send(Notice::Content {
-                    image: name.clone(),
-                    what,
-                });
-            }
-        };
-        std::thread::spawn(move || {
-            tell(ContentProgress::Building);
-            let started = std::time::Instant::now();
-            match contents.get(&Content::File {
-                digest,
-                file: BootFile::Initrd,
-            }) {
-                Ok(bytes) => tell(ContentProgress::Ready {
-                    initrd_bytes: bytes.len() as u64,
-                    took_ms: started.elapsed().as_millis() as u64,
-                }),
-                Err(cause) => tell(ContentProgress::Failed { cause }),
-            }
-        });
     }
 }

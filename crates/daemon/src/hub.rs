@@ -14,6 +14,7 @@ use engine::{
 use crate::Notice;
 use crate::journal::Journal;
 use crate::net::{dhcp, tftp};
+use crate::prepare::Order;
 use crate::unwritten::Unwritten;
 
 /// Most messages decided before their outputs are carried out.
@@ -66,6 +67,8 @@ pub struct Hub {
     pub dhcp: HashMap<InterfaceId, dhcp::Port>,
     /// Starts TFTP transfers.
     pub tftp: tftp::Starter,
+    /// Makes boot files.
+    pub prepare: Sender<Order>,
 }
 
 /// The time as the engine counts it.
@@ -196,6 +199,8 @@ impl Hub {
                 }
             }
             Output::Tftp { peer, answer } => self.tftp.start(peer, answer),
+            // The receiver may be gone: the daemon stops.
+            Output::Prepare { version, image } => drop(self.prepare.send((version, image))),
             Output::Http(answer) => {
                 if let Asker::Http(asker) = std::mem::replace(asker, Asker::Nobody) {
                     let _ = asker.send(answer);
@@ -251,6 +256,7 @@ mod tests {
             unwritten: Unwritten::new(state),
             notices: None,
             dhcp: HashMap::new(),
+            prepare: channel().0,
             tftp: tftp::Starter {
                 contents: Arc::new(contents),
                 hub: sync_channel(1).0,

@@ -17,6 +17,7 @@ mod net;
 mod notice;
 mod options;
 pub mod preflight;
+mod prepare;
 mod run;
 mod state;
 mod trace;

@@ -24,6 +24,7 @@ use crate::identity::Identities;
 use crate::journal::Journal;
 use crate::keys::{Keys, random};
 use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp};
+use crate::prepare::Preparer;
 use crate::state::State;
 use crate::unwritten::Unwritten;
 use crate::{Drivers, Error, Listening, Notice, Options, listeners};
@@ -193,8 +194,6 @@ impl Daemon {
             exports: nfs.exports().clone(),
             contents: Arc::clone(&contents),
             hub: hub.clone(),
-            default_image: default_image.clone(),
-            notices: options.notices.clone(),
             images: Arc::clone(&images),
             exported: HashMap::new(),
             seen: None,
@@ -236,6 +235,13 @@ impl Daemon {
             stop: stop.clone(),
         });
         let runtime = start_http(&sockets, &contents, keys, &hub, stop)?;
+        let (prepare, orders) = channel();
+        let preparer = Preparer {
+            contents: Arc::clone(&contents),
+            hub: hub.clone(),
+            notices: options.notices.clone(),
+        };
+        thread::spawn(move || preparer.run(&orders));
         let hub_thread = {
             let starter = tftp::Starter {
                 contents,
@@ -259,6 +265,7 @@ impl Daemon {
                 notices: options.notices.clone(),
                 dhcp: ports,
                 tftp: starter,
+                prepare,
             };
             thread::spawn(move || hub.run(&messages))
         };

@@ -95,6 +95,9 @@ impl Engine {
             self.nodes.insert(mac, node.clone());
             self.tell(turn, Some(mac), EventKind::NodeChanged);
         }
+        if let Ok(version) = self.version_of(&node) {
+            self.prepare(turn, version);
+        }
         Ok(CommandReply::Node(Box::new(self.view(&node))))
     }
 

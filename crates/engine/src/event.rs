@@ -173,6 +173,12 @@ pub enum EventKind {
         #[serde(with = "crate::text")]
         image: Digest,
     },
+    /// The node's loader waits for the initramfs of its version, which is being made.
+    Waits {
+        /// The version.
+        #[serde(with = "crate::text")]
+        image: Digest,
+    },
     /// A stage was reached for the first time in this boot.
     Stage {
         /// The stage.
@@ -428,6 +434,11 @@ impl EventKind {
             EventKind::ConfigServed { path, image } => {
                 write!(out, "got its boot configuration {path} for image {image}")
             }
+            EventKind::Waits { image } => write!(
+                out,
+                "waits for the initramfs of image version {}, which is being made",
+                short(image)
+            ),
             EventKind::NfsMounted { address } => write!(out, "mounted its root from {address}"),
             EventKind::NfsGone { address } => {
                 write!(out, "closed its NFS connections from {address}")

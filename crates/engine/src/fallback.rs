@@ -31,6 +31,7 @@ impl Engine {
         turn.persist(Record::Node(node.clone()));
         let Fallback { failed, instead } = fallback;
         self.tell(turn, Some(mac), EventKind::FellBack { failed, instead });
+        self.prepare(turn, instead);
     }
 
     fn to_fall_back(&self, node: &Node) -> Option<Fallback> {

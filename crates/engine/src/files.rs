@@ -8,7 +8,7 @@ use wire::mac::Mac;
 use wire::stage::Stage;
 use wire::tftp::{Mode, Packet, Request, error};
 
-use crate::boots::is_loading;
+use crate::boots::{is_loading, reached};
 use crate::event::{EventKind, Service};
 use crate::image::BootFile;
 use crate::io::{
@@ -212,8 +212,20 @@ impl Engine {
             return render::grub_message(&format!("{peer} is no node's address"));
         };
         let boot = self.boot_to_render(turn, mac);
-        match self.plan(turn, mac, boot) {
-            Ok(plan) => {
+        let asks_again = self.boots.get(boot).and_then(reached) >= Some(Stage::Config);
+        // Before what may fail: progress clears a failure.
+        self.reach(turn, mac, Stage::Config, "");
+        let plan = self.plan(turn, mac, boot);
+        let ready = plan.and_then(|plan| Ok((self.is_ready(turn, plan.digest)?, plan)));
+        match ready {
+            Ok((false, plan)) => {
+                if !asks_again {
+                    let image = plan.digest;
+                    self.tell(turn, Some(mac), EventKind::Waits { image });
+                }
+                render::grub_wait()
+            }
+            Ok((true, plan)) => {
                 let served = EventKind::ConfigServed {
                     path: path.to_owned(),
                     image: plan.digest,

@@ -75,6 +75,13 @@ pub enum Input {
         /// Every version, with a tag or without.
         versions: BTreeSet<Digest>,
     },
+    /// What [`Output::Prepare`] ordered is done.
+    Prepared {
+        /// The version.
+        version: Digest,
+        /// Why there is no initramfs, where there is none.
+        result: Result<(), String>,
+    },
     /// A user's command. Answered by [`Output::Reply`].
     Command(Command),
     /// [`crate::Engine::next_deadline`] has come.
@@ -162,6 +169,14 @@ pub enum Output {
     },
     /// The answer to [`Input::Http`]; there is always exactly one.
     Http(HttpAnswer),
+    /// Make a version's initramfs, which nodes are going to ask for. Answered by
+    /// [`Input::Prepared`]; nothing waits for it.
+    Prepare {
+        /// The version.
+        version: Digest,
+        /// What people call it.
+        image: String,
+    },
     /// Tell users.
     Event(Event),
     /// The answer to [`Input::Command`]; there is always exactly one.

@@ -17,6 +17,7 @@ mod io;
 mod leases;
 mod limit;
 mod plan;
+mod ready;
 mod record;
 mod render;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use rand_chacha::rand_core::SeedableRng as _;
 use crate::boots::Boots;
 use crate::leases::Leases;
 use crate::limit::TokenBucket;
+use crate::ready::Readiness;
 
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
 pub use config::{Config, Interface, InterfaceId};
@@ -66,6 +68,7 @@ pub struct Engine {
     images: Vec<ImageInfo>,
     /// Every version of the store, with a tag or without.
     versions: BTreeSet<Digest>,
+    readiness: BTreeMap<Digest, Readiness>,
     nodes: BTreeMap<Mac, Node>,
     leases: Leases,
     boots: Boots,
@@ -111,6 +114,7 @@ impl Engine {
             settings: Settings::default(),
             images: Vec::new(),
             versions: BTreeSet::new(),
+            readiness: BTreeMap::new(),
             nodes: BTreeMap::new(),
             leases: Leases::default(),
             boots: Boots::default(),
@@ -161,7 +165,9 @@ impl Engine {
             Input::Images { images, versions } => {
                 self.images = images;
                 self.versions = versions;
+                self.prepare_all(&mut turn);
             }
+            Input::Prepared { version, result } => self.prepared(version, result),
             Input::Command(command) => self.command(&mut turn, command),
             Input::Tick => self.report_stuck(&mut turn),
         }

@@ -212,6 +212,12 @@ pub(crate) fn grub_message(cause: &str) -> String {
     format!("{lines}sleep 60\nreboot\n")
 }
 
+/// A configuration that asks again in a moment, when the initramfs has been made.
+pub(crate) fn grub_wait() -> String {
+    let line = quote("Cleanslate: the server makes the initramfs of this image; asking again.");
+    format!("echo {line}\nsleep 3\nconfigfile $prefix/grub.cfg\n")
+}
+
 /// One word for GRUB's shell: in single quotes nothing means anything, and a single quote itself
 /// stands outside of them, escaped. What is not printable ASCII becomes a question mark.
 fn quote(text: &str) -> String {

@@ -7,7 +7,7 @@
 mod machine;
 mod scenarios;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const INTERFACE: InterfaceId = InterfaceId(1);
 const DIGEST: Digest = Digest([0xab; 32]);
 /// A later version of the same image.
 const NEXT: Digest = Digest([0xcd; 32]);
+/// How long an initramfs takes.
+const MAKING: Duration = Duration::from_secs(7);
 /// A moment in 2026.
 const START: Timestamp = Timestamp(1_790_000_000_000);
 /// Steps after which a scenario counts as endless.
@@ -72,6 +74,8 @@ pub(super) enum Packet {
         machine: usize,
         answer: HttpAnswer,
     },
+    /// An initramfs has been made; not a packet at all.
+    Made(Digest),
 }
 
 /// How bad the network is.
@@ -118,6 +122,10 @@ struct World {
     events: Vec<Event>,
     identities: BTreeMap<BootId, [u8; 32]>,
     steps: u64,
+    /// The versions whose initramfs is on the daemon's disk.
+    made: BTreeSet<Digest>,
+    /// Why no initramfs can be made.
+    making_fails: Option<String>,
     /// Outputs carried out so far.
     outputs: u64,
     /// The daemon is killed before it carries out this output.
@@ -141,6 +149,8 @@ impl World {
             events: Vec::new(),
             identities: BTreeMap::new(),
             steps: 0,
+            made: BTreeSet::new(),
+            making_fails: None,
             outputs: 0,
             killed_before: None,
         };
@@ -331,6 +341,13 @@ impl World {
                 let packets = target.map(|it| it.take_tftp(now, to.port(), from_port, &bytes));
                 self.send_all(packets.unwrap_or_default());
             }
+            Packet::Made(version) => {
+                let result = self.making_fails.clone().map_or(Ok(()), Err);
+                if result.is_ok() {
+                    self.made.insert(version);
+                }
+                self.input(Input::Prepared { version, result });
+            }
             Packet::IdentityReply { machine, answer } => {
                 let packets = self.machines[machine].take_identity(now, &answer);
                 self.send_all(packets);
@@ -431,6 +448,10 @@ impl World {
                 self.send(&Packet::DhcpReply(packet));
             }
             Output::Tftp { peer, answer } => self.answer_tftp(peer, answer),
+            Output::Prepare { version, .. } => {
+                let key = (self.now + MAKING, version.0[0].into());
+                self.queue.insert(key, Packet::Made(version));
+            }
             Output::Http(_) | Output::Reply(_) => {}
         }
     }
@@ -463,6 +484,13 @@ impl World {
                 content,
                 path,
             } => {
+                if let Content::File {
+                    digest,
+                    file: BootFile::Initrd,
+                } = content
+                {
+                    assert!(self.made.contains(&digest), "the loader does not wait");
+                }
                 let content = bytes_of(&content);
                 transfer.start(self.now, content.len() as u64);
                 self.next_port = self.next_port.checked_add(1).unwrap_or(50_000);
@@ -517,6 +545,7 @@ impl World {
     /// The daemon dies and comes back: what it stored is all that it knows.
     fn restart(&mut self) {
         self.sendings.clear();
+        self.queue.retain(|_, it| !matches!(it, Packet::Made(_)));
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         // In any order, so the last key comes first.

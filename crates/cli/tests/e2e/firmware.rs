@@ -5,7 +5,8 @@ use std::time::Duration;
 use lab::{Console, Firmware, Hardware, MacAddress, Machine, Qemu, Tool, kvm_usable};
 
 use crate::harness::{
-    PATIENCE, Site, assert_different, assert_root, assert_running, guest, impossible,
+    PATIENCE, Site, assert_different, assert_overlay, assert_root, assert_running, guest,
+    impossible, script, text,
 };
 
 const TOOLS: [Tool; 4] = [Tool::Qemu, Tool::Firmware, Tool::Iproute, Tool::Mmdebstrap];
@@ -21,6 +22,64 @@ fn two_of_debian_12_boot_and_a_reboot_undoes_everything() {
 #[ignore = "boots machines: cargo xtask test"]
 fn debian_13_boots_and_a_reboot_undoes_everything() {
     boot_and_forget("debian13", "6.12.", 1);
+}
+
+/// Makes of the Debian image in `$1` what Enterprise Linux 9 looks like to us: its name, its
+/// compressed modules, its kernel beside them, its loaders on the EFI partition. Drivers that the
+/// virtual machine has no use for are left out, for time.
+const SHAPE_EL9: &str = r#"
+cd "$1"
+release=$(ls usr/lib/modules)
+modules=usr/lib/modules/$release
+mv "$(readlink -f boot/vmlinuz-"$release")" "$modules/vmlinuz"
+rm -rf boot/* vmlinuz* initrd.img*
+rocky=boot/efi/EFI/rocky
+mkdir -p $rocky
+mv usr/lib/shim/shimx64.efi.signed $rocky/shimx64.efi
+mv usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed $rocky/grubx64.efi
+rm -rf usr/lib/shim usr/lib/grub
+kernel=$modules/kernel
+rm -rf "$kernel"/sound "$kernel"/drivers/gpu "$kernel"/drivers/media "$kernel"/drivers/staging \
+    "$kernel"/drivers/infiniband "$kernel"/drivers/scsi "$kernel"/drivers/usb \
+    "$kernel"/drivers/iio "$kernel"/drivers/input "$kernel"/drivers/hid "$kernel"/drivers/mtd \
+    "$kernel"/drivers/net/wireless "$kernel"/drivers/net/usb
+find "$modules" -name '*.ko' -print0 | xargs -0 -n 50 -P 2 xz --check=crc32 -0
+chroot . depmod "$release"
+printf 'NAME="Rocky Linux"\nID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.5"\n\
+PLATFORM_ID="platform:el9"\nPRETTY_NAME="Rocky Linux 9.5 (Blue Onyx)"\n' > usr/lib/os-release
+rm -f etc/os-release
+ln -s ../usr/lib/os-release etc/os-release
+"#;
+
+#[test]
+#[ignore = "boots machines: cargo xtask test"]
+fn an_image_in_the_shape_of_enterprise_linux_9_boots() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let kernel_args = "console=tty0 console=ttyS0,115200";
+    let mut site = Site::new("debian12", &["--kernel-args", kernel_args]);
+    site.give_own_store();
+    let source = site.path("el9");
+    let directory = source.to_str().expect("a path in UTF-8");
+    site.slate(&["image", "export", "debian12", directory]);
+    script(SHAPE_EL9, &source);
+    site.slate(&["image", "import", "rocky9", directory]);
+    let mac = MacAddress::nth(1).to_string();
+    site.slate(&["node", "set", &mac, "--image", "rocky9"]);
+    let machine = power_on(&site, 1);
+    let console = machine.console();
+    console
+        .login(PATIENCE)
+        .unwrap_or_else(|error| panic!("{error}\n{}", site.said()));
+    assert_running(console);
+    let shown = site.slate_json(&["image", "show", "rocky9", "--json"]);
+    assert_overlay(console, &format!("/images/{}", text(&shown, "digest")));
+    let name = guest(console, ". /etc/os-release && echo $ID");
+    assert_eq!(name, "rocky");
+    // Modules that /init had no use for load from the image, compressed as they are.
+    guest(console, "modprobe dummy && test -d /sys/module/dummy");
+    site.wait_up(machine.mac(), 1);
 }
 
 /// So many machines do everything at once.

@@ -161,6 +161,7 @@ impl Machine {
         match self.step {
             Step::Off => self.discover(now, true),
             Step::Discover { firmware } | Step::Request { firmware } => self.ask(now, firmware),
+            Step::Load if self.fetch.is_none() && !self.files.is_empty() => self.next_file(now),
             Step::Load if self.fetch.is_none() => self.discover(now, false),
             Step::Load => self.ask_again(now),
             Step::Identity => self.identify(now),
@@ -362,13 +363,18 @@ impl Machine {
         let fetch = self.fetch.take().expect("a file is on its way");
         if fetch.path.ends_with("grub.cfg") {
             let config = String::from_utf8(fetch.content).expect("a configuration is text");
-            self.read_config(&config);
+            if let Some(seconds) = self.read_config(&config) {
+                self.wait(now, seconds * 1000);
+                return out;
+            }
         }
         out.extend(self.next_file(now));
         out
     }
 
-    fn read_config(&mut self, config: &str) {
+    /// How many seconds it sleeps before it goes on.
+    fn read_config(&mut self, config: &str) -> Option<u64> {
+        let mut sleep = None;
         for line in config.lines() {
             let words: Vec<String> = line.split(' ').map(|word| word.replace('\'', "")).collect();
             match words[0].as_str() {
@@ -381,9 +387,12 @@ impl Machine {
                     self.boot = args.slate;
                 }
                 "initrd" => self.files.push_back(words[1].clone()),
+                "sleep" => sleep = words[1].parse().ok(),
+                "configfile" => self.files.push_back(words[1].replace("$prefix", "grub")),
                 _ => {}
             }
         }
+        sleep
     }
 
     fn identify(&mut self, now: Timestamp) -> Vec<Packet> {

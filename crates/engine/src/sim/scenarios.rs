@@ -411,6 +411,36 @@ fn the_last_boot_that_came_up_is_remembered_however_many_fail() {
     assert!(view.former_boots.len() <= 5 && world.records.len() < 20);
 }
 
+#[test]
+fn a_loader_waits_until_its_initramfs_is_made() {
+    let mut world = world(7, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    let waits = |world: &World| world.count(|it| matches!(it, EventKind::Waits { .. }));
+    assert_eq!(waits(&world), 1);
+    // For what a node is set to, or comes back to, it is made before the node asks.
+    retag(&mut world, NEXT);
+    world.run_until(MINUTE, |_| false);
+    assert_eq!(reboot(&mut world), Some(NEXT));
+    assert_eq!(waits(&world), 1);
+}
+
+#[test]
+fn an_initramfs_that_cannot_be_made_is_told_and_tried_again() {
+    let mut world = world(8, GOOD);
+    world.making_fails = Some("no space left on device".into());
+    world.power_on(1);
+    let failed = |world: &World| failure_of(world, 0).is_some();
+    assert!(world.run_until(MINUTE, failed), "{}", world.story());
+    let failure = failure_of(&world, 0).expect("a failure");
+    assert_eq!(
+        (failure.stage, failure.cause.as_str()),
+        (Stage::Config, "no space left on device")
+    );
+    world.making_fails = None;
+    world.boot_all(10 * MINUTE);
+}
+
 /// A change of one setting.
 fn set(world: &mut World, node: &str, change: NodeChange) -> Result<CommandReply, CommandError> {
     let node = node.to_owned();
