@@ -113,9 +113,12 @@ pub struct UpArgs {
     /// Addresses for machines without a fixed one [default: the upper half of the network]
     #[arg(long, value_name = "FIRST-LAST")]
     pub range: Option<AddressRange>,
-    /// How long an address is lent to a machine that is not a known node
+    /// How long an address is lent to a machine that is no node
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(60..))]
     pub lease: Option<u32>,
+    /// How long an address is lent to a node [default: for ever]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(60..))]
+    pub node_lease: Option<u32>,
     /// Appended to every node's kernel command line
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     pub kernel_args: Option<String>,
@@ -459,6 +462,14 @@ pub enum NodeCommand {
         /// The node; one that was not seen yet is named by its MAC
         #[arg(value_name = "MAC|NAME")]
         node: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Take a node out of the inventory, with its address; it is a new one when it boots again
+    Forget {
+        /// The nodes
+        #[arg(value_name = "MAC|NAME", required = true)]
+        nodes: Vec<String>,
         #[command(flatten)]
         output: OutputArgs,
     },

@@ -24,12 +24,12 @@ pub struct Options {
     pub image: Option<String>,
     /// Ports to listen on.
     pub ports: Ports,
-    /// Lease time of dynamic addresses, in seconds.
+    /// Lease time of machines that are not nodes, in seconds.
     pub lease_seconds: u32,
     /// First and last dynamic address; by default the upper half of each interface's network.
     pub range: Option<(Ipv4Addr, Ipv4Addr)>,
-    /// Lease time of known nodes, in seconds; `None` = infinite.
-    pub fixed_lease_seconds: Option<u32>,
+    /// Lease time of nodes, in seconds; `None` = infinite.
+    pub node_lease_seconds: Option<u32>,
     /// OpenSSH public keys, one line each, that may log in to nodes as root.
     pub authorized_keys: Vec<String>,
     /// Arguments added to every node's kernel command line.
@@ -59,7 +59,7 @@ impl Options {
             ports: Ports::default(),
             lease_seconds: DEFAULT_LEASE_SECONDS,
             range: None,
-            fixed_lease_seconds: None,
+            node_lease_seconds: None,
             authorized_keys: Vec::new(),
             extra_kernel_args: String::new(),
             console_login: false,

@@ -360,7 +360,7 @@ fn config(options: &Options, sockets: &Sockets, default_image: Option<ImageRef>)
         .collect();
     engine::Config {
         lease: seconds(options.lease_seconds),
-        fixed_lease: options.fixed_lease_seconds.map(seconds),
+        node_lease: options.node_lease_seconds.map(seconds),
         http_port: options.ports.http,
         nfs_port: sockets.nfs_port,
         default_image,

@@ -35,10 +35,10 @@ pub struct Interface {
 pub struct Config {
     /// The networks served.
     pub interfaces: Vec<Interface>,
-    /// Lease of a machine without a fixed address.
+    /// Lease of a machine that is not a node.
     pub lease: Duration,
-    /// Lease of a node with a fixed address; `None` = infinite.
-    pub fixed_lease: Option<Duration>,
+    /// Lease of a node; `None` = infinite.
+    pub node_lease: Option<Duration>,
     /// TCP port of HTTP and UDP port of beacons.
     pub http_port: u16,
     /// TCP port of NFS.
@@ -61,7 +61,7 @@ impl Config {
         Config {
             interfaces,
             lease: Duration::from_secs(12 * 3600),
-            fixed_lease: None,
+            node_lease: None,
             http_port: 80,
             nfs_port: 2049,
             default_image: None,

@@ -305,7 +305,8 @@ impl Engine {
 
     fn confirm(&mut self, turn: &mut Turn, request: &Request, address: Ipv4Addr) {
         let mac = request.message.mac;
-        let lease_for = self.lease_duration(mac, address);
+        let boots = request.client.is_firmware() && self.ensure_node(turn, mac).is_some();
+        let lease_for = self.lease_duration(mac);
         let expires = lease_for.map(|duration| turn.now + duration);
         self.promise(
             turn,
@@ -315,7 +316,7 @@ impl Engine {
                 expires,
             },
         );
-        if request.client.is_firmware() && self.ensure_node(turn, mac).is_some() {
+        if boots {
             self.note_firmware(mac, request.client);
             self.begin_boot(turn, mac);
             self.reach(turn, mac, Stage::Address, &address.to_string());
@@ -348,14 +349,10 @@ impl Engine {
         self.reply(turn, request, MessageType::Nak, None);
     }
 
-    /// `None` = for ever.
-    fn lease_duration(&self, mac: Mac, address: Ipv4Addr) -> Option<Duration> {
-        let fixed = self
-            .nodes
-            .get(&mac)
-            .is_some_and(|node| node.address == Some(address));
-        if fixed {
-            self.config.fixed_lease
+    /// `None` = for ever: what a node's root hangs on does not end because a renewal fails.
+    fn lease_duration(&self, mac: Mac) -> Option<Duration> {
+        if self.nodes.contains_key(&mac) {
+            self.config.node_lease
         } else {
             Some(self.config.lease)
         }
@@ -414,8 +411,8 @@ impl Engine {
         reply.push(option::SERVER_ID, request.interface.address.octets());
         reply.yiaddr = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
         if kind != MessageType::Nak {
-            if let Some(address) = address {
-                self.push_lease(&mut reply, request.message.mac, address);
+            if address.is_some() {
+                self.push_lease(&mut reply, request.message.mac);
             }
             self.push_network(&mut reply, request);
             self.push_boot(&mut reply, request);
@@ -432,8 +429,8 @@ impl Engine {
         });
     }
 
-    fn push_lease(&self, reply: &mut Message, mac: Mac, address: Ipv4Addr) {
-        let Some(duration) = self.lease_duration(mac, address) else {
+    fn push_lease(&self, reply: &mut Message, mac: Mac) {
+        let Some(duration) = self.lease_duration(mac) else {
             return reply.push(option::LEASE_TIME, FOREVER.to_be_bytes());
         };
         let seconds = u32::try_from(duration.as_secs()).unwrap_or(FOREVER - 1);

@@ -45,6 +45,7 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
             }
             anstream::println!("{}", plan.cmdline);
         }
+        NodeCommand::Forget { nodes, output } => forget(&mut client, &nodes, output.json)?,
         NodeCommand::Set {
             node,
             change,
@@ -54,6 +55,22 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
             let node = one(&mut client, &Request::SetNode { node, change })?;
             show(&node, output.json)?;
         }
+    }
+    Ok(())
+}
+
+/// Forgets nodes one after the other; what was forgotten before an error stays so.
+fn forget(client: &mut Client, nodes: &[String], json: bool) -> Outcome {
+    for node in nodes {
+        let request = Request::ForgetNode { node: node.clone() };
+        match client.request(&request)? {
+            Response::Done if !json => anstream::println!("forgot {node}"),
+            Response::Done => {}
+            other => return Err(unexpected(&other)),
+        }
+    }
+    if json {
+        return render::json(&json!({ "forgotten": nodes }));
     }
     Ok(())
 }

@@ -368,6 +368,7 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
         ssh_keys,
         range,
         lease,
+        node_lease,
         kernel_args,
         console_login,
         drivers,
@@ -387,6 +388,7 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
     }
     option("range", range.map(|range| range.to_string()));
     option("lease", lease.map(|seconds| seconds.to_string()));
+    option("node-lease", node_lease.map(|seconds| seconds.to_string()));
     option("kernel-args", kernel_args.clone());
     option("drivers", Some(value_name::<Drivers>(drivers)));
     option("http-port", Some(http_port.to_string()));
@@ -482,6 +484,7 @@ mod tests {
             "--ssh-key=/b",
             "--range=10.0.0.9-10.0.0.12",
             "--lease=600",
+            "--node-lease=7200",
             "--kernel-args=console=ttyS0 a=\"b\"",
             "--drivers=virtual",
             "--http-port=8080",

@@ -31,6 +31,7 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
         image: default_image(dirs, args)?,
         ports,
         lease_seconds: args.lease.unwrap_or(daemon::DEFAULT_LEASE_SECONDS),
+        node_lease_seconds: args.node_lease,
         range: args.range.map(|range| (range.first, range.last)),
         authorized_keys: authorized_keys(&args.ssh_keys)?,
         extra_kernel_args: args.kernel_args.clone().unwrap_or_default(),

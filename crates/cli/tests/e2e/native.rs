@@ -22,7 +22,7 @@ fn four_nodes_of_one_image_are_four_and_renew_their_leases() {
         return;
     }
     let lease = LEASE_S.to_string();
-    let site = Site::new("debian12", &["--lease", &lease]);
+    let site = Site::new("debian12", &["--node-lease", &lease]);
     let initrd = initrd(&site);
     let begun = Instant::now();
     let machines: Vec<Machine> = (1..=4)
@@ -43,6 +43,9 @@ fn four_nodes_of_one_image_are_four_and_renew_their_leases() {
     for (machine, up) in machines.iter().zip(&ups) {
         renews(&site, machine, up["at_ms"].as_u64().expect("a time"));
     }
+    site.slate(&["node", "forget", "node3", &machines[3].mac().to_string()]);
+    let left = site.slate_json(&["node", "list", "--json"]);
+    assert_eq!(left.as_array().map(Vec::len), Some(2), "{left}");
 }
 
 /// The node's own network manager asks for its lease again before that ends, and keeps the address.

@@ -114,7 +114,7 @@ fn power_cycles_in_the_middle() {
 #[test]
 fn finite_leases_are_renewed() {
     let mut config = config();
-    config.lease = Duration::from_secs(600);
+    config.node_lease = Some(Duration::from_secs(600));
     let mut world = World::new(3, BAD, config);
     world.power_on(5);
     world.boot_all(20 * MINUTE);
@@ -128,6 +128,21 @@ fn finite_leases_are_renewed() {
     let before = addresses(&world);
     world.run_until(100 * MINUTE, |_| false);
     assert_eq!(addresses(&world), before);
+}
+
+#[test]
+fn a_nodes_lease_does_not_end() {
+    let mut world = world(3, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    assert_eq!(world.machines[0].held.map(|it| it.until), Some(None));
+    // What nobody meant to boot gets an address for a while.
+    world.input(dhcp(stranger(1)));
+    let strangers = world.records.values().filter(|record| match record {
+        Record::Lease(lease) => lease.expires.is_some(),
+        _ => false,
+    });
+    assert_eq!(strangers.count(), 1);
 }
 
 #[test]
@@ -187,7 +202,7 @@ fn stranger(number: u32) -> Vec<u8> {
 #[test]
 fn a_known_node_boots_through_a_flood() {
     let mut config = config();
-    config.lease = Duration::from_secs(300);
+    config.node_lease = Some(Duration::from_secs(300));
     config.unknown_per_second = 500;
     let mut world = World::new(5, GOOD, config);
     world.power_on(1);
