@@ -15,13 +15,13 @@ const MEMORY_MIB: u32 = 1024;
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
 fn two_of_debian_12_boot_and_a_reboot_undoes_everything() {
-    boot_and_forget("debian12", "6.1.", 2);
+    boot_and_forget("debian12", "6.1.", 2, false);
 }
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
-fn debian_13_boots_and_a_reboot_undoes_everything() {
-    boot_and_forget("debian13", "6.12.", 1);
+fn debian_13_boots_by_secure_boot_and_a_reboot_undoes_everything() {
+    boot_and_forget("debian13", "6.12.", 1, true);
 }
 
 /// Makes of the Debian image in `$1` what Enterprise Linux 9 looks like to us: its name, its
@@ -67,7 +67,7 @@ fn an_image_in_the_shape_of_enterprise_linux_9_boots() {
     site.slate(&["image", "import", "rocky9", directory]);
     let mac = MacAddress::nth(1).to_string();
     site.slate(&["node", "set", &mac, "--image", "rocky9"]);
-    let machine = power_on(&site, 1);
+    let machine = power_on(&site, 1, false);
     let console = machine.console();
     console
         .login(PATIENCE)
@@ -82,19 +82,20 @@ fn an_image_in_the_shape_of_enterprise_linux_9_boots() {
     site.wait_up(machine.mac(), 1);
 }
 
-/// So many machines do everything at once.
-fn boot_and_forget(image: &str, kernel: &str, count: u16) {
+/// So many machines do everything at once, with Microsoft's keys and no others where `secure`.
+fn boot_and_forget(image: &str, kernel: &str, count: u16, secure: bool) {
     if impossible(&TOOLS) {
         return;
     }
     let kernel_args = "console=tty0 console=ttyS0,115200";
     let site = Site::new(image, &["--kernel-args", kernel_args]);
     let sums = site.stored_sums();
-    let mut machines: Vec<Machine> = (1..=count).map(|it| power_on(&site, it)).collect();
+    let mut machines: Vec<Machine> = (1..=count).map(|it| power_on(&site, it, secure)).collect();
     for machine in &machines {
         arrives(&site, machine, 1);
         let release = guest(machine.console(), "uname -r");
         assert!(release.starts_with(kernel), "{release}");
+        assert_eq!(enforces(machine.console()), secure);
     }
     let identities = assert_different(&machines);
     let first = machines[0].console().clone();
@@ -126,8 +127,18 @@ fn boot_and_forget(image: &str, kernel: &str, count: u16) {
     }
 }
 
-pub(crate) fn power_on(site: &Site, index: u16) -> Machine {
-    let firmware = Firmware::find(false).expect("firmware is installed");
+/// Whether the firmware let only signed loaders run, and the kernel holds on to that.
+fn enforces(console: &Console) -> bool {
+    let variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+    let last_byte = guest(console, &format!("tail --bytes=1 {variable} | od -An -tu1"));
+    let lockdown = guest(console, "cat /sys/kernel/security/lockdown");
+    let enforced = last_byte.trim() == "1";
+    assert_eq!(lockdown.contains("[integrity]"), enforced, "{lockdown}");
+    enforced
+}
+
+pub(crate) fn power_on(site: &Site, index: u16, secure: bool) -> Machine {
+    let firmware = Firmware::find(secure).expect("firmware is installed");
     let mut hardware = Qemu::new(firmware, MEMORY_MIB).expect("a copy of its variables");
     if kvm_usable() {
         hardware = hardware.with_kvm();
