@@ -30,6 +30,7 @@ impl Identities {
             console_login: grant.console_login,
             unix_time_ms: now().0,
             random_seed: random(),
+            hosts: grant.hosts.clone(),
             files: Vec::new(),
         }
     }

@@ -16,8 +16,10 @@ use crate::io::{
 };
 use crate::record::Record;
 use crate::tftp::Transfer;
-use crate::{Engine, Turn, render};
+use crate::{Engine, Turn, natural, render};
 
+/// Most nodes in the hosts file of one: with the longest names they take two thirds of a document.
+const HOSTS_MAX: usize = 10_000;
 /// Longest path in events.
 const SHOWN_PATH_CHARS: usize = 120;
 
@@ -330,7 +332,19 @@ impl Engine {
             request,
             authorized_keys: keys,
             console_login: self.config.console_login,
+            hosts: self.hosts(),
         })
+    }
+
+    /// Every node that has an address, as far as a document can hold them.
+    fn hosts(&self) -> Vec<(Ipv4Addr, String)> {
+        let nodes = self.nodes.values().filter_map(|node| {
+            let address = node.address.or_else(|| self.leases.address_of(node.mac));
+            Some((address?, node.name.clone()))
+        });
+        let mut hosts: Vec<_> = nodes.take(HOSTS_MAX).collect();
+        hosts.sort_by(|a, b| natural(&a.1).cmp(&natural(&b.1)));
+        hosts
     }
 
     /// A transfer that we decided on is over.

@@ -272,4 +272,6 @@ pub struct IdentityGrant {
     pub authorized_keys: Vec<String>,
     /// Whether anybody may log in on the console.
     pub console_login: bool,
+    /// Addresses and names of all nodes that have an address, in order of their names.
+    pub hosts: Vec<(Ipv4Addr, String)>,
 }

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,6 +12,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 use wire::identity::Document;
 use wire::stage::Stage;
 
+use crate::containers;
 use crate::dhcp::is_name;
 use crate::handover;
 use crate::network::Configured;
@@ -33,6 +35,7 @@ pub fn adopt(network: &Configured, document: Option<&Document>, report: &Reporte
     match document {
         Some(document) => {
             note("identity", identity(document));
+            note("hosts", hosts(&document.hosts));
             note("random seed", credit(&document.random_seed));
             note("clock", set_clock(document.unix_time_ms));
             note("agent", agent_unit());
@@ -46,6 +49,13 @@ pub fn adopt(network: &Configured, document: Option<&Document>, report: &Reporte
         None => note("hostname", dhcp_hostname(network)),
     }
     note("ssh host keys", host_keys_unit());
+    match containers::mount_stores() {
+        Ok(kept) => kept.iter().for_each(|store| {
+            let text = format!("{store} holds files of the image, so no overlay can be made in it");
+            report.info(Stage::SwitchRoot, &text);
+        }),
+        error => note("container stores", error.map(drop)),
+    }
 }
 
 fn hand_over(network: &Configured) -> io::Result<()> {
@@ -80,6 +90,16 @@ fn identity(document: &Document) -> io::Result<()> {
         console_login()?;
     }
     Ok(())
+}
+
+/// Every node by its name. What the image says comes first, so it counts where both know a name.
+fn hosts(nodes: &[(Ipv4Addr, String)]) -> io::Result<()> {
+    const PATH: &str = "/etc/hosts";
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(PATH).unwrap_or_else(|_| "127.0.0.1 localhost\n".to_owned());
+    write(PATH, 0o644, handover::hosts(&text, nodes).as_bytes())
 }
 
 fn authorized_keys(keys: &[String]) -> io::Result<()> {

@@ -16,6 +16,7 @@ use wire::beacon::Beacon;
 use wire::cmdline::BootArgs;
 use wire::stage::Stage;
 
+use crate::fill::Fill;
 use crate::guard::Guard;
 use crate::report::{BEACON_PATH, Reporter};
 use crate::sys;
@@ -23,6 +24,8 @@ use crate::{command, last};
 
 /// When the report is repeated, in seconds after it: datagrams get lost.
 const REPEAT_AFTER_S: [u64; 3] = [1, 4, 15];
+/// How often it is looked at how full the upper layer is, in seconds.
+const LOOK_EVERY_S: u64 = 20;
 
 /// Reports, prepares, stays.
 pub fn main() -> ! {
@@ -54,15 +57,20 @@ pub fn main() -> ! {
             report.failure(Stage::MultiUser, &text);
         }
     }
-    let mut pauses = REPEAT_AFTER_S.map(Duration::from_secs).into_iter();
+    let mut fill = Fill::default();
+    let mut pauses = REPEAT_AFTER_S.into_iter();
     loop {
         let pause = pauses.next();
+        let wait = Duration::from_secs(pause.unwrap_or(LOOK_EVERY_S));
         // Only process 1 ends an agent.
-        if sys::sigterm_within(pause.unwrap_or(Duration::MAX)) == Some(1) {
+        if sys::sigterm_within(wait) == Some(1) {
             break;
         }
         if pause.is_some() {
             report.repeat();
+        } else if let Some(text) = fill.look() {
+            report.info(Stage::MultiUser, &text);
+            pauses = REPEAT_AFTER_S.into_iter();
         }
     }
     if let Ok(guard) = &mut guard {

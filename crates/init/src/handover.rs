@@ -1,8 +1,10 @@
 //! Texts of the files by which the running system takes over what `/init` began. Pure.
 
+use std::net::Ipv4Addr;
+
 use wire::mac::Mac;
 
-use crate::dhcp::Lease;
+use crate::dhcp::{Lease, is_name};
 use crate::network::Configured;
 
 /// A file to write.
@@ -56,6 +58,16 @@ Conflicts=shutdown.target
 Type=oneshot
 ExecStart=/usr/bin/ssh-keygen -A
 ";
+
+/// An image's hosts file with the nodes added.
+pub fn hosts(image: &str, nodes: &[(Ipv4Addr, String)]) -> String {
+    let mut out = image.trim_end().to_owned();
+    out.push_str("\n\n# The nodes when this one booted\n");
+    for (address, name) in nodes.iter().filter(|(_, name)| is_name(name)) {
+        out.push_str(&format!("{address} {name}\n"));
+    }
+    out
+}
 
 /// All files for systemd-networkd, udev and NetworkManager; who is not installed reads none.
 pub fn files(network: &Configured) -> Vec<Text> {
@@ -205,6 +217,18 @@ mod tests {
             },
             dhcp,
         }
+    }
+
+    #[test]
+    fn hosts_come_after_those_of_the_image() {
+        let nodes = [
+            ([10, 0, 0, 5].into(), "node1".to_owned()),
+            ([10, 0, 0, 6].into(), "no name".to_owned()),
+        ];
+        assert_eq!(
+            hosts("127.0.0.1 localhost\n", &nodes),
+            "127.0.0.1 localhost\n\n# The nodes when this one booted\n10.0.0.5 node1\n"
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! A document is a list of `tag u16, length u32, value` (big endian); unknown tags are skipped.
 //! Randomness is handed in. Decoding never panics.
 
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use chacha20poly1305::aead::{Aead, KeyInit as _, Payload};
@@ -85,6 +86,8 @@ pub struct Document {
     pub unix_time_ms: u64,
     /// Entropy for the kernel's random number generator.
     pub random_seed: [u8; 32],
+    /// Addresses and names of all nodes, for the hosts file.
+    pub hosts: Vec<(Ipv4Addr, String)>,
     /// More files for the node's own layer.
     pub files: Vec<File>,
 }
@@ -305,6 +308,7 @@ const TAG_CONSOLE_LOGIN: u16 = 6;
 const TAG_UNIX_TIME: u16 = 7;
 const TAG_RANDOM_SEED: u16 = 8;
 const TAG_FILE: u16 = 9;
+const TAG_HOST: u16 = 10;
 
 impl Document {
     /// The document's bytes, before sealing.
@@ -324,6 +328,10 @@ impl Document {
         put(&mut out, TAG_CONSOLE_LOGIN, &[self.console_login.into()]);
         put(&mut out, TAG_UNIX_TIME, &self.unix_time_ms.to_be_bytes());
         put(&mut out, TAG_RANDOM_SEED, &self.random_seed);
+        for (address, name) in &self.hosts {
+            let value = [&address.octets(), name.as_bytes()].concat();
+            put(&mut out, TAG_HOST, &value);
+        }
         for file in &self.files {
             put(&mut out, TAG_FILE, &file.encode());
         }
@@ -352,11 +360,19 @@ impl Document {
             TAG_CONSOLE_LOGIN => self.console_login = exact(value, "console login")? != [0],
             TAG_UNIX_TIME => self.unix_time_ms = u64::from_be_bytes(exact(value, "time")?),
             TAG_RANDOM_SEED => self.random_seed = exact(value, "random seed")?,
+            TAG_HOST => self.hosts.push(host(value)?),
             TAG_FILE => self.files.push(File::decode(value)?),
             _ => {}
         }
         Ok(())
     }
+}
+
+/// A host's value: `address (4), name`.
+fn host(value: &[u8]) -> Result<(Ipv4Addr, String), IdentityError> {
+    let mut reader = Reader::new(value);
+    let address: [u8; 4] = read(&mut reader, "host address")?;
+    Ok((address.into(), text(reader.rest(), "host name")?))
 }
 
 /// A file's value: `path length u16, path, mode u32, content`.
@@ -501,6 +517,10 @@ mod tests {
             console_login: true,
             unix_time_ms: 1_700_000_000_000,
             random_seed: [8; 32],
+            hosts: vec![
+                ([10, 77, 0, 5].into(), "node1".into()),
+                ([10, 77, 0, 6].into(), "node2".into()),
+            ],
             files: vec![File {
                 path: "/etc/motd".into(),
                 mode: 0o644,

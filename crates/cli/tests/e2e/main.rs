@@ -10,6 +10,7 @@ mod images;
 mod keeper;
 mod libnfs;
 mod native;
+mod node;
 mod restart;
 mod seed;
 mod service;
