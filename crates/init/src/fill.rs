@@ -23,7 +23,7 @@ impl Fill {
         if !self.rises_to(u8::try_from(percent).unwrap_or(100)) {
             return None;
         }
-        let mib = |blocks: u64| blocks * root.f_frsize >> 20;
+        let mib = |blocks: u64| (blocks * root.f_frsize) >> 20;
         Some(format!(
             "what was written fills {percent} % of the memory that it may take, {} of {} MiB: delete \
              some of it, or reboot",
