@@ -79,6 +79,16 @@ pub enum Command {
     /// Look at nodes and name them
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Make the nodes what a file says: all of it, or nothing where something is wrong
+    ///
+    /// The file has a table for each node: [nodes.NAME] with mac, and if wanted address, image and
+    /// kernel_args. What is left out is the default. Nodes that the file does not name stay.
+    Apply(ApplyArgs),
+    /// Print the nodes as a file for `slate apply`
+    Export {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// What happened, from a node's first packet to its login prompt
     Events(EventsArgs),
     /// Run `slate up` at boot, under systemd
@@ -396,6 +406,22 @@ pub enum Switch {
     On,
     /// No
     Off,
+}
+
+/// `slate apply`.
+#[derive(Args, Debug, Clone)]
+pub struct ApplyArgs {
+    /// The file; - for standard input
+    #[arg(value_name = "FILE", default_value = "slate.toml", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Only say what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Forget the nodes that the file does not name
+    #[arg(long)]
+    pub prune: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// How a command that reads prints.

@@ -32,6 +32,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Image(command) => commands::image::run(dirs, command),
         Command::Initrd(command) => commands::initrd::run(dirs, command),
         Command::Node(command) => commands::node::run(dirs, command),
+        Command::Apply(args) => commands::apply::run(dirs, &args),
+        Command::Export { output } => commands::apply::export(dirs, output),
         Command::Events(args) => commands::events::run(dirs, &args),
         Command::Service(command) => commands::service::run(dirs, command),
         Command::Completions { shell } => commands::manual::completions(shell),

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use wire::mac::Mac;
 
+use crate::apply::{Change, NodeEntry};
 use crate::image::ImageRef;
 use crate::plan::BootPlan;
 use crate::view::NodeView;
@@ -31,6 +32,17 @@ pub enum Command {
         /// MAC, name or address.
         node: String,
     },
+    /// Make the inventory what these entries say, or nothing.
+    Apply {
+        /// The nodes.
+        nodes: Vec<NodeEntry>,
+        /// Whether nodes that no entry names are forgotten.
+        prune: bool,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// The inventory as entries.
+    Entries,
     /// Replace the authorized keys that were added to those of the configuration.
     SetAuthorizedKeys {
         /// OpenSSH public key lines.
@@ -72,6 +84,13 @@ pub enum CommandReply {
     Node(Box<NodeView>),
     /// The plan.
     Plan(Box<BootPlan>),
+    /// What changed, or would.
+    Applied {
+        /// One for each node that changes.
+        changes: Vec<Change>,
+    },
+    /// The inventory, in order of names.
+    Entries(Vec<NodeEntry>),
 }
 
 /// Why a command was refused.
@@ -161,12 +180,26 @@ pub enum CommandError {
         /// Why.
         cause: String,
     },
+    /// Entries that cannot be.
+    #[error("{}", lines(problems))]
+    Invalid {
+        /// The nodes and what is wrong with each.
+        problems: Vec<(String, String)>,
+    },
     /// The inventory is full.
     #[error("the inventory is full: {max} nodes")]
     Full {
         /// Its limit.
         max: usize,
     },
+}
+
+fn lines(problems: &[(String, String)]) -> String {
+    let lines: Vec<String> = problems
+        .iter()
+        .map(|(node, problem)| format!("{node}: {problem}"))
+        .collect();
+    lines.join("\n")
 }
 
 impl CommandError {
@@ -202,6 +235,7 @@ impl CommandError {
                 "Set an image with `slate node set NODE --image NAME`, or import one with \
                  `slate image import`."
             }
+            CommandError::Invalid { .. } => "Nothing was changed. Correct these and try again.",
             CommandError::Full { .. } => "Forget nodes that are gone with `slate node forget`.",
         }
     }

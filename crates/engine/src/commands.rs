@@ -24,6 +24,12 @@ impl Engine {
             Command::NodeForget { node } => self.node_forget(turn, &node),
             Command::Plan { node } => self.plan_command(turn, &node),
             Command::SetAuthorizedKeys { keys } => self.set_keys(turn, keys),
+            Command::Apply {
+                nodes,
+                prune,
+                dry_run,
+            } => self.apply_entries(turn, &nodes, prune, dry_run),
+            Command::Entries => Ok(CommandReply::Entries(self.entries())),
         };
         turn.out.push(Output::Reply(reply));
     }
@@ -60,15 +66,18 @@ impl Engine {
         let mac = self.find(node)?;
         // Everything is checked before anything is made or changed.
         if let Some(name) = &change.name {
-            self.check_name(mac, name)?;
+            self.check_name(name)?;
+            self.check_name_is_free(mac, name)?;
         }
         if let Some(Setting::To(address)) = change.address {
             self.check_address(turn, mac, address)?;
+            self.check_address_is_free(mac, address)?;
         }
-        let image = change
-            .image
-            .map(|image| self.parse_image(image))
-            .transpose()?;
+        let image = match change.image {
+            Some(Setting::To(image)) => Some(Setting::To(self.parse_image(&image)?)),
+            Some(Setting::Default) => Some(Setting::Default),
+            None => None,
+        };
         if let Some(args) = &change.kernel_args {
             check_kernel_args(args)?;
         }
@@ -101,7 +110,7 @@ impl Engine {
         Ok(CommandReply::Node(Box::new(self.view(&node))))
     }
 
-    fn check_name(&self, mac: Mac, name: &str) -> Result<(), CommandError> {
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), CommandError> {
         let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
         let bytes = name.as_bytes();
@@ -109,9 +118,14 @@ impl Engine {
             && bytes.iter().all(|byte| inner(*byte))
             && edge(bytes.first())
             && edge(bytes.last());
-        if !valid {
-            return Err(CommandError::BadName { got: cut(name) });
+        if valid {
+            Ok(())
+        } else {
+            Err(CommandError::BadName { got: cut(name) })
         }
+    }
+
+    fn check_name_is_free(&self, mac: Mac, name: &str) -> Result<(), CommandError> {
         match self
             .nodes
             .values()
@@ -125,7 +139,13 @@ impl Engine {
         }
     }
 
-    fn check_address(&self, turn: &Turn, mac: Mac, address: Ipv4Addr) -> Result<(), CommandError> {
+    /// Whether a node may have the address at all, as far as other nodes do not matter.
+    pub(crate) fn check_address(
+        &self,
+        turn: &Turn,
+        mac: Mac,
+        address: Ipv4Addr,
+    ) -> Result<(), CommandError> {
         let interfaces = &self.config.interfaces;
         if !interfaces
             .iter()
@@ -140,30 +160,29 @@ impl Engine {
                 got: address,
             });
         }
-        let fixed = self
-            .nodes
-            .values()
-            .find(|it| it.address == Some(address) && it.mac != mac);
-        let taken = |owner: String| CommandError::AddressTaken { address, owner };
-        if let Some(owner) = fixed {
-            return Err(taken(owner.name.clone()));
-        }
         if self.leases.is_taken(address, mac, turn.now) {
             let owner = self.leases.owner(address);
-            return Err(taken(
-                owner.map_or("a machine that is not ours".into(), |mac| mac.to_string()),
-            ));
+            let owner = owner.map_or("a machine that is not ours".into(), |mac| mac.to_string());
+            return Err(CommandError::AddressTaken { address, owner });
         }
         Ok(())
     }
 
-    fn parse_image(&self, image: Setting<String>) -> Result<Setting<ImageRef>, CommandError> {
-        let Setting::To(text) = image else {
-            return Ok(Setting::Default);
-        };
+    fn check_address_is_free(&self, mac: Mac, address: Ipv4Addr) -> Result<(), CommandError> {
+        let mut nodes = self.nodes.values();
+        match nodes.find(|it| it.address == Some(address) && it.mac != mac) {
+            Some(owner) => Err(CommandError::AddressTaken {
+                address,
+                owner: owner.name.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn parse_image(&self, text: &str) -> Result<ImageRef, CommandError> {
         let image: ImageRef = text
             .parse()
-            .map_err(|_| CommandError::BadImage { got: cut(&text) })?;
+            .map_err(|_| CommandError::BadImage { got: cut(text) })?;
         if self.find_image(&image).is_none() {
             let known: Vec<_> = self
                 .images
@@ -175,14 +194,22 @@ impl Engine {
                 known: known.join(", "),
             });
         }
-        Ok(Setting::To(image))
+        Ok(image)
     }
 
     fn node_forget(&mut self, turn: &mut Turn, node: &str) -> Result<CommandReply, CommandError> {
         let mac = self.find(node)?;
-        if self.nodes.remove(&mac).is_none() {
+        if !self.nodes.contains_key(&mac) {
             return Err(CommandError::UnknownNode { got: cut(node) });
         }
+        self.forget(turn, mac);
+        Ok(CommandReply::Done)
+    }
+
+    /// Takes a node out of the inventory, with its address and its boots.
+    pub(crate) fn forget(&mut self, turn: &mut Turn, mac: Mac) {
+        self.tell(turn, Some(mac), EventKind::NodeForgotten);
+        self.nodes.remove(&mac);
         let mut keys = vec![format!("node/{mac}")];
         if let Some(address) = self.leases.address_of(mac) {
             self.leases.remove(address);
@@ -192,8 +219,6 @@ impl Engine {
         keys.into_iter()
             .for_each(|key| turn.persist(Record::Removed { key }));
         self.firmware.remove(&mac);
-        self.tell(turn, Some(mac), EventKind::NodeForgotten);
-        Ok(CommandReply::Done)
     }
 
     fn plan_command(&mut self, turn: &mut Turn, node: &str) -> Result<CommandReply, CommandError> {
@@ -224,7 +249,7 @@ impl Engine {
     }
 }
 
-fn check_kernel_args(args: &str) -> Result<(), CommandError> {
+pub(crate) fn check_kernel_args(args: &str) -> Result<(), CommandError> {
     let bad = || CommandError::BadKernelArgs {
         max: MAX_KERNEL_ARGS_BYTES,
         got: cut(args),

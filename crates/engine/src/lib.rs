@@ -4,6 +4,7 @@
 //! The engine is a state machine without clock, sockets, files or randomness of its own:
 //! [`Engine::handle`] takes the time and one [`Input`] and answers with [`Output`]s.
 
+mod apply;
 mod boots;
 mod command;
 mod commands;
@@ -39,6 +40,7 @@ use crate::leases::Leases;
 use crate::limit::TokenBucket;
 use crate::ready::Readiness;
 
+pub use apply::{Change, NodeEntry};
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
 pub use config::{Config, Interface, InterfaceId};
 pub use event::{Event, EventKind, Service, Severity};

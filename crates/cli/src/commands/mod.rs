@@ -1,5 +1,6 @@
 //! One module per command: each asks the layer below and renders what comes back.
 
+pub mod apply;
 pub mod console;
 mod diff;
 mod edit;

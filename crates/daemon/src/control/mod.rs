@@ -14,6 +14,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError, Events};
+pub use engine::{Change, NodeEntry};
 
 /// Version of the protocol; it rises when an old client would misread a new server.
 pub const VERSION: u32 = 1;
@@ -75,6 +76,17 @@ pub enum Request {
         /// Stay and send new events as they happen.
         follow: bool,
     },
+    /// Make the inventory what these entries say, or nothing: answered by [`Response::Applied`].
+    Apply {
+        /// The nodes.
+        nodes: Vec<NodeEntry>,
+        /// Whether nodes that no entry names are forgotten.
+        prune: bool,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// The inventory as entries: answered by [`Response::Entries`].
+    Entries,
     /// Look at the image store now: answered by [`Response::Done`] once plans go by what it has.
     Refresh,
     /// Which image versions are in use: answered by [`Response::VersionsInUse`].
@@ -119,6 +131,16 @@ pub enum Response {
     },
     /// To [`Request::Plan`].
     Plan(PlanView),
+    /// To [`Request::Apply`].
+    Applied {
+        /// One for each node that changes.
+        changes: Vec<Change>,
+    },
+    /// To [`Request::Entries`].
+    Entries {
+        /// In order of names.
+        nodes: Vec<NodeEntry>,
+    },
     /// To [`Request::Events`].
     Event(EventRecord),
     /// To [`Request::VersionsInUse`].

@@ -169,6 +169,16 @@ impl Server {
             },
             Request::ForgetNode { node } => self.command(Command::NodeForget { node }),
             Request::Plan { node } => self.command(Command::Plan { node }),
+            Request::Apply {
+                nodes,
+                prune,
+                dry_run,
+            } => self.command(Command::Apply {
+                nodes,
+                prune,
+                dry_run,
+            }),
+            Request::Entries => self.command(Command::Entries),
             Request::Refresh => self.refreshed(),
             Request::VersionsInUse => self.versions_in_use(),
             Request::Shutdown => {
@@ -194,6 +204,8 @@ impl Server {
             Ok(Ok(CommandReply::Plan(plan))) => {
                 Response::Plan(views::plan(*plan, self.status.http_port))
             }
+            Ok(Ok(CommandReply::Applied { changes })) => Response::Applied { changes },
+            Ok(Ok(CommandReply::Entries(nodes))) => Response::Entries { nodes },
             Ok(Err(error)) => refusal(error.to_string(), error.hint()),
             Err(_) => refusal(
                 "the change could not be written to disk yet".into(),

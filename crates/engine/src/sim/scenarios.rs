@@ -7,6 +7,7 @@ use wire::identity::Request as IdentityRequest;
 use wire::stage::Stage;
 
 use super::*;
+use crate::apply::NodeEntry;
 use crate::command::{CommandError, NodeChange, Setting};
 use crate::config::Interface;
 use crate::record::Failure;
@@ -521,6 +522,120 @@ fn node_settings_are_checked_before_anything_changes() {
     assert!(set(&mut world, "node1", args("quiet a=\"b c\"")).is_ok());
     assert!(set(&mut world, "02:00:00:00:00:07", name("ready")).is_ok());
     assert_ne!(world.records, before);
+}
+
+fn entry(index: usize, name: &str, address: Option<[u8; 4]>) -> NodeEntry {
+    NodeEntry {
+        name: name.into(),
+        mac: mac(index),
+        address: address.map(Ipv4Addr::from),
+        image: None,
+        kernel_args: String::new(),
+    }
+}
+
+/// Applies entries; the names before and after of the nodes that change.
+fn apply(
+    world: &mut World,
+    nodes: Vec<NodeEntry>,
+    prune: bool,
+    dry_run: bool,
+) -> Result<Vec<(Option<String>, Option<String>)>, CommandError> {
+    let command = Command::Apply {
+        nodes,
+        prune,
+        dry_run,
+    };
+    let CommandReply::Applied { changes } = world.command(command)? else {
+        panic!("another reply");
+    };
+    let name = |entry: Option<NodeEntry>| entry.map(|it| it.name);
+    Ok(changes
+        .into_iter()
+        .map(|it| (name(it.before), name(it.after)))
+        .collect())
+}
+
+#[test]
+fn entries_are_applied_all_or_none() {
+    let mut world = world(2, GOOD);
+    let some = |name: &str| Some(name.to_owned());
+    let first = vec![
+        entry(0, "a", Some([10, 77, 0, 10])),
+        entry(1, "b", Some([10, 77, 0, 11])),
+    ];
+    assert_eq!(
+        apply(&mut world, first.clone(), false, false),
+        Ok(vec![(None, some("a")), (None, some("b"))])
+    );
+    assert_eq!(apply(&mut world, first, true, false), Ok(Vec::new()));
+    // Names and addresses change hands in one go, as they could not one by one.
+    let swapped = vec![
+        entry(0, "b", Some([10, 77, 0, 11])),
+        entry(1, "a", Some([10, 77, 0, 10])),
+    ];
+    let before = world.records.clone();
+    let changes = Ok(vec![(some("a"), some("b")), (some("b"), some("a"))]);
+    assert_eq!(apply(&mut world, swapped.clone(), false, true), changes);
+    assert_eq!(world.records, before, "a dry run changes nothing");
+    assert_eq!(apply(&mut world, swapped.clone(), false, false), changes);
+    assert_eq!(
+        world.command(Command::Entries),
+        Ok(CommandReply::Entries(vec![
+            swapped[1].clone(),
+            swapped[0].clone()
+        ]))
+    );
+    // Only whoever says so loses what is not named.
+    let one = vec![entry(2, "c", None)];
+    assert_eq!(
+        apply(&mut world, one.clone(), false, true),
+        Ok(vec![(None, some("c"))])
+    );
+    world.restart();
+    assert_eq!(
+        apply(&mut world, one, true, false),
+        Ok(vec![
+            (some("b"), None),
+            (some("a"), None),
+            (None, some("c"))
+        ])
+    );
+    assert_eq!(world.engine.nodes().len(), 1);
+}
+
+#[test]
+fn every_problem_of_an_entry_is_named_and_nothing_changes() {
+    let mut world = world(3, GOOD);
+    assert!(apply(&mut world, vec![entry(0, "a", None)], false, false).is_ok());
+    let before = world.records.clone();
+    let bad = vec![
+        entry(1, "A", None),
+        entry(2, "no name", None),
+        entry(3, "outside", Some([10, 78, 0, 5])),
+        entry(4, "twin", Some([10, 77, 0, 20])),
+        entry(8, "twin2", Some([10, 77, 0, 20])),
+        entry(5, "first", None),
+        entry(5, "same", None),
+        NodeEntry {
+            image: Some("fedora".into()),
+            ..entry(6, "image", None)
+        },
+        NodeEntry {
+            kernel_args: "a\nb".into(),
+            ..entry(7, "args", None)
+        },
+    ];
+    let Err(CommandError::Invalid { problems }) = apply(&mut world, bad, false, false) else {
+        panic!("accepted");
+    };
+    let of: BTreeSet<&str> = problems.iter().map(|(node, _)| node.as_str()).collect();
+    let expected = ["A", "no name", "outside", "twin2", "same", "image", "args"];
+    assert!(
+        expected.iter().all(|name| of.contains(name)),
+        "{problems:?}"
+    );
+    assert_eq!(world.records, before);
 }
 
 #[test]
