@@ -534,13 +534,16 @@ fn entry(index: usize, name: &str, address: Option<[u8; 4]>) -> NodeEntry {
     }
 }
 
+/// A node's name before and after.
+type Renamed = (Option<String>, Option<String>);
+
 /// Applies entries; the names before and after of the nodes that change.
 fn apply(
     world: &mut World,
     nodes: Vec<NodeEntry>,
     prune: bool,
     dry_run: bool,
-) -> Result<Vec<(Option<String>, Option<String>)>, CommandError> {
+) -> Result<Vec<Renamed>, CommandError> {
     let command = Command::Apply {
         nodes,
         prune,
