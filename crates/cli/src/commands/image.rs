@@ -10,6 +10,7 @@ use image::boot::{self, BootFiles};
 use image::check::{self, Finding, Severity};
 use image::debian::{self, Suite};
 use image::files::Files as _;
+use image::import::container;
 use image::store::split_reference;
 use image::{Digest, Error, Publish, SkipReason, Skipped, Staged, Store, StoredTree, Tag, Version};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -72,8 +73,9 @@ fn carry_out(dirs: &DirArgs, command: ImageCommand) -> Outcome {
         ImageCommand::Export {
             image,
             target,
+            format,
             output,
-        } => export::run(&open_store(dirs)?, &image, &target, output),
+        } => export::run(&open_store(dirs)?, &image, &target, format, output),
         ImageCommand::Log { image, output } => upkeep::log(&open_store(dirs)?, &image, output),
         ImageCommand::Rollback { image, output } => {
             upkeep::rollback(&open_store(dirs)?, &image, output)
@@ -282,13 +284,17 @@ fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outco
     let mut follow = |step: image::Progress| meter.show(&Step::Importing(step));
     let staged = if source == Path::new("-") {
         store.stage_tar(io::stdin().lock(), &mut follow)?
-    } else if is_dir(source)? {
-        store.stage_dir(source, &mut follow)?
-    } else {
+    } else if !is_dir(source)? {
         let file = File::open(source).map_err(|error| path_failure("opening", source, &error))?;
         store
-            .stage_tar(file, &mut follow)
+            .stage_file(file, &mut follow)
             .map_err(|error| archive_failure(source, error))?
+    } else if container::is_layout(source) {
+        store
+            .stage_layout(source, &mut follow)
+            .map_err(|error| archive_failure(source, error))?
+    } else {
+        store.stage_dir(source, &mut follow)?
     };
     meter.storing();
     let imported = publish(store, staged, target);
@@ -296,8 +302,8 @@ fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outco
     say_imported(store, &imported?, output)
 }
 
-const SOURCES: &str =
-    "give a directory with a root file system, or a tar archive of one (plain, gzip, zstd or xz)";
+const SOURCES: &str = "give a directory with a root file system, a tar archive of one (plain, gzip, zstd or xz),\n\
+                       or a container image: an OCI image layout, or what docker save writes";
 
 fn is_dir(source: &Path) -> Outcome<bool> {
     let meta = fs::metadata(source)
@@ -743,6 +749,9 @@ pub(super) fn path_failure(doing: &str, path: &Path, error: &io::Error) -> Failu
     }
 }
 
+const ONE_IMAGE: &str = "import the one that you mean from a place of its own: docker save NAME:TAG,\n\
+                         or skopeo copy oci:DIR:NAME oci:OTHER (with --override-arch for a platform)";
+
 const FREE_SPACE: &str = "free some disk space, or choose another --state-dir";
 
 impl From<Error> for Failure {
@@ -756,6 +765,10 @@ impl From<Error> for Failure {
             Error::NoSuchTag { .. } | Error::NoSuchVersion { .. } => {
                 failure.hint("see what there is: slate image list")
             }
+            Error::WrongBlob { .. } => {
+                failure.hint("copy or save the container image again, and import that")
+            }
+            Error::NoSuchPlatform { .. } => failure.hint(ONE_IMAGE),
             Error::BadTarget { .. } => failure
                 .hint("name NAME.tar, NAME.tar.gz, NAME.tar.zst, - or a new directory")
                 .code(Code::Usage),
