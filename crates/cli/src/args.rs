@@ -218,9 +218,9 @@ pub enum TryCommand {
 pub enum ImageCommand {
     /// Turn a directory, a tar archive or a container image into an image
     ///
-    /// A container image is an OCI image layout (a directory, or a tar archive of one) or what `docker
-    /// save` writes. It is recognised by what is in it; its layers are flattened, and of several
-    /// platforms linux/amd64 is taken.
+    /// A container image is an OCI image layout (a directory, or a tar archive of one), what `docker
+    /// save` writes, or in a registry. Files are recognised by what is in them; layers are flattened,
+    /// and of several platforms linux/amd64 is taken.
     ///
     /// A new NAME becomes what nodes boot. A NAME that exists keeps its tag: the import is NAME:next,
     /// until `slate image tag NAME:next NAME`. NAME:TAG moves that tag.
@@ -228,8 +228,9 @@ pub enum ImageCommand {
         /// What to call it
         #[arg(value_name = "NAME[:TAG]")]
         name: String,
-        /// A directory or a tar archive (plain, gzip, zstd or xz; - reads one from standard input)
-        #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+        /// A directory, a tar archive (plain, gzip, zstd or xz; - reads one from standard input), or
+        /// docker://REGISTRY/REPOSITORY:TAG
+        #[arg(value_name = "DIR|TAR|URL", value_hint = ValueHint::AnyPath)]
         source: PathBuf,
         #[command(flatten)]
         output: OutputArgs,

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::{diff, edit, export, upkeep};
 use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
 use crate::failure::{AS_ROOT, Code, Failure, Outcome};
+use crate::registry::{self, Remote};
 use crate::render;
 
 /// Runs one `slate image` command.
@@ -281,18 +282,27 @@ fn refused(findings: &[Finding]) -> Failure {
 fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outcome {
     let target = target(name)?;
     let mut meter = Meter::new();
+    let reference = registry::reference(source);
+    if reference.is_some() {
+        meter.fetching();
+    }
     let mut follow = |step: image::Progress| meter.show(&Step::Importing(step));
     let staged = if source == Path::new("-") {
         store.stage_tar(io::stdin().lock(), &mut follow)?
+    } else if let Some(reference) = reference {
+        let remote = Remote::find(reference)?;
+        store
+            .stage_fetched(&remote.manifest()?, &remote, &mut follow)
+            .map_err(|error| source_failure(source, error, &remote.hint()))?
     } else if !is_dir(source)? {
         let file = File::open(source).map_err(|error| path_failure("opening", source, &error))?;
         store
             .stage_file(file, &mut follow)
-            .map_err(|error| archive_failure(source, error))?
+            .map_err(|error| source_failure(source, error, SOURCES))?
     } else if container::is_layout(source) {
         store
             .stage_layout(source, &mut follow)
-            .map_err(|error| archive_failure(source, error))?
+            .map_err(|error| source_failure(source, error, SOURCES))?
     } else {
         store.stage_dir(source, &mut follow)?
     };
@@ -303,7 +313,7 @@ fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outco
 }
 
 const SOURCES: &str = "give a directory with a root file system, a tar archive of one (plain, gzip, zstd or xz),\n\
-                       or a container image: an OCI image layout, or what docker save writes";
+                       or a container image: an OCI image layout, what docker save writes, or docker://…";
 
 fn is_dir(source: &Path) -> Outcome<bool> {
     let meta = fs::metadata(source)
@@ -311,13 +321,13 @@ fn is_dir(source: &Path) -> Outcome<bool> {
     Ok(meta.is_dir())
 }
 
-/// An archive that was read to a bad end, unless the store is what failed.
-fn archive_failure(source: &Path, error: Error) -> Failure {
+/// A source that was read to a bad end, unless the store is what failed.
+fn source_failure(source: &Path, error: Error, hint: &str) -> Failure {
     let failure = Failure::from(error);
     if failure.hint.is_some() {
         return failure;
     }
-    let mut about = Failure::new(format!("importing {}", source.display())).hint(SOURCES);
+    let mut about = Failure::new(format!("importing {}", source.display())).hint(hint);
     about.causes = std::iter::once(failure.what)
         .chain(failure.causes)
         .collect();
@@ -411,6 +421,11 @@ impl Meter {
             Step::CheckingOut(progress) => self.count("checking out", progress),
             Step::Verifying(progress) => self.count("verifying", progress),
         }
+    }
+
+    /// Content comes from another machine.
+    fn fetching(&mut self) {
+        self.say("fetching", || "fetching".to_owned());
     }
 
     /// The version is complete and goes to the disk.

@@ -119,17 +119,13 @@ impl Layout {
                 layers: vec![doc::Descriptor::new(doc::LAYER, layer.clone(), size)],
             },
         )?;
-        let index = doc::Index {
-            schema_version: 2,
-            media_type: doc::INDEX.into(),
-            manifests: vec![manifest.of_platform(platform).called(NAME)],
-        };
+        let index = doc::Index::of(manifest.of_platform(platform).called(NAME));
         let version = doc::Layout {
             image_layout_version: doc::LAYOUT_VERSION.into(),
         };
         // First in an archive: what tells that it is an image.
-        documents.insert(0, ("oci-layout".into(), json(&version)?));
-        documents.insert(1, ("index.json".into(), json(&index)?));
+        documents.insert(0, ("oci-layout".into(), doc::json(&version)?));
+        documents.insert(1, ("index.json".into(), doc::json(&index)?));
         Ok(Layout {
             documents,
             layer,
@@ -157,7 +153,7 @@ fn blob(
     media_type: &str,
     document: &impl serde::Serialize,
 ) -> Result<doc::Descriptor> {
-    let text = json(document)?;
+    let text = doc::json(document)?;
     let mut hashed = Hashed::sha256(io::sink());
     hashed
         .write_all(&text)
@@ -165,11 +161,6 @@ fn blob(
     let (digest, size) = hashed.finish();
     documents.push((digest.path(), text));
     Ok(doc::Descriptor::new(media_type, digest, size))
-}
-
-fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(document)
-        .map_err(|error| Error::io("writing", "a document of the image".as_ref())(error.into()))
 }
 
 /// In a layer, a name that begins so takes another away.

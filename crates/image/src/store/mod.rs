@@ -226,6 +226,20 @@ impl Store {
         self.stage_from(progress, |intake| container::read(&place, intake))
     }
 
+    /// Fetches a container image, beginning with this manifest or index, and reads it into the store.
+    pub fn stage_fetched(
+        &self,
+        manifest: &[u8],
+        origin: &dyn container::Origin,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Staged> {
+        self.stage_from(progress, |intake| {
+            let top = intake.session.place_for("fetched");
+            let place = container::Place::fetched(top, manifest, origin)?;
+            container::read(&place, intake)
+        })
+    }
+
     fn stage_from(
         &self,
         progress: &mut dyn FnMut(Progress),

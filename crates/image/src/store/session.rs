@@ -130,6 +130,11 @@ impl Session {
         })
     }
 
+    /// A directory of its own for something else that the import needs until it is done.
+    pub fn place_for(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
     /// Keeps a stream in a file without a name, as long as that is open.
     pub fn spool(&self, mut source: impl Read) -> Result<File> {
         let mut file = tempfile::tempfile_in(&self.directory)

@@ -9,6 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::digest::BlobDigest;
+use crate::error::{Error, Result};
 
 /// The largest document, in bytes: what registries take for a manifest.
 pub const DOCUMENT_MAX: u64 = 4 << 20;
@@ -135,6 +136,17 @@ pub struct Saved {
     pub layers: Vec<String>,
 }
 
+impl Index {
+    /// One that lists one thing.
+    pub fn of(manifest: Descriptor) -> Index {
+        Index {
+            schema_version: 2,
+            media_type: INDEX.into(),
+            manifests: vec![manifest],
+        }
+    }
+}
+
 impl Descriptor {
     /// What refers to a blob.
     pub fn new(media_type: &str, digest: BlobDigest, size: u64) -> Descriptor {
@@ -208,6 +220,24 @@ impl Platform {
     /// Whether every processor of its kind will do.
     pub fn is_plain(&self) -> bool {
         matches!(self.variant.as_str(), "" | "v1")
+    }
+}
+
+/// A document's text.
+pub fn json(document: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(document)
+        .map_err(|error| Error::io("writing", "a document of the image".as_ref())(error.into()))
+}
+
+/// The kind of a manifest or an index. Both may leave it out, but only an index lists manifests.
+pub fn kind_of(text: &[u8]) -> &'static str {
+    #[derive(Deserialize)]
+    struct Either {
+        manifests: Option<serde::de::IgnoredAny>,
+    }
+    match serde_json::from_slice(text) {
+        Ok(Either { manifests: Some(_) }) => INDEX,
+        _ => MANIFEST,
     }
 }
 

@@ -56,7 +56,7 @@ enum Mark {
 
 impl Layer {
     /// Reads a layer to its end and checks its digests.
-    pub fn read(place: &Place, source: &LayerSource, intake: &mut Intake<'_>) -> Result<Layer> {
+    pub fn read(place: &Place<'_>, source: &LayerSource, intake: &mut Intake<'_>) -> Result<Layer> {
         let LayerSource { path, diff_id, .. } = source;
         let Some(descriptor) = &source.blob else {
             return Layer::unpack(place.required(path)?, path, diff_id, intake);

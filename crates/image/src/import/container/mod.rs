@@ -19,6 +19,7 @@ pub(crate) use self::digest::{BlobDigest, Hashed};
 use self::documents as doc;
 use self::documents::{Config, Descriptor, ImageManifest, Index, Layout, Platform, Saved};
 use self::layer::{Layer, LayerSource};
+pub use self::place::{Origin, Part};
 pub(crate) use self::place::{Packed, Place, Window, check_digest};
 use super::tar::Intake;
 use crate::error::{Error, Result};
@@ -56,7 +57,7 @@ pub(crate) fn may_begin_with(path: &[u8]) -> bool {
 }
 
 /// Reads the image in a place, flattened.
-pub(crate) fn read(place: &Place, intake: &mut Intake<'_>) -> Result<Manifest> {
+pub(crate) fn read(place: &Place<'_>, intake: &mut Intake<'_>) -> Result<Manifest> {
     let layers = if place.has("oci-layout")? && place.has("index.json")? {
         layout_layers(place)?
     } else {
@@ -77,7 +78,7 @@ struct Candidate<T> {
     image: T,
 }
 
-fn layout_layers(place: &Place) -> Result<Vec<LayerSource>> {
+fn layout_layers(place: &Place<'_>) -> Result<Vec<LayerSource>> {
     let layout: Layout = place.document("oci-layout")?;
     if !layout.image_layout_version.starts_with("1.") {
         return Err(bad(
@@ -132,7 +133,7 @@ fn layout_layer(layer: &Descriptor, diff_id: BlobDigest) -> Result<LayerSource> 
 }
 
 /// The descriptors of all images of a layout, those in indexes too. What is no image is passed over.
-fn manifests(place: &Place) -> Result<Vec<Descriptor>> {
+fn manifests(place: &Place<'_>) -> Result<Vec<Descriptor>> {
     let index: Index = place.document("index.json")?;
     let mut ahead: Vec<(Descriptor, usize)> =
         index.manifests.into_iter().map(|it| (it, 1)).collect();
@@ -174,7 +175,7 @@ fn manifests(place: &Place) -> Result<Vec<Descriptor>> {
     Ok(found)
 }
 
-fn platform_of(place: &Place, descriptor: &Descriptor) -> Result<Platform> {
+fn platform_of(place: &Place<'_>, descriptor: &Descriptor) -> Result<Platform> {
     let manifest: ImageManifest = place.described(descriptor)?;
     if !manifest.config.is_config() {
         // An artifact of another kind: nothing that could be chosen.
@@ -187,7 +188,7 @@ fn platform_of(place: &Place, descriptor: &Descriptor) -> Result<Platform> {
     Ok(config_of(place, &manifest)?.platform)
 }
 
-fn config_of(place: &Place, manifest: &ImageManifest) -> Result<Config> {
+fn config_of(place: &Place<'_>, manifest: &ImageManifest) -> Result<Config> {
     if !manifest.config.is_config() {
         return Err(bad(
             manifest.config.digest.path().as_bytes(),
@@ -201,7 +202,7 @@ fn config_of(place: &Place, manifest: &ImageManifest) -> Result<Config> {
     place.described(&manifest.config)
 }
 
-fn saved_layers(place: &Place) -> Result<Vec<LayerSource>> {
+fn saved_layers(place: &Place<'_>) -> Result<Vec<LayerSource>> {
     const LIST: &str = "manifest.json";
     let list: Vec<Saved> = place.document(LIST)?;
     if list.len() > DESCRIPTORS_MAX {

@@ -1,18 +1,19 @@
-//! Where the files of a container image lie: in a directory, or in a tar archive that stays packed.
+//! Where the files of a container image lie: in a directory, in a tar archive that stays packed, or
+//! elsewhere, from where they are fetched.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
 
 use super::digest::{BlobDigest, Hashed};
-use super::documents::{DOCUMENT_MAX, Descriptor};
+use super::documents::{self as doc, DOCUMENT_MAX, Descriptor};
 use crate::error::{Error, Result};
 use crate::import::archive::Archive;
 use crate::manifest::{bad, components};
@@ -24,14 +25,54 @@ const FILES_MAX: usize = 1 << 16;
 const LINKS_MAX: usize = 8;
 
 /// Where the files of an image lie.
-pub enum Place {
+pub enum Place<'a> {
     /// In a directory of this machine.
     Directory(PathBuf),
     /// In an archive.
     Archive(Packed),
+    /// Elsewhere; what was fetched is in this directory.
+    Fetched(PathBuf, &'a dyn Origin),
 }
 
-impl Place {
+/// A part of a container image: a blob, a manifest or an index.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// Its digest, as text.
+    pub digest: &'a str,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Whether it is a manifest or an index, which registries keep apart from blobs.
+    pub is_manifest: bool,
+}
+
+/// Where the parts of an image are fetched from, when they are needed.
+pub trait Origin {
+    /// Writes a part to `out`, which takes no more than the part's size. Its digest is checked later.
+    fn fetch(&self, part: Part<'_>, out: &mut dyn Write) -> io::Result<()>;
+}
+
+impl<'a> Place<'a> {
+    /// An image that is fetched into a directory, beginning with this manifest or index.
+    pub fn fetched(top: PathBuf, manifest: &[u8], origin: &'a dyn Origin) -> Result<Place<'a>> {
+        let mut hashed = Hashed::sha256(io::sink());
+        let failed = |error| Error::io("writing", &top)(error);
+        hashed.write_all(manifest).map_err(failed)?;
+        let (digest, size) = hashed.finish();
+        let root = Descriptor::new(doc::kind_of(manifest), digest, size);
+        let layout = doc::Layout {
+            image_layout_version: doc::LAYOUT_VERSION.into(),
+        };
+        let put = |path: &str, text: &[u8]| {
+            let path = top.join(path);
+            std::fs::create_dir_all(path.parent().unwrap_or(&top))?;
+            std::fs::write(&path, text)
+        };
+        put(&root.digest.path(), manifest).map_err(failed)?;
+        put("oci-layout", &doc::json(&layout)?).map_err(failed)?;
+        put("index.json", &doc::json(&doc::Index::of(root))?).map_err(failed)?;
+        Ok(Place::Fetched(top, origin))
+    }
+
     /// The content of a regular file, by its path from the top; `None` where there is none.
     pub fn open(&self, path: &str) -> Result<Option<Window>> {
         let inside = normal(&[], path.as_bytes()).ok_or_else(|| {
@@ -42,7 +83,7 @@ impl Place {
         })?;
         match self {
             Place::Archive(packed) => packed.open(inside),
-            Place::Directory(top) => {
+            Place::Directory(top) | Place::Fetched(top, _) => {
                 let path = top.join(OsStr::from_bytes(&inside));
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 let file = match rustix::fs::open(&path, flags, Mode::empty()) {
@@ -90,6 +131,11 @@ impl Place {
     /// The blob that a descriptor is about, as long as it says; its digest is not checked yet.
     pub fn blob(&self, descriptor: &Descriptor) -> Result<Window> {
         let path = descriptor.digest.path();
+        if let Place::Fetched(top, origin) = self
+            && !self.has(&path)?
+        {
+            fetch(*origin, descriptor, &top.join(&path))?;
+        }
         let blob = self.required(&path)?;
         if blob.len() == descriptor.size {
             return Ok(blob);
@@ -105,6 +151,46 @@ impl Place {
     pub fn required(&self, path: &str) -> Result<Window> {
         let missing = || bad(path.as_bytes(), "the container image lacks this file");
         self.open(path)?.ok_or_else(missing)
+    }
+}
+
+fn fetch(origin: &dyn Origin, descriptor: &Descriptor, path: &Path) -> Result<()> {
+    let name = descriptor.digest.to_string();
+    let failed = |error| Error::io("fetching", name.as_ref())(error);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let part = Part {
+        digest: &name,
+        size: descriptor.size,
+        is_manifest: descriptor.is_index() || descriptor.is_manifest(),
+    };
+    let mut out = Bounded {
+        file: File::create(path).map_err(failed)?,
+        left: part.size,
+    };
+    origin.fetch(part, &mut out).map_err(failed)
+}
+
+/// Takes no more bytes than were promised.
+struct Bounded {
+    file: File,
+    left: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            let why = "more bytes than the image says that there are";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let written = self.file.write(bytes)?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
