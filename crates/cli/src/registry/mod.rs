@@ -123,7 +123,7 @@ impl Remote {
                 )
             }
             _ => format!(
-                "see whether {registry} can be reached from here; all but this machine's own are asked by https"
+                "see whether {registry} can be reached from here, by https with a certificate that this machine trusts"
             ),
         };
         Failure::because(format!("fetching {SCHEME}{}", self.image), error).hint(hint)
