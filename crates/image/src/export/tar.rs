@@ -434,6 +434,7 @@ fn time_text(time: Mtime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::import::archive::Archive;
 
     #[test]
     fn times_before_1970() {
@@ -448,6 +449,17 @@ mod tests {
         assert_eq!(text(-3, 0), "-3");
         assert_eq!(text(5, 1), "5.000000001");
         assert_eq!(text(i64::MIN, 0), i64::MIN.to_string());
+    }
+
+    #[test]
+    fn files_of_any_length_have_headers() -> io::Result<()> {
+        for size in [0, 1, LONG_MAX, LONG_MAX + 1, 1 << 40] {
+            let mut head = Vec::new();
+            put_file_head(&mut head, b"blobs/x", size)?;
+            let entry = Archive::new(&head[..]).next_entry()?.expect("an entry");
+            assert_eq!((&entry.path[..], entry.size), (&b"blobs/x"[..], size));
+        }
+        Ok(())
     }
 
     #[test]

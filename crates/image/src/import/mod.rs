@@ -1,6 +1,6 @@
 //! Sources of images: a directory, a tar archive or a container image becomes a canonical tree.
 
-mod archive;
+pub(crate) mod archive;
 pub mod container;
 pub(crate) mod dir;
 pub(crate) mod tar;

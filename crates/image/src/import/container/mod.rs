@@ -38,8 +38,9 @@ pub fn is_layout(directory: &Path) -> bool {
     is_file("oci-layout") && is_file("index.json")
 }
 
-/// Whether the archive of a container image may have this as its first entry. Layouts have `blobs`,
-/// `docker save` has names of 64 hexadecimal digits.
+/// Whether the archive of a container image may have this as its first entry. Layouts have `blobs`;
+/// `docker save`, and those who write the same (skopeo, crane, Bazel), have names of 64 hexadecimal
+/// digits.
 pub(crate) fn may_begin_with(path: &[u8]) -> bool {
     let Some(first) = components(path).next() else {
         return false;
@@ -51,7 +52,8 @@ pub(crate) fn may_begin_with(path: &[u8]) -> bool {
         "repositories",
         "blobs",
     ];
-    let stem = first.split(|byte| *byte == b'.').next().unwrap_or(first);
+    let stem = first.strip_prefix(b"sha256:").unwrap_or(first);
+    let stem = stem.split(|byte| *byte == b'.').next().unwrap_or(stem);
     named.iter().any(|name| first == name.as_bytes())
         || (stem.len() == 64 && stem.iter().all(u8::is_ascii_hexdigit))
 }
@@ -230,10 +232,12 @@ fn saved_layers(place: &Place<'_>) -> Result<Vec<LayerSource>> {
     Ok(sources.collect())
 }
 
-/// The digest that the path of a configuration has in it: `HEX.json` or `blobs/sha256/HEX`.
+/// The digest that the path of a configuration has in it: `HEX.json`, `sha256:HEX` or
+/// `blobs/sha256/HEX`.
 fn named_by(path: &str) -> Option<BlobDigest> {
     let name = path.rsplit('/').next().unwrap_or(path);
-    BlobDigest::sha256(name.strip_suffix(".json").unwrap_or(name)).ok()
+    let name = name.strip_suffix(".json").unwrap_or(name);
+    BlobDigest::sha256(name.strip_prefix("sha256:").unwrap_or(name)).ok()
 }
 
 fn check_layers(path: &str, config: &Config, layers: usize) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Container images become the tree that their layers make, or are refused with the reason.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -561,6 +562,75 @@ fn of_several_platforms_the_nodes_is_taken() -> Result<()> {
     Ok(())
 }
 
+/// A registry of these files, which notes what it is asked for.
+struct Shelf {
+    files: Files,
+    asked: RefCell<Vec<String>>,
+    /// What is done to the bytes of a part before they are sent.
+    spoil: fn(&mut Vec<u8>),
+}
+
+impl Origin for Shelf {
+    fn fetch(&self, part: Part<'_>, out: &mut dyn Write) -> std::io::Result<()> {
+        let path = format!("blobs/{}", part.digest.replace(':', "/"));
+        let mut bytes = self.files.0[&path].clone();
+        assert_eq!(part.size, bytes.len() as u64);
+        assert_eq!(
+            part.is_manifest,
+            bytes.starts_with(b"{\"config\":{\"digest")
+        );
+        self.asked.borrow_mut().push(path);
+        (self.spoil)(&mut bytes);
+        out.write_all(&bytes)
+    }
+}
+
+#[test]
+fn only_what_is_needed_is_fetched_and_no_more_than_was_promised() -> Result<()> {
+    let (_dir, store) = new_store();
+    let mut files = Files::default();
+    let content = layer(&["a=1"]);
+    let of = |mut descriptor: Value, architecture: &str| {
+        descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+        descriptor
+    };
+    let arm = files.image("linux/arm64", &[layer(&["arm="])], &plainly);
+    let amd = files.image("linux/amd64", std::slice::from_ref(&content), &plainly);
+    let index = json!({ "manifests": [of(arm, "arm64"), of(amd.clone(), "amd64")] }).to_string();
+    let manifest_digest: BlobDigest = amd["digest"]
+        .as_str()
+        .expect("text")
+        .parse()
+        .expect("a digest");
+    let manifest = files.0[&manifest_digest.path()].clone();
+    let mut shelf = Shelf {
+        files,
+        asked: RefCell::default(),
+        spoil: |_| (),
+    };
+    let fetch = |root: &[u8], shelf: &Shelf| store.stage_fetched(root, shelf, &mut |_| ());
+    for (root, parts) in [(index.as_bytes(), 3), (&manifest[..], 2)] {
+        shelf.asked.borrow_mut().clear();
+        let staged = fetch(root, &shelf)?;
+        assert_eq!(paths(staged.tree()), ["a=1"]);
+        let asked = shelf.asked.borrow();
+        assert_eq!(asked.len(), parts, "{asked:?}");
+        assert_eq!(asked.last(), Some(&digest(&content).path()));
+    }
+    let endless: fn(&mut Vec<u8>) = |bytes| bytes.resize(bytes.len() + (1 << 20), b' ');
+    let short: fn(&mut Vec<u8>) = |bytes| _ = bytes.pop();
+    let changed: fn(&mut Vec<u8>) = |bytes| bytes[9] ^= 1;
+    for (spoil, why) in [
+        (endless, "more bytes than the image says"),
+        (short, "bytes, got "),
+        (changed, "is damaged or was changed: expected sha256:"),
+    ] {
+        shelf.spoil = spoil;
+        says(&fetch(&manifest, &shelf).err().expect("a refusal"), &[why]);
+    }
+    Ok(())
+}
+
 #[test]
 fn hostile_layouts_are_refused() {
     let (_dir, store) = new_store();
@@ -665,6 +735,23 @@ fn hostile_saved_archives_are_refused() {
     };
     assert!(import(&store, &files("config.json", &["layer.tar"])).is_ok());
     let wrong = format!("{}.json", "0".repeat(64));
+    // Each kind of name that has the digest in it is held to it.
+    let named = digest(config.to_string().as_bytes()).to_string();
+    for (name, other) in [
+        (named.clone(), format!("sha256:{}", "0".repeat(64))),
+        (named.replace("sha256:", ""), "0".repeat(64)),
+        (
+            named.replace(':', "/"),
+            format!("sha256/{}", "0".repeat(64)),
+        ),
+    ] {
+        let mut good = files(&name, &["layer.tar"]);
+        good.put_json(&name, &config);
+        assert!(import(&store, &good).is_ok(), "{name}");
+        let mut bad = files(&other, &["layer.tar"]);
+        bad.put_json(&other, &config);
+        refused(&store, &bad, &["is damaged or was changed", &named]);
+    }
     for (config, layers, why) in [
         (
             "../../etc/passwd",
@@ -711,6 +798,29 @@ fn hostile_saved_archives_are_refused() {
         let archive = archive.into_inner().expect("an archive");
         let staged = store.stage_tar(&archive[..], &mut |_| ());
         says(&staged.err().expect("a refusal"), &["layer.tar: "]);
+    }
+}
+
+#[test]
+fn archives_are_known_by_their_first_entry() {
+    let hex = "0123456789abcdef".repeat(4);
+    for first in [
+        "oci-layout",
+        "./index.json",
+        "manifest.json",
+        "repositories",
+        "blobs/",
+        &format!("{hex}/"),
+        &format!("{hex}/layer.tar"),
+        &format!("{hex}.json"),
+        &format!("{hex}.tar"),
+        &format!("{hex}.tar.gz"),
+        &format!("sha256:{hex}"),
+    ] {
+        assert!(may_begin_with(first.as_bytes()), "{first}");
+    }
+    for first in ["./", "bin", "etc/index.json", ".dockerenv", &hex[1..]] {
+        assert!(!may_begin_with(first.as_bytes()), "{first}");
     }
 }
 
