@@ -219,8 +219,8 @@ pub enum ImageCommand {
     /// Turn a directory, a tar archive or a container image into an image
     ///
     /// A container image is an OCI image layout (a directory, or a tar archive of one), what `docker
-    /// save` writes, or in a registry. Files are recognised by what is in them; layers are flattened,
-    /// and of several platforms linux/amd64 is taken.
+    /// save` writes, or one in a registry. Files are recognised by what is in them; layers are
+    /// flattened, and of several platforms linux/amd64 is taken.
     ///
     /// A new NAME becomes what nodes boot. A NAME that exists keeps its tag: the import is NAME:next,
     /// until `slate image tag NAME:next NAME`. NAME:TAG moves that tag.

@@ -130,8 +130,9 @@ impl<'a> Intake<'a> {
         Ok((entry.path, Item::Node(Node { meta, content })))
     }
 
-    /// An archive that is small and compressed can have more entries than any memory holds.
-    fn hold(&mut self, entry: &Entry) -> Result<()> {
+    /// Counts an entry that is kept in memory: an archive that is small and compressed can have more
+    /// of them than any memory holds.
+    pub fn hold(&mut self, entry: &Entry) -> Result<()> {
         let attributes = entry
             .xattrs
             .iter()

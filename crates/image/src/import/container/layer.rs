@@ -102,7 +102,11 @@ impl Layer {
         let mut archive = Archive::new(plain);
         let failed = |error| Error::io("reading", name.as_ref())(error);
         while let Some(entry) = archive.next_entry().map_err(failed)? {
-            match mark_of(&entry.path)? {
+            let mark = mark_of(&entry.path)?;
+            if !matches!(mark, Mark::Adds) {
+                intake.hold(&entry)?;
+            }
+            match mark {
                 Mark::Adds => self.items.push(intake.take(&mut archive, entry)?),
                 Mark::Hides(path) => self.hidden.push(path),
                 Mark::Opaque(path) => self.opaque.push(path),

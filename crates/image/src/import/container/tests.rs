@@ -421,6 +421,14 @@ fn what_is_too_large_is_refused_before_it_fills_memory_or_disk() {
         &compressed(&layer(&many)),
         &["the most for one image"],
     );
+    let long = "d/".repeat(35);
+    let marks: Vec<String> = (0..120_000).map(|it| format!("{long}.wh.{it}=")).collect();
+    let marks: Vec<&str> = marks.iter().map(String::as_str).collect();
+    refused(
+        &store,
+        &compressed(&layer(&marks)),
+        &["the most for one image"],
+    );
     let mut files = layout(&[layer(&["a=1"])]);
     let index = files.0["index.json"].clone();
     files.put("index.json", &[&index[..], &vec![b' '; 5 << 20]].concat());
