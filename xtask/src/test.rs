@@ -26,6 +26,13 @@ const NFTABLES: install::Extra = install::Extra {
     purpose: "be a firewall that drops what nodes send",
 };
 
+/// Where a test's container images come from.
+const REGISTRY: install::Extra = install::Extra {
+    path: "/usr/bin/docker-registry",
+    package: "docker-registry",
+    purpose: "be a registry of container images",
+};
+
 /// The tests that boot machines, as package and test target.
 const END_TO_END: [(&str, &str); 3] = [("lab", "machines"), ("cli", "errors"), ("cli", "e2e")];
 /// Tests of the long matrix begin with this.
@@ -75,7 +82,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Libnfs,
     ];
     let built = install::ensure_build();
-    install::ensure(&tools, &[NFTABLES])?;
+    install::ensure(&tools, &[NFTABLES, REGISTRY])?;
     built
 }
 

@@ -229,7 +229,11 @@ pub enum TryCommand {
 /// `slate image …`.
 #[derive(Subcommand, Debug)]
 pub enum ImageCommand {
-    /// Turn a directory or a tar archive into an image
+    /// Turn a directory, a tar archive or a container image into an image
+    ///
+    /// A container image is an OCI image layout (a directory, or a tar archive of one), what `docker
+    /// save` writes, or one in a registry. Files are recognised by what is in them; layers are
+    /// flattened, and of several platforms linux/amd64 is taken.
     ///
     /// A new NAME becomes what nodes boot. A NAME that exists keeps its tag: the import is NAME:next,
     /// until `slate image tag NAME:next NAME`. NAME:TAG moves that tag.
@@ -237,8 +241,9 @@ pub enum ImageCommand {
         /// What to call it
         #[arg(value_name = "NAME[:TAG]")]
         name: String,
-        /// A directory, or a tar archive (plain, gzip, zstd or xz; - reads one from standard input)
-        #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+        /// A directory, a tar archive (plain, gzip, zstd or xz; - reads one from standard input), or
+        /// docker://REGISTRY/REPOSITORY:TAG
+        #[arg(value_name = "DIR|TAR|URL", value_hint = ValueHint::AnyPath)]
         source: PathBuf,
         #[command(flatten)]
         output: OutputArgs,
@@ -309,7 +314,7 @@ pub enum ImageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Write a version out: as a tar archive, or as a directory for another NFS server
+    /// Write a version out: as a tar archive, a directory for another NFS server, or a container image
     Export {
         /// The version
         #[arg(value_name = "NAME[:TAG]|DIGEST")]
@@ -317,6 +322,9 @@ pub enum ImageCommand {
         /// FILE.tar, FILE.tar.gz or FILE.tar.zst; - for standard output; else a new directory
         #[arg(value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
         target: PathBuf,
+        /// What the archive or the directory holds
+        #[arg(long, value_enum, default_value = "root")]
+        format: Format,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -422,6 +430,15 @@ pub struct ApplyArgs {
     pub prune: bool,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// What a version is exported as.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The root file system
+    Root,
+    /// A container image of one layer: an OCI image layout
+    Oci,
 }
 
 /// How a command that reads prints.

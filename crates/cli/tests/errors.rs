@@ -161,13 +161,66 @@ fn what_is_no_image_is_not_imported() {
 }
 
 #[test]
+fn a_container_image_that_is_damaged_or_one_of_many_says_so() {
+    let place = Place::new();
+    place.image();
+    let slate = |words: &[&str]| run(place.slate(words));
+    let digest = |tag: &str| {
+        let list = succeeds(slate(&["image", "list", "--json"]));
+        let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+        let tagged = |it: &&serde_json::Value| it["tags"].to_string().contains(tag);
+        let versions = list.as_array().expect("a list");
+        versions.iter().find(tagged).expect(tag)["digest"].clone()
+    };
+    succeeds(slate(&[
+        "image", "export", "tiny", "layout", "--format", "oci",
+    ]));
+    succeeds(slate(&["image", "import", "again", "layout"]));
+    assert_eq!(digest("again:latest"), digest("tiny:latest"));
+
+    let index = fs::read_to_string(place.path("layout/index.json")).expect("an index");
+    let mut two: serde_json::Value = serde_json::from_str(&index).expect("JSON");
+    let mut other = two["manifests"][0].clone();
+    other["digest"] = format!("sha256:{}", "0".repeat(64)).into();
+    other["annotations"]["org.opencontainers.image.ref.name"] = "other".into();
+    two["manifests"].as_array_mut().expect("a list").push(other);
+    place.write("layout/index.json", &two.to_string());
+    let import = slate(&["image", "import", "x", "layout"]);
+    let parts = ["linux/amd64 latest ", "linux/amd64 other ", "skopeo copy"];
+    fails(import, FAILED, &parts);
+    place.write("layout/index.json", &index);
+
+    let blobs = fs::read_dir(place.path("layout/blobs/sha256")).expect("blobs");
+    let path = blobs
+        .flatten()
+        .max_by_key(|blob| blob.metadata().map_or(0, |it| it.len()));
+    let path = path.expect("a layer").path();
+    let mut layer = fs::read(&path).expect("a layer");
+    *layer.last_mut().expect("bytes") ^= 1;
+    fs::write(&path, layer).expect("a layer");
+    let name = path.file_name().expect("a name").to_string_lossy();
+    let import = slate(&["image", "import", "x", "layout"]);
+    let parts = [
+        &format!("blobs/sha256/{name} is damaged"),
+        &format!("expected sha256:{name}"),
+        "got sha256:",
+        "copy or save the container image again",
+    ];
+    fails(import, FAILED, &parts);
+}
+
+#[test]
 fn an_image_that_cannot_boot_says_what_it_lacks() {
     let place = Place::new();
     let import = |name: &str| succeeds(run(place.slate(&["image", "import", name, name])));
     place.write("bare/etc/fstab", "");
     says(
         &import("bare"),
-        &["no kernel with its modules", "install linux-image-amd64"],
+        &[
+            "no kernel with its modules",
+            "install linux-image-amd64",
+            "most container images lack a kernel",
+        ],
     );
     for (name, modules, lacks) in [
         ("nfs", ["overlay", "x"], "nfsv4"),

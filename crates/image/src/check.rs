@@ -136,13 +136,17 @@ fn check_boot(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
                 Severity::Warn,
                 format!("nodes cannot boot it: {missing}"),
                 "",
-                "",
+                if has_init(root)? { "" } else { FOR_CONTAINERS },
             ));
         }
         Err(crate::boot::Error::Read(error)) => return Err(error),
     }
     Ok(())
 }
+
+/// What to do about an image with neither a kernel nor an init.
+const FOR_CONTAINERS: &str = "most container images lack a kernel, systemd and a network manager: install them where \
+                              it is made, or here by slate image run";
 
 /// The modules that a root over NFS needs; a kernel may have them built in.
 fn check_modules(root: Root<'_>, kernel: &str, findings: &mut Vec<Finding>) -> io::Result<()> {
@@ -167,7 +171,7 @@ fn check_modules(root: Root<'_>, kernel: &str, findings: &mut Vec<Finding>) -> i
 }
 
 fn check_system(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
-    if !root.is_file("/sbin/init")? && !root.is_file("/usr/lib/systemd/systemd")? {
+    if !has_init(root)? {
         findings.push(Finding::new(
             Severity::Warn,
             "nodes cannot boot it: no init",
@@ -193,6 +197,10 @@ fn check_system(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
         ));
     }
     Ok(())
+}
+
+fn has_init(root: Root<'_>) -> io::Result<bool> {
+    Ok(root.is_file("/sbin/init")? || root.is_file("/usr/lib/systemd/systemd")?)
 }
 
 fn has_network_manager(root: Root<'_>) -> io::Result<bool> {

@@ -140,6 +140,24 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A part of a container image that is not what the image says of it.
+    #[error("{what} is damaged or was changed: expected {expected}, got {got}")]
+    WrongBlob {
+        /// The part, by its path in the image.
+        what: String,
+        /// The digest or the length that the image gives.
+        expected: String,
+        /// Those of what is there.
+        got: String,
+    },
+    /// Container images, none or several of which could be meant.
+    #[error("{path}: expected one image for linux/amd64, found: {}", found.join("; "))]
+    NoSuchPlatform {
+        /// The list of images.
+        path: String,
+        /// The platform and the name of each.
+        found: Vec<String>,
+    },
     /// A directory that an export cannot fill.
     #[error("{}: {why}", path.display())]
     BadTarget {

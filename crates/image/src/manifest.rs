@@ -129,6 +129,31 @@ impl Manifest {
         Ok(())
     }
 
+    /// Takes the name at a path away, and with it all that is below. No symbolic link is followed; a
+    /// path that leads nowhere is fine.
+    pub fn remove(&mut self, path: &[u8]) {
+        let names: Vec<_> = components(path).collect();
+        if let Some((name, parents)) = names.split_last()
+            && let Some(entries) = self.entries_at(parents)
+        {
+            entries.remove(*name);
+        }
+    }
+
+    /// Takes everything out of the directory at a path, as [`Manifest::remove`] does it.
+    pub fn clear(&mut self, path: &[u8]) {
+        let names: Vec<_> = components(path).collect();
+        if let Some(entries) = self.entries_at(&names) {
+            entries.clear();
+        }
+    }
+
+    fn entries_at(&mut self, names: &[&[u8]]) -> Option<&mut BTreeMap<Vec<u8>, Id>> {
+        let start = Some(Self::ROOT);
+        let found = names.iter().fold(start, |at, name| self.child(at?, name));
+        self.entries(found?, b"").ok()
+    }
+
     /// The node at a path from the root. Symbolic links on the way (not at its end) are
     /// followed inside the tree.
     pub fn find(&self, path: &[u8]) -> Result<Option<Id>> {

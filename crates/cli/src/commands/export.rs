@@ -3,30 +3,43 @@
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
 
-use image::{Progress, Store, StoredTree, export};
+use image::export::{self, Form};
+use image::{Progress, Store, StoredTree};
 use serde_json::json;
 
 use super::image::{Meter, Step, resolve};
-use crate::args::OutputArgs;
+use crate::args::{Format, OutputArgs};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
 
 /// Writes a version to `target`: an archive by its name, `-` for standard output, else a directory.
-pub(super) fn run(store: &Store, image: &str, target: &Path, output: OutputArgs) -> Outcome {
+pub(super) fn run(
+    store: &Store,
+    image: &str,
+    target: &Path,
+    format: Format,
+    output: OutputArgs,
+) -> Outcome {
     let tree = store.open_tree(resolve(store, image)?)?;
+    let form = match format {
+        Format::Root => Form::Root,
+        Format::Oci => Form::Oci,
+    };
     if target == Path::new("-") {
-        return to_stdout(&tree, output);
+        return to_stdout(&tree, form, output);
     }
     let mut meter = Meter::new();
     let mut follow = |it: Progress| meter.show(&Step::Exporting(it));
     let is_archive = is_archive(target);
     let done = if is_archive {
-        export::write_archive(&tree, target, &mut follow)
+        export::write_archive(&tree, form, target, &mut follow)
     } else {
-        Failure::unless_root("a directory with other users' files takes root").map_err(
-            |failure| failure.hint("run it as root (sudo), or export an archive: NAME.tar"),
-        )?;
-        export::write_dir(&tree, target, &mut follow)
+        if form == Form::Root {
+            Failure::unless_root("a directory with other users' files takes root").map_err(
+                |failure| failure.hint("run it as root (sudo), or export an archive: NAME.tar"),
+            )?;
+        }
+        export::write_dir(&tree, form, target, &mut follow)
     };
     meter.done();
     let done = done?;
@@ -44,7 +57,10 @@ pub(super) fn run(store: &Store, image: &str, target: &Path, output: OutputArgs)
         done.files,
         render::bytes(done.bytes)
     );
-    if !is_archive && let Ok(path) = target.canonicalize() {
+    if !is_archive
+        && form == Form::Root
+        && let Ok(path) = target.canonicalize()
+    {
         anstream::println!(
             "To serve it by the kernel's NFS server, in /etc/exports (more options: exports(5)):\n{}",
             exports_line(&path)
@@ -53,7 +69,7 @@ pub(super) fn run(store: &Store, image: &str, target: &Path, output: OutputArgs)
     Ok(())
 }
 
-fn to_stdout(tree: &StoredTree, output: OutputArgs) -> Outcome {
+fn to_stdout(tree: &StoredTree, form: Form, output: OutputArgs) -> Outcome {
     let mut out = io::stdout().lock();
     if out.is_terminal() || output.json {
         return Err(
@@ -62,7 +78,8 @@ fn to_stdout(tree: &StoredTree, output: OutputArgs) -> Outcome {
                 .code(Code::Usage),
         );
     }
-    export::write_tar(tree, &mut out, Path::new("standard output"), &mut |_| ())?;
+    let path = Path::new("standard output");
+    export::write_tar(tree, form, &mut out, path, &mut |_| ())?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use image::boot::{self, BootFiles};
 use image::check::{self, Finding, Severity};
 use image::debian::{self, Suite};
 use image::files::Files as _;
+use image::import::container;
 use image::store::split_reference;
 use image::{Digest, Error, Publish, SkipReason, Skipped, Staged, Store, StoredTree, Tag, Version};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use super::{diff, edit, export, upkeep};
 use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
 use crate::failure::{AS_ROOT, Code, Failure, Outcome};
+use crate::registry::{self, Remote};
 use crate::render;
 
 /// Runs one `slate image` command.
@@ -72,8 +74,9 @@ fn carry_out(dirs: &DirArgs, command: ImageCommand) -> Outcome {
         ImageCommand::Export {
             image,
             target,
+            format,
             output,
-        } => export::run(&open_store(dirs)?, &image, &target, output),
+        } => export::run(&open_store(dirs)?, &image, &target, format, output),
         ImageCommand::Log { image, output } => upkeep::log(&open_store(dirs)?, &image, output),
         ImageCommand::Rollback { image, output } => {
             upkeep::rollback(&open_store(dirs)?, &image, output)
@@ -279,16 +282,29 @@ fn refused(findings: &[Finding]) -> Failure {
 fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outcome {
     let target = target(name)?;
     let mut meter = Meter::new();
+    let reference = registry::reference(source);
+    if reference.is_some() {
+        meter.fetching();
+    }
     let mut follow = |step: image::Progress| meter.show(&Step::Importing(step));
     let staged = if source == Path::new("-") {
         store.stage_tar(io::stdin().lock(), &mut follow)?
-    } else if is_dir(source)? {
-        store.stage_dir(source, &mut follow)?
-    } else {
+    } else if let Some(reference) = reference {
+        let remote = Remote::find(reference)?;
+        store
+            .stage_fetched(&remote.manifest()?, &remote, &mut follow)
+            .map_err(|error| source_failure(source, error, &remote.hint()))?
+    } else if !is_dir(source)? {
         let file = File::open(source).map_err(|error| path_failure("opening", source, &error))?;
         store
-            .stage_tar(file, &mut follow)
-            .map_err(|error| archive_failure(source, error))?
+            .stage_file(file, &mut follow)
+            .map_err(|error| source_failure(source, error, SOURCES))?
+    } else if container::is_layout(source) {
+        store
+            .stage_layout(source, &mut follow)
+            .map_err(|error| source_failure(source, error, SOURCES))?
+    } else {
+        store.stage_dir(source, &mut follow)?
     };
     meter.storing();
     let imported = publish(store, staged, target);
@@ -296,8 +312,8 @@ fn import(store: &Store, name: &str, source: &Path, output: OutputArgs) -> Outco
     say_imported(store, &imported?, output)
 }
 
-const SOURCES: &str =
-    "give a directory with a root file system, or a tar archive of one (plain, gzip, zstd or xz)";
+const SOURCES: &str = "give a directory with a root file system, a tar archive of one (plain, gzip, zstd or xz),\n\
+                       or a container image: an OCI image layout, what docker save writes, or docker://…";
 
 fn is_dir(source: &Path) -> Outcome<bool> {
     let meta = fs::metadata(source)
@@ -305,13 +321,13 @@ fn is_dir(source: &Path) -> Outcome<bool> {
     Ok(meta.is_dir())
 }
 
-/// An archive that was read to a bad end, unless the store is what failed.
-fn archive_failure(source: &Path, error: Error) -> Failure {
+/// A source that was read to a bad end, unless the store is what failed.
+fn source_failure(source: &Path, error: Error, hint: &str) -> Failure {
     let failure = Failure::from(error);
     if failure.hint.is_some() {
         return failure;
     }
-    let mut about = Failure::new(format!("importing {}", source.display())).hint(SOURCES);
+    let mut about = Failure::new(format!("importing {}", source.display())).hint(hint);
     about.causes = std::iter::once(failure.what)
         .chain(failure.causes)
         .collect();
@@ -405,6 +421,11 @@ impl Meter {
             Step::CheckingOut(progress) => self.count("checking out", progress),
             Step::Verifying(progress) => self.count("verifying", progress),
         }
+    }
+
+    /// Content comes from another machine.
+    fn fetching(&mut self) {
+        self.say("fetching", || "fetching".to_owned());
     }
 
     /// The version is complete and goes to the disk.
@@ -743,6 +764,9 @@ pub(super) fn path_failure(doing: &str, path: &Path, error: &io::Error) -> Failu
     }
 }
 
+const ONE_IMAGE: &str = "import the one that you mean from a place of its own: docker save NAME:TAG,\n\
+                         or skopeo copy oci:DIR:NAME oci:OTHER (with --override-arch for a platform)";
+
 const FREE_SPACE: &str = "free some disk space, or choose another --state-dir";
 
 impl From<Error> for Failure {
@@ -756,6 +780,10 @@ impl From<Error> for Failure {
             Error::NoSuchTag { .. } | Error::NoSuchVersion { .. } => {
                 failure.hint("see what there is: slate image list")
             }
+            Error::WrongBlob { .. } => {
+                failure.hint("copy or save the container image again, and import that")
+            }
+            Error::NoSuchPlatform { .. } => failure.hint(ONE_IMAGE),
             Error::BadTarget { .. } => failure
                 .hint("name NAME.tar, NAME.tar.gz, NAME.tar.zst, - or a new directory")
                 .code(Code::Usage),

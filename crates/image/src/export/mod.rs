@@ -1,10 +1,11 @@
-//! Versions leave the store: as a tar archive or a directory.
+//! Versions leave the store: as a tar archive, a directory or a container image.
 //!
 //! All of them visit the tree in one order, each directory before what is in it and names in byte
 //! order, so that one version always gives the same archive. Importing what was exported gives the
 //! digest of the version again.
 
 pub(crate) mod dir;
+mod oci;
 mod tar;
 #[cfg(test)]
 mod tests;
@@ -14,13 +15,39 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-pub use self::tar::write as write_tar;
 use crate::error::{Error, Result, shown};
 use crate::import::Progress;
 use crate::tree::{Attr, Extent, Nid, Seek, StoredTree};
 
 /// Content is copied in pieces of this many bytes.
 const BUFFER: usize = 1 << 20;
+
+/// What a version becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The root file system.
+    Root,
+    /// An OCI image layout: a container image with one layer.
+    Oci,
+}
+
+/// Writes a version as a tar archive, not compressed. `path` is where `out` leads, for errors.
+///
+/// # Errors
+/// [`Error::BadSource`] for what the archive cannot hold; [`Error::Io`] for what cannot be read or
+/// written.
+pub fn write_tar(
+    tree: &StoredTree,
+    form: Form,
+    out: &mut dyn Write,
+    path: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Progress> {
+    match form {
+        Form::Root => tar::write(tree, out, path, progress),
+        Form::Oci => oci::write_tar(tree, out, path, progress),
+    }
+}
 
 /// Writes a version as a tar archive to a new file, compressed as its name says (`.tar`, `.tar.gz`,
 /// `.tar.zst`). It is written beside its place and renamed to it when it is whole and on the disk.
@@ -29,6 +56,7 @@ const BUFFER: usize = 1 << 20;
 /// [`Error::BadTarget`] for another name; else as [`write_tar`].
 pub fn write_archive(
     tree: &StoredTree,
+    form: Form,
     target: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Progress> {
@@ -45,7 +73,9 @@ pub fn write_archive(
         .map_err(failed)?;
     let done = {
         let mut out = BufWriter::with_capacity(BUFFER, draft.as_file_mut());
-        let done = compression.write(tree, &mut out, target, progress)?;
+        let done = compression.write(&mut out, target, &mut |out| {
+            write_tar(tree, form, out, target, progress)
+        })?;
         out.flush().map_err(failed)?;
         done
     };
@@ -75,26 +105,26 @@ impl Compression {
         }
     }
 
+    /// Has an archive written, and compresses it.
     fn write(
         self,
-        tree: &StoredTree,
         out: &mut dyn Write,
         path: &Path,
-        progress: &mut dyn FnMut(Progress),
+        write: &mut dyn FnMut(&mut dyn Write) -> Result<Progress>,
     ) -> Result<Progress> {
         let failed = |error| Error::io("writing", path)(error);
         match self {
-            Compression::None => write_tar(tree, out, path, progress),
+            Compression::None => write(out),
             Compression::Gzip => {
                 let mut gzip = flate2::write::GzEncoder::new(out, flate2::Compression::default());
-                let done = write_tar(tree, &mut gzip, path, progress)?;
+                let done = write(&mut gzip)?;
                 gzip.finish().map_err(failed)?;
                 Ok(done)
             }
             Compression::Zstd => {
                 let mut zstd =
                     zstd::Encoder::new(out, zstd::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
-                let done = write_tar(tree, &mut zstd, path, progress)?;
+                let done = write(&mut zstd)?;
                 zstd.finish().map_err(failed)?;
                 Ok(done)
             }
@@ -102,17 +132,22 @@ impl Compression {
     }
 }
 
-/// Fills a directory that is new, or empty, with a version. As root: owners, devices and attributes
-/// are set. The tree is made beside its place and renamed to it when it is whole and on the disk.
+/// Fills a directory that is new, or empty, with a version. As root, for a root file system: owners,
+/// devices and attributes are set. All is made beside its place and renamed to it when it is whole and
+/// on the disk.
 ///
 /// # Errors
 /// [`Error::BadTarget`] where the directory is not empty or another file system is mounted on it;
 /// [`Error::Io`] for what cannot be read or written.
 pub fn write_dir(
     tree: &StoredTree,
+    form: Form,
     target: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Progress> {
+    if form == Form::Oci {
+        return oci::write_dir(tree, target, progress);
+    }
     let draft = dir::Draft::beside(target)?;
     let done = dir::write(tree, draft.path(), &mut |_, _| Ok(()), progress)?;
     draft.keep()?;

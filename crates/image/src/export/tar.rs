@@ -1,7 +1,7 @@
 //! A version as a tar archive: ustar headers, and a pax header before each that cannot say all
 //! (POSIX.1-2008, "pax Interchange Format"). The import's reader is the counterpart.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use super::{BUFFER, base, copy, data_of};
@@ -43,9 +43,44 @@ pub fn write(
         buffer: vec![0; BUFFER],
     };
     let done = walk(tree, &mut writer, progress)?;
-    writer.put(&[0; 2 * BLOCK])?;
-    writer.out.flush().map_err(Error::io("writing", path))?;
+    put_end(writer.out)
+        .and_then(|()| writer.out.flush())
+        .map_err(Error::io("writing", path))?;
     Ok(done)
+}
+
+/// Writes the headers of a regular file that root owns.
+pub fn put_file_head(out: &mut dyn Write, path: &[u8], size: u64) -> io::Result<()> {
+    if size > LONG_MAX {
+        let mut records = Vec::new();
+        put_record(&mut records, b"size", size.to_string().as_bytes());
+        put_pax(out, path, &records)?;
+    }
+    let mut header = Header::new(b'0', path);
+    header.octal(100, 8, 0o644);
+    header.octal(124, 12, if size > LONG_MAX { 0 } else { size });
+    out.write_all(&header.finish())
+}
+
+/// Fills the last block of a content of this length.
+pub fn put_padding(out: &mut dyn Write, len: u64) -> io::Result<()> {
+    let padding = len.next_multiple_of(BLOCK as u64) - len;
+    out.write_all(&[0; BLOCK][..padding as usize])
+}
+
+/// Ends an archive.
+pub fn put_end(out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(&[0; 2 * BLOCK])
+}
+
+/// Writes a header with records about the next one.
+fn put_pax(out: &mut dyn Write, path: &[u8], records: &[u8]) -> io::Result<()> {
+    let mut header = Header::new(b'x', &[b"PaxHeaders/", base(path)].concat());
+    header.octal(100, 8, 0o644);
+    header.octal(124, 12, records.len() as u64);
+    out.write_all(&header.finish())?;
+    out.write_all(records)?;
+    put_padding(out, records.len() as u64)
 }
 
 struct Writer<'a> {
@@ -196,12 +231,7 @@ impl Writer<'_> {
     fn head(&mut self, head: &Head<'_>) -> Result<()> {
         let records = self.records(head)?;
         if !records.is_empty() {
-            let mut header = Header::new(b'x', &[b"PaxHeaders/", base(head.path)].concat());
-            header.octal(100, 8, 0o644);
-            header.octal(124, 12, records.len() as u64);
-            self.put(&header.finish())?;
-            self.put(&records)?;
-            self.pad(records.len() as u64)?;
+            put_pax(self.out, head.path, &records).map_err(Error::io("writing", self.path))?;
         }
         self.put(&header_of(head).finish())
     }
@@ -242,8 +272,7 @@ impl Writer<'_> {
     }
 
     fn pad(&mut self, len: u64) -> Result<()> {
-        let padding = len.next_multiple_of(BLOCK as u64) - len;
-        self.put(&[0; BLOCK][..padding as usize])
+        put_padding(self.out, len).map_err(Error::io("writing", self.path))
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
@@ -405,6 +434,7 @@ fn time_text(time: Mtime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::import::archive::Archive;
 
     #[test]
     fn times_before_1970() {
@@ -419,6 +449,17 @@ mod tests {
         assert_eq!(text(-3, 0), "-3");
         assert_eq!(text(5, 1), "5.000000001");
         assert_eq!(text(i64::MIN, 0), i64::MIN.to_string());
+    }
+
+    #[test]
+    fn files_of_any_length_have_headers() -> io::Result<()> {
+        for size in [0, 1, LONG_MAX, LONG_MAX + 1, 1 << 40] {
+            let mut head = Vec::new();
+            put_file_head(&mut head, b"blobs/x", size)?;
+            let entry = Archive::new(&head[..]).next_entry()?.expect("an entry");
+            assert_eq!((&entry.path[..], entry.size), (&b"blobs/x"[..], size));
+        }
+        Ok(())
     }
 
     #[test]

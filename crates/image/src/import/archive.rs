@@ -5,7 +5,7 @@
 //! header in memory.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 
 use crate::manifest::SIZE_MAX;
 use crate::store::session::{Piece, Source};
@@ -321,6 +321,20 @@ impl<R: Read> Archive<R> {
         } else {
             Err(io::ErrorKind::UnexpectedEof.into())
         }
+    }
+}
+
+impl<R: Read + Seek> Archive<R> {
+    /// Steps over the data of the regular file that was read last. Where it lies in the archive:
+    /// offset and length; `None` for a sparse file.
+    pub fn step_over(&mut self) -> io::Result<Option<(u64, u64)>> {
+        let at = self.source.stream_position()?;
+        let (len, rest) = (self.left, self.left + self.padding);
+        let is_plain = self.segments.as_slice() == [(0, len)];
+        (self.left, self.padding) = (0, 0);
+        let rest = i64::try_from(rest).map_err(|_| wrong("a file that is too large"))?;
+        self.source.seek_relative(rest)?;
+        Ok(is_plain.then_some((at, len)))
     }
 }
 

@@ -1,6 +1,7 @@
-//! Sources of images: a directory or a tar archive becomes a canonical tree.
+//! Sources of images: a directory, a tar archive or a container image becomes a canonical tree.
 
-mod archive;
+pub(crate) mod archive;
+pub mod container;
 pub(crate) mod dir;
 pub(crate) mod tar;
 

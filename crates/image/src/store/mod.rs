@@ -48,7 +48,8 @@ use self::session::Session;
 pub use self::verify::{Damage, Verified};
 use crate::erofs;
 use crate::error::{Error, Result};
-use crate::import::{self, Progress, Skipped};
+use crate::import::tar::Intake;
+use crate::import::{self, Progress, Skipped, container};
 use crate::manifest::Manifest;
 use crate::tree::StoredTree;
 
@@ -200,13 +201,55 @@ impl Store {
         self.stage_with(|session| import::dir::read(source, None, session, progress))
     }
 
-    /// Reads a tar archive, plain or compressed (gzip, zstd, xz), into the store.
+    /// Reads a tar archive, plain or compressed (gzip, zstd, xz), into the store: that of a root file
+    /// system, or of a container image (an OCI image layout, or what `docker save` writes).
     pub fn stage_tar(
         &self,
         source: impl Read,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Staged> {
-        self.stage_with(|session| import::tar::read(source, session, progress))
+        self.stage_from(progress, |intake| import::tar::read(source, intake))
+    }
+
+    /// As [`Store::stage_tar`], from the start of a file: a container image is not copied first.
+    pub fn stage_file(&self, source: File, progress: &mut dyn FnMut(Progress)) -> Result<Staged> {
+        self.stage_from(progress, |intake| import::tar::read_file(source, intake))
+    }
+
+    /// Reads the container image of an OCI image layout, a directory, into the store.
+    pub fn stage_layout(
+        &self,
+        source: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Staged> {
+        let place = container::Place::Directory(source.to_owned());
+        self.stage_from(progress, |intake| container::read(&place, intake))
+    }
+
+    /// Fetches a container image, beginning with this manifest or index, and reads it into the store.
+    pub fn stage_fetched(
+        &self,
+        manifest: &[u8],
+        origin: &dyn container::Origin,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Staged> {
+        self.stage_from(progress, |intake| {
+            let top = intake.session.place_for("fetched");
+            let place = container::Place::fetched(top, manifest, origin)?;
+            container::read(&place, intake)
+        })
+    }
+
+    fn stage_from(
+        &self,
+        progress: &mut dyn FnMut(Progress),
+        read: impl FnOnce(&mut Intake<'_>) -> Result<Manifest>,
+    ) -> Result<Staged> {
+        self.stage_with(|session| {
+            let mut intake = Intake::new(session, progress);
+            let tree = read(&mut intake)?;
+            Ok((tree, intake.skipped))
+        })
     }
 
     /// Has a source read into the store.

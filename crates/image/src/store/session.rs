@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -128,6 +128,20 @@ impl Session {
             buffer: vec![0; BUFFER],
             _lock: lock,
         })
+    }
+
+    /// A directory of its own for something else that the import needs until it is done.
+    pub fn place_for(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Keeps a stream in a file without a name, as long as that is open.
+    pub fn spool(&self, mut source: impl Read) -> Result<File> {
+        let mut file = tempfile::tempfile_in(&self.directory)
+            .map_err(Error::io("making a file in", &self.directory))?;
+        io::copy(&mut source, &mut file)
+            .map_err(Error::io("copying the archive to", &self.directory))?;
+        Ok(file)
     }
 
     /// Takes in a file's content; small content comes back as it is.
