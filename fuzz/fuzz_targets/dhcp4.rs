@@ -2,9 +2,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wire::dhcp4::{DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message};
+use wire::dhcp4::{CLIENT_PORT, DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message, udp_payload};
 
 fuzz_target!(|bytes: &[u8]| {
+    if let Some((_, payload)) = udp_payload(bytes, CLIENT_PORT) {
+        assert!(payload.len() + 28 <= bytes.len());
+    }
     let Ok(message) = Message::decode(bytes) else {
         return;
     };

@@ -1,6 +1,6 @@
 //! The engine's views as the control protocol shows them.
 
-use crate::control::{FailureView, NfsView, NodeView, PlanView, StageAt};
+use crate::control::{FailureView, NfsView, NodeView, PlanView, SeenView, StageAt};
 use crate::keys::Keys;
 
 /// A node.
@@ -49,6 +49,15 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
         mounted: view.nfs_alive,
         ssh_host_key: host_key,
         name: view.name,
+    }
+}
+
+/// A machine that is no node.
+pub fn seen(view: engine::SeenView) -> SeenView {
+    SeenView {
+        mac: view.mac.to_string(),
+        firmware: view.client,
+        seen_ms: view.last.0,
     }
 }
 

@@ -183,7 +183,9 @@ impl Engine {
         keys.extend(self.boots.forget(mac).iter().map(|id| format!("boot/{id}")));
         keys.into_iter()
             .for_each(|key| turn.persist(Record::Removed { key }));
+        self.unlearn(turn, mac);
         self.firmware.remove(&mac);
+        self.last_offers.remove(&mac);
         self.tell(turn, Some(mac), EventKind::NodeForgotten);
         Ok(CommandReply::Done)
     }

@@ -13,9 +13,11 @@ mod event;
 mod files;
 mod image;
 mod io;
+mod learned;
 mod leases;
 mod limit;
 mod plan;
+mod proxy;
 mod record;
 mod render;
 #[cfg(test)]
@@ -33,11 +35,13 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 
 use crate::boots::Boots;
+use crate::learned::LearnedAddresses;
 use crate::leases::Leases;
 use crate::limit::TokenBucket;
+use crate::proxy::{LastOffer, SeenMachines};
 
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
-pub use config::{Config, Interface, InterfaceId};
+pub use config::{Config, DhcpMode, Interface, InterfaceId};
 pub use event::{Event, EventKind, Service, Severity};
 pub use image::{BootFile, ImageInfo, ImageRef, ParseImageRefError};
 pub use io::{
@@ -45,9 +49,9 @@ pub use io::{
     MAX_HTTP_BODY_BYTES, NfsActivity, NfsCounters, Output, TftpAnswer, TransferOutcome,
 };
 pub use plan::BootPlan;
-pub use record::{Boot, Failure, Lease, Node, Record, Settings, StageAt};
+pub use record::{Boot, Failure, Learned, Lease, Node, Record, Settings, StageAt};
 pub use time::Timestamp;
-pub use view::{BootView, NodeView};
+pub use view::{BootView, NodeView, SeenView};
 pub use wire::digest::Digest;
 use wire::hex::hexadecimal;
 pub use wire::mac::Mac;
@@ -65,6 +69,7 @@ pub struct Engine {
     images: Vec<ImageInfo>,
     nodes: BTreeMap<Mac, Node>,
     leases: Leases,
+    learned: LearnedAddresses,
     boots: Boots,
     /// What each node's firmware called itself last.
     firmware: BTreeMap<Mac, String>,
@@ -72,6 +77,11 @@ pub struct Engine {
     strangers: TokenBucket,
     /// Pools without a free address, and until when that is taken for granted.
     full_until: BTreeMap<InterfaceId, Timestamp>,
+    seen: SeenMachines,
+    /// What the firmware of nodes was told last, beside another server.
+    last_offers: BTreeMap<Mac, LastOffer>,
+    /// Other servers where there should be none, and when each was told of last.
+    rogues: BTreeMap<Ipv4Addr, Timestamp>,
 }
 
 /// A node's use of NFS since the daemon started.
@@ -109,11 +119,15 @@ impl Engine {
             images: Vec::new(),
             nodes: BTreeMap::new(),
             leases: Leases::default(),
+            learned: LearnedAddresses::default(),
             boots: Boots::default(),
             firmware: BTreeMap::new(),
             nfs: BTreeMap::new(),
             strangers,
             full_until: BTreeMap::new(),
+            seen: SeenMachines::default(),
+            last_offers: BTreeMap::new(),
+            rogues: BTreeMap::new(),
         };
         restored
             .into_iter()
@@ -126,6 +140,7 @@ impl Engine {
             Record::Lease(lease) => self.leases.put(lease),
             Record::Node(node) => drop(self.nodes.insert(node.mac, node)),
             Record::Boot(boot) => self.boots.restore(boot),
+            Record::Learned(learned) => self.learned.put(learned),
             Record::Settings(settings) => self.settings = settings,
             Record::Removed { .. } => {}
         }
@@ -137,10 +152,21 @@ impl Engine {
             now,
             out: Vec::new(),
         };
+        self.forget_silent(&mut turn);
         match input {
             Input::Dhcp {
                 interface, packet, ..
             } => self.dhcp(&mut turn, interface, &packet),
+            Input::BootServer {
+                interface,
+                source,
+                packet,
+            } => self.boot_server(&mut turn, interface, source, &packet),
+            Input::Overheard {
+                interface,
+                source,
+                packet,
+            } => self.overheard(&mut turn, interface, source, &packet),
             Input::Tftp { peer, packet } => self.tftp(&mut turn, peer, &packet),
             Input::Http { peer, request } => self.http(&mut turn, peer, &request),
             Input::Beacon { peer, datagram } => self.beacon(&mut turn, *peer.ip(), &datagram),
@@ -189,16 +215,16 @@ impl Engine {
     }
 
     fn view(&self, node: &Node) -> NodeView {
-        let address = node.address.or_else(|| self.leases.address_of(node.mac));
+        let address = self.address_of(node);
         let nfs = address.and_then(|address| self.nfs.get(&address));
         let mut boots = self.boots.of(node.mac).into_iter().map(boots::view);
         NodeView {
             mac: node.mac,
             name: node.name.clone(),
             address,
-            address_is_fixed: node.address.is_some(),
+            address_is_fixed: node.address.is_some() && node.address == address,
             image: node.image.clone(),
-            next_image: self.image_of(node).ok().map(|image| image.digest),
+            next_image: self.image_of(Some(node)).ok().map(|image| image.digest),
             kernel_args: node.kernel_args.clone(),
             firmware: self.firmware.get(&node.mac).cloned(),
             boot: boots.next(),
@@ -215,14 +241,28 @@ impl Engine {
             .find(|interface| interface.id == id)
     }
 
-    /// The node that holds an address: who asks, on a network where addresses are ours to give.
+    /// The address that a node has or will get.
+    fn address_of(&self, node: &Node) -> Option<Ipv4Addr> {
+        let leased = || self.leases.address_of(node.mac);
+        self.learned_address(node.mac)
+            .or(node.address)
+            .or_else(|| leased().filter(|it| self.config.gives(*it)))
+    }
+
+    /// The node that holds an address: who asks. Where addresses are not ours to give, that is
+    /// what was learned.
     fn node_at(&self, address: Ipv4Addr) -> Option<&Node> {
         let fixed = || {
             self.nodes
                 .values()
                 .find(|node| node.address == Some(address))
         };
-        match self.leases.owner(address) {
+        let owner = if self.config.gives(address) {
+            self.leases.owner(address)
+        } else {
+            self.learned.owner(address)
+        };
+        match owner {
             Some(mac) => self.nodes.get(&mac),
             None => fixed(),
         }
@@ -244,6 +284,7 @@ impl Engine {
             };
             turn.persist(Record::Node(node.clone()));
             self.nodes.insert(mac, node);
+            self.seen.remove(mac);
             self.tell(turn, Some(mac), EventKind::NodeAdded);
         }
         self.nodes.get(&mac)

@@ -18,8 +18,8 @@ use serde::Serialize;
 use wire::hex::hexadecimal;
 
 use super::{
-    Hello, ImageView, MAX_LINE_BYTES, NodeChange, NodeView, Request, Response, SOCKET_NAME, Status,
-    VERSION, peer,
+    Hello, ImageView, MAX_LINE_BYTES, NodeChange, NodeView, Request, Response, SOCKET_NAME,
+    SeenView, Status, VERSION, peer,
 };
 use crate::content::Contents;
 use crate::hub::{CommandResult, Inbox, Message};
@@ -158,6 +158,7 @@ impl Server {
             Request::Status => self.status(),
             Request::Nodes => Response::Nodes {
                 nodes: self.nodes(),
+                seen: self.seen(),
             },
             Request::Node { node } => self.node(&node),
             Request::SetNode { node, change } => match change_of(change) {
@@ -220,6 +221,15 @@ impl Server {
             .into_iter()
             .map(|view| views::node(view, &self.keys))
             .collect()
+    }
+
+    fn seen(&self) -> Vec<SeenView> {
+        let (sender, receiver) = channel();
+        self.send(Message::Ask(Box::new(move |engine| {
+            drop(sender.send(engine.seen()));
+        })));
+        let seen = receiver.recv().unwrap_or_default();
+        seen.into_iter().map(views::seen).collect()
     }
 
     fn node(&self, wanted: &str) -> Response {
