@@ -10,6 +10,7 @@ mod images;
 mod keeper;
 mod libnfs;
 mod native;
+mod proxy;
 mod restart;
 mod seed;
 mod service;
