@@ -27,6 +27,8 @@ const RETRY_MS: u64 = 120_000;
 const MAX_SEEN: usize = 1024;
 /// A machine that has not asked for longer may be forgotten for another one.
 const SEEN_MS: u64 = 3_600_000;
+/// How long a full table of them is not searched again.
+const FULL_FOR: Duration = Duration::from_secs(1);
 /// Other servers remembered, so that each is told of now and then only.
 const MAX_ROGUES: usize = 64;
 /// How often each is told of.
@@ -45,6 +47,9 @@ pub(crate) struct LastOffer {
 #[derive(Debug, Default)]
 pub(crate) struct SeenMachines {
     by_mac: BTreeMap<Mac, SeenView>,
+    /// Until then it is not searched again for one that may be forgotten: a flood would cost a
+    /// search for each.
+    full_until: Timestamp,
 }
 
 impl SeenMachines {
@@ -54,7 +59,8 @@ impl SeenMachines {
             known.last = now;
             return false;
         }
-        if self.by_mac.len() >= MAX_SEEN {
+        if self.by_mac.len() >= MAX_SEEN && now >= self.full_until {
+            self.full_until = now + FULL_FOR;
             self.by_mac
                 .retain(|_, it| now.millis_since(it.last) < SEEN_MS);
         }
@@ -116,6 +122,9 @@ impl Engine {
             self.note_firmware(mac, request.client);
             self.begin_boot(turn, mac);
             self.reach(turn, mac, Stage::Address, &address.to_string());
+            if let Client::OtherFirmware(_) = request.client {
+                self.fail(turn, mac, Stage::Address, request.client.not_served());
+            }
         }
     }
 

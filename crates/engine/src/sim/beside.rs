@@ -261,6 +261,53 @@ fn who_says_that_it_is_another_node_gets_no_token() {
     assert!(fetched(&mut ours, unknown, &of(0)).is_err());
 }
 
+/// Of firmware of another kind.
+fn asks(kind: MessageType, class: &[u8], architecture: u16) -> Message {
+    let mut message = Message::request(mac(0), 9);
+    message.push(option::MESSAGE_TYPE, [kind.code()]);
+    message.push(option::CLASS, class);
+    message.push(option::ARCHITECTURE, architecture.to_be_bytes());
+    message
+}
+
+/// What it is told, if it is answered.
+fn told(world: &mut World, class: &[u8], architecture: u16) -> Option<Message> {
+    world.queue.clear();
+    let message = asks(MessageType::Discover, class, architecture);
+    world.input(dhcp(message.encode(MAX_BUDGET_BYTES)));
+    let reply = world.queue.pop_first()?.1;
+    let Packet::DhcpReply(reply) = reply else {
+        panic!("expected a reply, got {reply:?}");
+    };
+    Some(Message::decode(&reply).expect("a reply"))
+}
+
+#[test]
+fn each_kind_of_firmware_is_told_what_it_can_boot() {
+    let mut world = nodes(12, GOOD, 0);
+    approve(&mut world, 0);
+    // Also when it asks again: there is one way only.
+    for _ in 0..2 {
+        let http = told(&mut world, b"HTTPClient:Arch:00016:UNDI:003001", 16).expect("an offer");
+        assert_eq!(http.option(option::CLASS), Some(&b"HTTPClient"[..]));
+        let url = http.option(option::BOOT_FILE);
+        assert_eq!(url, Some(&b"http://10.77.0.1/shimx64.efi"[..]));
+        assert_eq!(http.option(option::VENDOR), None);
+    }
+    // Nothing that it could boot: its owner is told instead.
+    let bios = b"PXEClient:Arch:00000:UNDI:002001";
+    assert_eq!(told(&mut world, bios, 0), None);
+    let mut takes = asks(MessageType::Request, bios, 0);
+    takes.push(option::REQUESTED_ADDRESS, address(0).octets());
+    takes.push(option::SERVER_ID, OTHER.octets());
+    world.input(dhcp(takes.encode(MAX_BUDGET_BYTES)));
+    let boot = world.engine.node(&mac(0)).and_then(|it| it.boot);
+    let failure = boot.and_then(|it| it.failure).expect("a failure");
+    assert!(failure.cause.contains("UEFI"), "{}", failure.cause);
+    // No firmware, no answer.
+    assert_eq!(told(&mut world, b"systemd-networkd", 7), None);
+}
+
 /// A client's message to the other server.
 fn said(mac: Mac, kind: MessageType, options: &[(u8, [u8; 4])]) -> Vec<u8> {
     let mut message = Message::request(mac, 7);
