@@ -97,3 +97,20 @@ pub struct CommandFailed {
     /// What it said, or why it could not be started.
     pub message: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_mode_needs_its_ports() {
+        let udp = |mode| -> Vec<u16> {
+            let needed = needed(&Ports::default(), mode);
+            let udp = needed.iter().filter(|it| it.protocol == Protocol::Udp);
+            udp.map(|it| it.number).collect()
+        };
+        assert_eq!(udp(DhcpMode::Authoritative), [67, 69, 80]);
+        assert_eq!(udp(DhcpMode::Proxy), [67, 4011, 69, 80]);
+        assert_eq!(udp(DhcpMode::Off), [69, 80]);
+    }
+}
