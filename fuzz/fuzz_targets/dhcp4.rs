@@ -2,10 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wire::dhcp4::{CLIENT_PORT, DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message, udp_payload};
+use wire::dhcp4::{DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message, server_payload};
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Some((_, payload)) = udp_payload(bytes, CLIENT_PORT) {
+    if let Some((_, payload)) = server_payload(bytes) {
         assert!(payload.len() + 28 <= bytes.len());
     }
     let Ok(message) = Message::decode(bytes) else {

@@ -2,7 +2,7 @@
 //! firmware, loaders, /init and the running system each send another one. What is done beside
 //! another server is in [`crate::proxy`].
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use wire::dhcp4::{Message, MessageType, Op, option};
@@ -120,12 +120,18 @@ pub(crate) struct Request {
 
 impl Engine {
     /// A datagram on the server's port.
-    pub(crate) fn dhcp(&mut self, turn: &mut Turn, id: InterfaceId, packet: &[u8]) {
+    pub(crate) fn dhcp(
+        &mut self,
+        turn: &mut Turn,
+        id: InterfaceId,
+        source: SocketAddrV4,
+        packet: &[u8],
+    ) {
         let Some(request) = self.accept(id, packet) else {
             return;
         };
         if request.interface.dhcp != DhcpMode::Authoritative {
-            return self.proxy(turn, &request);
+            return self.proxy(turn, &request, source.port());
         }
         let mac = request.message.mac;
         let known = self.nodes.contains_key(&mac) || self.leases.address_of(mac).is_some();

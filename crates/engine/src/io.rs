@@ -36,7 +36,7 @@ pub enum Input {
         /// Its payload.
         packet: Vec<u8>,
     },
-    /// A datagram to the DHCP client port of anybody, heard on the wire.
+    /// A datagram from a DHCP server's port to the client port of anybody, heard on the wire.
     Overheard {
         /// Where.
         interface: InterfaceId,

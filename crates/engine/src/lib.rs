@@ -155,8 +155,10 @@ impl Engine {
         self.forget_silent(&mut turn);
         match input {
             Input::Dhcp {
-                interface, packet, ..
-            } => self.dhcp(&mut turn, interface, &packet),
+                interface,
+                source,
+                packet,
+            } => self.dhcp(&mut turn, interface, source, &packet),
             Input::BootServer {
                 interface,
                 source,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use wire::dhcp4::{Message, MessageType, Op, option};
+use wire::dhcp4::{CLIENT_PORT, Message, MessageType, Op, SERVER_PORT, option};
 use wire::mac::Mac;
 use wire::stage::Stage;
 
@@ -89,7 +89,12 @@ impl Engine {
     }
 
     /// A client's message on a network where another server gives the addresses.
-    pub(crate) fn proxy(&mut self, turn: &mut Turn, request: &Request) {
+    pub(crate) fn proxy(&mut self, turn: &mut Turn, request: &Request, from_port: u16) {
+        // What comes from any other port may be an ordinary user's work, on a node even.
+        let is_relayed = !request.message.giaddr.is_unspecified();
+        if from_port != CLIENT_PORT && !(is_relayed && from_port == SERVER_PORT) {
+            return;
+        }
         self.overhear(turn, request);
         let discovers = request.message.message_type() == Some(MessageType::Discover);
         let answers = request.interface.dhcp == DhcpMode::Proxy;
@@ -231,7 +236,8 @@ impl Engine {
         }
     }
 
-    /// Firmware asks the boot server that an offer announced (PXE 2.1, 2.2.5), on port 4011.
+    /// Firmware asks the boot server that an offer announced (PXE 2.1, 2.2.5), on port 4011. Nothing
+    /// is learned from that, nor does a boot begin: any user of any machine can send it.
     pub(crate) fn boot_server(
         &mut self,
         turn: &mut Turn,
@@ -256,8 +262,6 @@ impl Engine {
         {
             return;
         }
-        self.learn(turn, mac, *source.ip(), Evidence::Claim);
-        self.begin_boot(turn, mac);
         self.tell(turn, Some(mac), EventKind::BootServerAsked);
         let packet = self.boot_reply(&request, MessageType::Ack, Dialect::Whole);
         turn.out.push(Output::Dhcp {

@@ -420,10 +420,10 @@ impl MessageType {
     }
 }
 
-/// The payload of a UDP datagram to `port` in an IPv4 packet, and its sender; `None` where it is
-/// anything else, or a fragment. Checksums are not looked at: among virtual machines they are not
+/// What a DHCP server says to a client: the payload of a UDP datagram between their ports in an
+/// IPv4 packet, and its sender; `None` where it is anything else, or a fragment. Checksums are not looked at: among virtual machines they are not
 /// filled in.
-pub fn udp_payload(packet: &[u8], port: u16) -> Option<(Ipv4Addr, &[u8])> {
+pub fn server_payload(packet: &[u8]) -> Option<(Ipv4Addr, &[u8])> {
     const UDP: u8 = 17;
     let words = usize::from(packet.first()? & 15);
     let mut packet = Reader::new(packet);
@@ -440,13 +440,13 @@ pub fn udp_payload(packet: &[u8], port: u16) -> Option<(Ipv4Addr, &[u8])> {
     header.take(4)?;
     // The frame may be longer than the packet in it.
     let mut datagram = packet.sub(length.checked_sub(words * 4)?)?;
-    datagram.take(2)?;
-    let to = datagram.u16()?;
+    let (from, to) = (datagram.u16()?, datagram.u16()?);
     let length = usize::from(datagram.u16()?);
     datagram.take(2)?;
     let payload = datagram.take(length.checked_sub(8)?)?;
-    let is_meant = version == 4 && fragment == 0 && protocol == UDP && to == port;
-    is_meant.then_some((source, payload))
+    let is_meant = version == 4 && fragment == 0 && protocol == UDP;
+    let ports = (from, to) == (SERVER_PORT, CLIENT_PORT);
+    (is_meant && ports).then_some((source, payload))
 }
 
 fn trim_at_nul(text: &mut Vec<u8>) {
@@ -647,13 +647,12 @@ mod tests {
         packet.extend([0, 67, 0, 68, 0, 11, 0, 0, b'a', b'b', b'c']);
         let padded = [&packet[..], &[0; 15]].concat();
         let found = Some((Ipv4Addr::new(10, 77, 0, 2), &b"abc"[..]));
-        assert_eq!(udp_payload(&packet, 68), found);
-        assert_eq!(udp_payload(&padded, 68), found);
-        assert_eq!(udp_payload(&packet, 67), None);
+        assert_eq!(server_payload(&packet), found);
+        assert_eq!(server_payload(&padded), found);
         for length in 0..packet.len() {
-            assert_eq!(udp_payload(&packet[..length], 68), None);
+            assert_eq!(server_payload(&packet[..length]), None);
         }
-        // Another version, a short header, a length that is none, a fragment, TCP.
+        // Another version, a short header, a length that is none, a fragment, TCP, other ports.
         for (at, byte) in [
             (0, 0x65),
             (0, 0x44),
@@ -661,11 +660,13 @@ mod tests {
             (6, 0x20),
             (7, 1),
             (9, 6),
+            (21, 66),
+            (23, 67),
             (25, 7),
         ] {
             let mut packet = packet.clone();
             packet[at] = byte;
-            assert_eq!(udp_payload(&packet, 68), None, "{at}");
+            assert_eq!(server_payload(&packet), None, "{at}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use engine::{Input, InterfaceId};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
-use wire::dhcp4::{CLIENT_PORT, udp_payload};
+use wire::dhcp4::{CLIENT_PORT, server_payload};
 
 use crate::hub::{Inbox, offer};
 
@@ -48,7 +48,7 @@ impl Watch {
     pub fn next(&self) -> io::Result<Option<(Ipv4Addr, Vec<u8>)>> {
         let mut buffer = [0; PACKET_BYTES];
         let length = (&self.socket).read(&mut buffer)?;
-        let found = udp_payload(&buffer[..length], CLIENT_PORT);
+        let found = server_payload(&buffer[..length]);
         Ok(found.map(|(source, payload)| (source, payload.to_vec())))
     }
 

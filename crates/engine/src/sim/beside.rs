@@ -241,6 +241,27 @@ fn fetched(world: &mut World, from: Ipv4Addr, path: &str) -> Result<String, Stri
 fn who_says_that_it_is_another_node_gets_no_token() {
     let mut world = nodes(7, GOOD, 2);
     world.boot_all(5 * MINUTE);
+    // As an ordinary user can: the node does not seem to boot by that.
+    let boots = asks(
+        MessageType::Discover,
+        b"PXEClient:Arch:00007:UNDI:003001",
+        7,
+    );
+    for port in [1024, 40_000] {
+        let source = SocketAddrV4::new([10, 77, 0, 9].into(), port);
+        let packet = boots.encode(MAX_BUDGET_BYTES);
+        let (interface, again) = (INTERFACE, packet.clone());
+        world.input(Input::Dhcp {
+            interface,
+            source,
+            packet,
+        });
+        world.input(Input::BootServer {
+            interface,
+            source,
+            packet: again,
+        });
+    }
     let of = |index: usize| format!("/grub/{}.cfg", mac(index));
     // A node that runs, from an unknown address and from another node's.
     let unknown = Ipv4Addr::new(10, 77, 0, 9);
@@ -349,6 +370,18 @@ fn addresses_follow_what_the_other_server_gives() {
         world.input(dhcp(said));
         assert_eq!(shown(&world, 0), Some(address(0)));
     }
+    // Nor does what an ordinary user of a node can send.
+    let forged = said(
+        mac(1),
+        MessageType::Request,
+        &[(option::REQUESTED_ADDRESS, first), server],
+    );
+    world.input(Input::Dhcp {
+        interface: INTERFACE,
+        source: SocketAddrV4::new(address(0), 40_000),
+        packet: forged,
+    });
+    assert_eq!(shown(&world, 0), Some(address(0)));
     // What the server gives a stranger, a node has no more; other networks are no matter.
     let stranger = Mac([2, 0, 0, 0, 0, 9]);
     let given = [(option::REQUESTED_ADDRESS, first), server];
