@@ -397,6 +397,9 @@ fn next_step(stage: Stage, beside: bool) -> &'static str {
         Stage::Address if beside => {
             "it has an address but fetched no loader: its firmware may not join the answers of two servers (then use --dhcp authoritative and switch the other server off), or UDP 69 does not reach this server"
         }
+        Stage::Grub if beside => {
+            "GRUB was sent but asked for no configuration: beside another DHCP server it must be GRUB 2.12 or newer (Debian 13); look at its screen"
+        }
         Stage::Firmware => {
             "it asked for an address but did not take the one offered: look for another DHCP server"
         }

@@ -443,6 +443,24 @@ fn a_node_that_runs_keeps_its_address_however_long_it_is_silent() {
 }
 
 #[test]
+fn where_a_boot_stops_beside_another_server_is_told_with_what_to_look_at() {
+    // Firmware that does nothing with the offer, and GRUB that finds no server.
+    for (file, stage, hint) in [
+        ("shimx64.efi", Stage::Address, "--dhcp authoritative"),
+        ("grub/grub.cfg", Stage::Grub, "GRUB 2.12"),
+    ] {
+        let mut world = nodes(13, GOOD, 1);
+        world.machines[0].hangs_before = Some(file);
+        world.run_until(10 * MINUTE, |_| false);
+        let stuck = world.events.iter().find_map(|event| match &event.kind {
+            EventKind::Stuck { stage, cause, .. } => Some((*stage, cause.contains(hint))),
+            _ => None,
+        });
+        assert_eq!(stuck, Some((stage, true)), "{}", world.story());
+    }
+}
+
+#[test]
 fn strangers_fill_no_table() {
     let mut world = nodes(10, GOOD, 0);
     let records = world.records.len();
