@@ -2,9 +2,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wire::dhcp4::{DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message};
+use wire::dhcp4::{DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message, server_payload};
 
 fuzz_target!(|bytes: &[u8]| {
+    if let Some((_, payload)) = server_payload(bytes) {
+        assert!(payload.len() + 28 <= bytes.len());
+    }
     let Ok(message) = Message::decode(bytes) else {
         return;
     };

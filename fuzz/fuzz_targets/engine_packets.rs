@@ -5,17 +5,18 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use engine::{
-    BootFile, Config, Digest, Engine, HttpRequest, ImageInfo, Input, Interface, InterfaceId,
+    BootFile, Command, Config, DhcpMode, Digest, Engine, HttpRequest, ImageInfo, Input, Interface, InterfaceId,
     Output, Record, Timestamp,
 };
 use libfuzzer_sys::fuzz_target;
-use wire::dhcp4::Message;
+use wire::dhcp4::{Message, MessageType};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const INTERFACE: InterfaceId = InterfaceId(1);
 
-fuzz_target!(|packets: Vec<(u8, u32, Vec<u8>)>| {
-    let mut engine = engine();
+fuzz_target!(|script: (bool, Vec<(u8, u32, Vec<u8>)>)| {
+    let (beside, packets) = script;
+    let mut engine = engine(beside);
     let mut now = 0;
     for (kind, after_ms, bytes) in packets {
         now += u64::from(after_ms);
@@ -23,14 +24,18 @@ fuzz_target!(|packets: Vec<(u8, u32, Vec<u8>)>| {
         outputs
             .iter()
             .enumerate()
-            .for_each(|(at, output)| check(&outputs[..at], output));
+            .for_each(|(at, output)| check(beside, &outputs[..at], output));
         let _ = engine.next_deadline();
     }
     let _ = engine.nodes();
 });
 
-fn engine() -> Engine {
-    let interface = Interface::new(INTERFACE, SERVER, 24);
+/// Alone on its network, or beside another DHCP server and with a node.
+fn engine(beside: bool) -> Engine {
+    let mut interface = Interface::new(INTERFACE, SERVER, 24);
+    if beside {
+        interface.dhcp = DhcpMode::Proxy;
+    }
     let mut engine = Engine::new(Config::new(vec![interface]), [1; 32], Vec::new());
     let image = ImageInfo {
         name: "debian".into(),
@@ -39,13 +44,17 @@ fn engine() -> Engine {
         files: BootFile::ALL.map(|file| (file, Ok(()))).into(),
     };
     let _ = engine.handle(Timestamp(0), Input::Images(vec![image]));
+    if beside {
+        let node = "52:54:00:00:00:01".into();
+        let _ = engine.handle(Timestamp(0), Input::Command(Command::Plan { node }));
+    }
     engine
 }
 
 fn input(kind: u8, bytes: Vec<u8>) -> Input {
     let host = Ipv4Addr::new(10, 77, 0, kind);
     let peer = SocketAddrV4::new(host, 1024);
-    match kind % 5 {
+    match kind % 7 {
         0 => Input::Dhcp {
             interface: INTERFACE,
             source: peer,
@@ -71,15 +80,27 @@ fn input(kind: u8, bytes: Vec<u8>) -> Input {
                 body: bytes,
             },
         },
+        4 => Input::BootServer {
+            interface: INTERFACE,
+            source: peer,
+            packet: bytes,
+        },
+        5 => Input::Overheard {
+            interface: INTERFACE,
+            source: host,
+            packet: bytes,
+        },
         _ => Input::Tick,
     }
 }
 
-fn check(before: &[Output], output: &Output) {
+fn check(beside: bool, before: &[Output], output: &Output) {
     let Output::Dhcp { packet, .. } = output else {
         return;
     };
     let reply = Message::decode(packet).expect("our own reply");
+    let gives = !reply.yiaddr.is_unspecified() || reply.message_type() == Some(MessageType::Nak);
+    assert!(!(beside && gives), "an address beside another server");
     let other = before.iter().any(|it| match it {
         Output::Persist(Record::Lease(lease)) => {
             lease.mac == Some(reply.mac) && lease.address != reply.yiaddr

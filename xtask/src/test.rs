@@ -80,6 +80,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Mmdebstrap,
         Tool::Tcpdump,
         Tool::Libnfs,
+        Tool::Dnsmasq,
     ];
     let built = install::ensure_build();
     install::ensure(&tools, &[NFTABLES, REGISTRY])?;

@@ -111,9 +111,9 @@ pub struct UpArgs {
     /// The interface that the nodes are on
     #[arg(long, short, value_name = "IF")]
     pub interface: String,
-    /// How to answer DHCP; `authoritative`: this is the network's only DHCP server
-    #[arg(long, value_name = "MODE")]
-    pub dhcp: Option<DhcpMode>,
+    /// How to answer DHCP
+    #[arg(long, value_name = "MODE", value_enum, default_value = "auto")]
+    pub dhcp: DhcpMode,
     /// The image that nodes boot unless `slate node set` says otherwise
     #[arg(long, value_name = "NAME[:TAG]")]
     pub image: Option<String>,
@@ -164,8 +164,16 @@ pub enum Drivers {
 /// How the daemon answers DHCP.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DhcpMode {
+    /// Looks for another DHCP server first: `proxy` beside one, `authoritative` without
+    Auto,
     /// Gives every machine an address: this is the only DHCP server on the network
     Authoritative,
+    /// Gives none, and tells nodes what to boot: another server gives the addresses
+    ///
+    /// Machines that are no nodes get no answer, until `slate node set MAC --name NAME`.
+    Proxy,
+    /// Answers no DHCP: another server gives the addresses and names this machine to firmware
+    Off,
 }
 
 /// An inclusive range of addresses, `FIRST-LAST`.

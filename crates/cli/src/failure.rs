@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(
             plain(&Failure::from(error)),
             "error: no daemon answers on /run/slate/control: entity not found\n\
-             hint: Start one: slate up --interface IF --dhcp authoritative\n"
+             hint: Start one: slate up --interface IF\n"
         );
     }
 

@@ -12,9 +12,12 @@ use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use lab::{Network, Process};
+use lab::{Host, Network, Process};
+use wire::dhcp4::{MAX_BUDGET_BYTES, Message, MessageType, option};
 
 const SLATE: &str = env!("CARGO_BIN_EXE_slate");
+/// The daemon's address on [`Site`]'s network.
+const SERVER: &str = "10.77.0.1";
 /// How long anything may take that the command does by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -111,13 +114,6 @@ fn says(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} not in: {text}");
     }
-}
-
-#[test]
-fn a_network_is_not_served_before_somebody_says_how() {
-    let place = Place::new();
-    let up = run(place.slate(&["up", "--interface", "lo"]));
-    fails(up, USAGE, &["how to answer DHCP", "--dhcp authoritative"]);
 }
 
 #[test]
@@ -302,6 +298,33 @@ impl Site {
         let mut command = self.place.slate(&UP);
         command.args(more);
         Daemon::start(&self.network, command)
+    }
+
+    /// Another host on the network.
+    fn host(&self, address: [u8; 4]) -> Host {
+        let host = self.network.add_host(address.into());
+        host.expect("another host")
+    }
+
+    /// Another DHCP server, at 10.77.0.2.
+    fn dnsmasq(&self, more: &[&str]) -> Process {
+        let host = self.host([10, 77, 0, 2]);
+        let leases = self.place.path("leases");
+        let mut dnsmasq = Command::new("dnsmasq");
+        dnsmasq
+            .args(["--keep-in-foreground", "--conf-file=/dev/null"])
+            .args(["--pid-file=", "--user=root", "--port=0", "--no-ping"])
+            .args(["--interface=eth0", "--bind-interfaces"])
+            .arg(format!("--dhcp-leasefile={}", leases.display()))
+            .args(more)
+            .stdin(Stdio::null());
+        let process = host.spawn(dnsmasq).expect("dnsmasq starts");
+        let end = Instant::now() + PATIENCE;
+        while !leases.exists() {
+            assert!(Instant::now() < end, "dnsmasq does not serve");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        process
     }
 
     fn shell(&self, script: &str) -> String {
@@ -526,6 +549,171 @@ fn an_interface_must_be_there_up_and_have_an_address() {
         NOT_READY,
         &["interface idle is down", "ip link set idle up"],
     );
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn who_gives_addresses_must_be_clear() {
+    if impossible() {
+        return;
+    }
+    let site = Site::new();
+    let auto = ["up", "--interface", "br0"];
+    // Nobody else there: it is the only one.
+    let daemon = Daemon::start(&site.network, site.place.slate(&auto));
+    says(
+        &daemon.said,
+        &["none answers: --dhcp authoritative", ": DHCP, TFTP"],
+    );
+    drop(daemon);
+    let fails_because = |why: &str| {
+        let hints = ["add: --dhcp proxy", "add: --dhcp authoritative"];
+        let parts = [&["no DHCP server answers on br0", why][..], &hints].concat();
+        fails(site.slate(&auto), NOT_READY, &parts);
+    };
+    // A host that answers nobody may be a server that knows its machines.
+    let host = site.host([10, 77, 0, 9]);
+    fails_because("addresses that are not from here (10.77.0.9)");
+    drop(host);
+    site.shell("ip route add default via 10.77.0.254 dev br0; ip neigh flush dev br0");
+    fails_because("this machine's default route leads there");
+    // Where it is said, nobody is asked.
+    drop(site.serve(&[]));
+    let range = [&auto[..], &["--dhcp", "proxy", "--lease", "600"]].concat();
+    fails(
+        site.slate(&range),
+        USAGE,
+        &["--range and --lease", "leave them out"],
+    );
+}
+
+/// The variable that makes [`asker`] ask.
+const ASK: &str = "SLATE_TEST_ASK";
+
+/// No test: firmware of one machine after the other that asks what to boot, on another host. It
+/// prints who is answered until this server has answered the last one.
+#[test]
+#[ignore = "a helper of other tests"]
+fn asker() {
+    let Ok(machines) = std::env::var(ASK) else {
+        return;
+    };
+    let socket = UdpSocket::bind("0.0.0.0:68").expect("the client port");
+    socket.set_broadcast(true).expect("broadcasts");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    for machine in machines.split(' ') {
+        let mut message = Message::request(machine.parse().expect("an address"), 7);
+        message.push(option::MESSAGE_TYPE, [MessageType::Discover.code()]);
+        message.push(option::CLASS, *b"PXEClient:Arch:00007:UNDI:003001");
+        message.push(option::ARCHITECTURE, [0, 7]);
+        message.push(option::MACHINE_UUID, [0; 17]);
+        let asked = message.encode(MAX_BUDGET_BYTES);
+        socket
+            .send_to(&asked, "255.255.255.255:67")
+            .expect("sending");
+    }
+    let last = machines.split(' ').next_back().unwrap_or_default();
+    let mut buffer = [0; 2048];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
+        let reply = Message::decode(&buffer[..length]).expect("a DHCP message");
+        let file = String::from_utf8_lossy(&reply.file).into_owned();
+        println!("{} {} {} {file}", reply.mac, from.ip(), reply.yiaddr);
+        if reply.mac.to_string() == last && from.ip().to_string() == SERVER {
+            return;
+        }
+    }
+}
+
+/// Who is answered what on `host`.
+fn ask(host: &Host, machines: &str) -> String {
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    command
+        .args(["--ignored", "--exact", "asker", "--nocapture"])
+        .env(ASK, machines)
+        .stdin(Stdio::null());
+    let text = succeeds(said(&host.run(command).expect("the command starts")));
+    let is_answer = |line: &&str| line.starts_with("52:77:");
+    let answers: Vec<&str> = text.lines().filter(is_answer).collect();
+    answers.join("\n")
+}
+
+/// Says why not, in the words that the test runner counts.
+fn has_dnsmasq() -> bool {
+    let missing = lab::find_tools(&[lab::Tool::Dnsmasq]).err();
+    if let Some(missing) = &missing {
+        println!("skipped: {missing}");
+    }
+    missing.is_none()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_only_server_tells_of_another_one_and_goes_on() {
+    if impossible() || !has_dnsmasq() {
+        return;
+    }
+    let site = Site::new();
+    let mut daemon = site.serve(&[]);
+    let _dnsmasq = site.dnsmasq(&["--dhcp-range=10.77.0.100,10.77.0.150"]);
+    let node = "52:77:00:00:00:01";
+    let answers = ask(&site.host([10, 77, 0, 3]), node);
+    assert!(
+        answers.contains(&format!("{node} {SERVER} 10.77.0.")),
+        "{answers}"
+    );
+    daemon.wait_for("another DHCP server answers: 10.77.0.2; switch one of the two off");
+    // Who asks before it starts is told as well.
+    drop(daemon);
+    let daemon = Daemon::start(
+        &site.network,
+        site.place.slate(&["up", "--interface", "br0"]),
+    );
+    let said = [
+        "10.77.0.2 answers there: --dhcp proxy",
+        "proxyDHCP, TFTP 69",
+    ];
+    says(&daemon.said, &said);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn beside_a_server_that_knows_its_hosts_a_stranger_hears_nothing() {
+    if impossible() {
+        return;
+    }
+    if !has_dnsmasq() {
+        return;
+    }
+    let site = Site::new();
+    let hosts = [
+        "--dhcp-range=10.77.0.0,static",
+        "--dhcp-host=52:77:00:00:00:01,10.77.0.101",
+    ];
+    let _dnsmasq = site.dnsmasq(&hosts);
+    // It is silent to us, but it is there.
+    let auto = ["up", "--interface", "br0"];
+    let why = "addresses that are not from here (10.77.0.2)";
+    fails(site.slate(&auto), NOT_READY, &[why, "add: --dhcp proxy"]);
+
+    let words = [&auto[..], &["--dhcp", "proxy"]].concat();
+    let mut daemon = Daemon::start(&site.network, site.place.slate(&words));
+    says(&daemon.said, &["proxyDHCP, TFTP 69", "Only nodes boot"]);
+    let (node, other) = ("52:77:00:00:00:01", "52:77:00:00:00:02");
+    succeeds(site.slate(&["node", "set", node, "--name", "pc1"]));
+    let client = site.host([10, 77, 0, 3]);
+    let ask = |machines: String| ask(&client, &machines);
+    // Messages are answered in their order: who was passed over is not answered.
+    let ours = |mac: &str| format!("{mac} {SERVER} 0.0.0.0 shimx64.efi");
+    let answers = ask(format!("{other} {node}"));
+    assert!(answers.contains(&ours(node)), "{answers}");
+    assert!(!answers.contains(other), "{answers}");
+    daemon.wait_for("asks to boot (uefi-x64) but is no node");
+    let list = succeeds(site.slate(&["node", "list"]));
+    says(&list, &["asked to boot and are no nodes", other]);
+    succeeds(site.slate(&["node", "set", other, "--name", "pc2"]));
+    assert!(ask(other.to_owned()).contains(&ours(other)));
 }
 
 #[test]

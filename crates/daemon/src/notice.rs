@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::control::EventRecord;
+use crate::options::DhcpMode;
 
 /// One thing to show.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub enum Notice {
 pub struct Listening {
     /// Served interfaces with their addresses.
     pub interfaces: Vec<(String, Ipv4Addr)>,
+    /// What DHCP is spoken there.
+    pub dhcp: DhcpMode,
     /// TFTP port, UDP.
     pub tftp_port: u16,
     /// HTTP port, TCP; beacons over UDP.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+pub use engine::DhcpMode;
+
 use crate::notice::Notice;
 
 /// Everything [`crate::run`] needs to know. [`Options::new`] fills in the defaults.
@@ -77,13 +79,6 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/slate";
 pub const DEFAULT_RUN_DIR: &str = "/run/slate";
 /// Default of [`Options::lease_seconds`]: one hour.
 pub const DEFAULT_LEASE_SECONDS: u32 = 3600;
-
-/// How DHCP is spoken on the served interfaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DhcpMode {
-    /// This daemon is the network's one DHCP server.
-    Authoritative,
-}
 
 /// Ports to listen on, on every served interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
 
-use engine::{Engine, ImageRef, Input, Interface, NfsActivity};
+use engine::{Engine, ImageRef, Input, Interface, InterfaceId, NfsActivity};
 use image::Store;
 use image::initramfs::Profile;
 use nfs::Activity;
@@ -23,6 +23,7 @@ use crate::hub::{Hub, Inbox, Message, QUEUE_MAX, now};
 use crate::identity::Identities;
 use crate::journal::Journal;
 use crate::keys::{Keys, random};
+use crate::net::watch::Watch;
 use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp};
 use crate::prepare::Preparer;
 use crate::state::State;
@@ -70,7 +71,7 @@ struct Daemon {
 
 /// Sockets, all open before anything is promised.
 struct Sockets {
-    dhcp: Vec<(Interface, dhcp::Port)>,
+    dhcp: Vec<(Interface, Option<dhcp::Port>)>,
     tftp: Vec<std::net::UdpSocket>,
     beacons: Vec<std::net::UdpSocket>,
     http: Vec<TcpListener>,
@@ -84,6 +85,7 @@ impl Sockets {
         for name in &options.interfaces {
             let mut interface = interface::find(name)?;
             interface.pool = options.range;
+            interface.dhcp = options.dhcp;
             interfaces.push((interface, name));
         }
         let addresses = || interfaces.iter().map(|(interface, _)| interface.address);
@@ -101,7 +103,9 @@ impl Sockets {
             nfs_port,
             dhcp: interfaces
                 .iter()
-                .map(|(interface, name)| Ok((interface.clone(), dhcp::Port::open(name)?)))
+                .map(|(interface, name)| {
+                    Ok((interface.clone(), dhcp::Port::open(name, options.dhcp)?))
+                })
                 .collect::<Result<_, Error>>()?,
         })
     }
@@ -256,7 +260,7 @@ impl Daemon {
             let ports = sockets
                 .dhcp
                 .iter()
-                .map(|(it, port)| (it.id, port.clone()))
+                .filter_map(|(it, port)| Some((it.id, port.clone()?)))
                 .collect();
             let hub = Hub {
                 engine,
@@ -375,6 +379,7 @@ fn listening(options: &Options, sockets: &Sockets) -> Listening {
     let addresses = sockets.dhcp.iter().map(|(interface, _)| interface.address);
     Listening {
         interfaces: options.interfaces.iter().cloned().zip(addresses).collect(),
+        dhcp: options.dhcp,
         tftp_port: options.ports.tftp,
         http_port: options.ports.http,
         nfs_port: sockets.nfs_port,
@@ -487,11 +492,24 @@ async fn signal() {
     }
 }
 
+/// Other DHCP servers are heard, where this process may listen to what is not meant for it.
+fn watch(interface: InterfaceId, hub: &Inbox) {
+    match Watch::open(interface) {
+        Ok(watch) => {
+            let hub = hub.clone();
+            thread::spawn(move || watch.receive(interface, &hub));
+        }
+        Err(error) => tracing::warn!(%error, "other DHCP servers will not be noticed"),
+    }
+}
+
 /// A thread for each socket that datagrams come in on.
 fn start_receivers(sockets: Sockets, hub: &Inbox) {
     for (interface, port) in sockets.dhcp {
-        let hub = hub.clone();
-        thread::spawn(move || port.receive(interface.id, &hub));
+        if let Some(port) = port {
+            port.receive(interface.id, hub);
+            watch(interface.id, hub);
+        }
     }
     for socket in sockets.tftp {
         let hub = hub.clone();

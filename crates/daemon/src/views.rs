@@ -1,6 +1,8 @@
 //! The engine's views as the control protocol shows them.
 
-use crate::control::{BootView, FailureView, NfsView, NodeView, PlanView, Response, StageAt};
+use crate::control::{
+    BootView, FailureView, NfsView, NodeView, PlanView, Response, SeenView, StageAt,
+};
 use crate::keys::Keys;
 
 /// A node.
@@ -76,6 +78,15 @@ fn stage_at(reached: &engine::StageAt) -> StageAt {
     StageAt {
         stage: reached.stage.to_string(),
         at_ms: reached.at.0,
+    }
+}
+
+/// A machine that is no node.
+pub fn seen(view: engine::SeenView) -> SeenView {
+    SeenView {
+        mac: view.mac.to_string(),
+        firmware: view.client,
+        seen_ms: view.last.0,
     }
 }
 

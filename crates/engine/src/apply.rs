@@ -169,7 +169,7 @@ impl Engine {
             EventKind::NodeChanged
         };
         self.tell(turn, Some(mac), kind);
-        if let Ok(version) = self.version_of(node) {
+        if let Ok(version) = self.version_of(Some(node)) {
             self.prepare(turn, version);
         }
     }

@@ -11,7 +11,9 @@ use wire::identity::{BootId, Token};
 use wire::mac::Mac;
 use wire::stage::Stage;
 
+use crate::config::DhcpMode;
 use crate::event::EventKind;
+use crate::learned::Evidence;
 use crate::record::{Boot, Failure, Record, StageAt};
 use crate::time::Timestamp;
 use crate::view::BootView;
@@ -250,7 +252,8 @@ impl Engine {
             },
         );
         if stage == Stage::MultiUser {
-            let address = self.leases.address_of(mac);
+            let learned = self.learned_address(mac);
+            let address = learned.or_else(|| self.leases.address_of(mac));
             let after_ms = now.millis_since(started);
             self.tell(
                 turn,
@@ -293,7 +296,7 @@ impl Engine {
             None => Ok(None),
         });
         match beacon {
-            Ok(Some(beacon)) => self.follow(turn, &beacon),
+            Ok(Some(beacon)) => self.follow(turn, sender, &beacon),
             Ok(None) => self.refuse_beacon(turn, sender, "no such boot"),
             Err(error) => self.refuse_beacon(turn, sender, &error.to_string()),
         }
@@ -306,7 +309,7 @@ impl Engine {
         }
     }
 
-    fn follow(&mut self, turn: &mut Turn, beacon: &Beacon) {
+    fn follow(&mut self, turn: &mut Turn, sender: Ipv4Addr, beacon: &Beacon) {
         let Some(boot) = self
             .boots
             .get(beacon.boot)
@@ -326,6 +329,8 @@ impl Engine {
             let key = format!("boot/{id}");
             turn.persist(Record::Removed { key });
         }
+        // Something new, so it is no copy that somebody else sends again.
+        self.learn(turn, beacon.mac, sender, Evidence::Proof);
         for event in beacon.events.iter().filter(|event| event.seq > seen) {
             // Counted one by one: what is stored with one event must not hide the next.
             if let Some(boot) = self.boots.get_mut(beacon.boot) {
@@ -347,6 +352,10 @@ impl Engine {
     /// Tells of boots that have not moved for too long, each stage once.
     pub(crate) fn report_stuck(&mut self, turn: &mut Turn) {
         let now = turn.now;
+        let interfaces = &self.config.interfaces;
+        let beside = interfaces
+            .iter()
+            .any(|it| it.dhcp != DhcpMode::Authoritative);
         self.boots.next_deadline = None;
         let ids: Vec<BootId> = self
             .boots
@@ -370,7 +379,7 @@ impl Engine {
                 continue;
             }
             self.boots.reported.insert(id, stage);
-            let cause = next_step(stage).to_owned();
+            let cause = next_step(stage, beside).to_owned();
             let for_ms = now.millis_since(since);
             let next = Stage::ALL.into_iter().find(|it| *it > stage);
             self.note_failure(turn, mac, next.unwrap_or(stage), &cause);
@@ -389,9 +398,18 @@ impl Engine {
     }
 }
 
-/// What should have come next, and where to look.
-fn next_step(stage: Stage) -> &'static str {
+/// What should have come next, and where to look; `beside` another DHCP server.
+fn next_step(stage: Stage, beside: bool) -> &'static str {
     match stage {
+        Stage::Firmware if beside => {
+            "it was told what to boot but asked for no address: does the other DHCP server give it one?"
+        }
+        Stage::Address if beside => {
+            "it has an address but fetched no loader: its firmware may not join the answers of two servers (then use --dhcp authoritative and switch the other server off), or UDP 69 does not reach this server"
+        }
+        Stage::Grub if beside => {
+            "GRUB was sent but asked for no configuration: beside another DHCP server it must be GRUB 2.12 or newer (Debian 13); look at its screen"
+        }
         Stage::Firmware => {
             "it asked for an address but did not take the one offered: look for another DHCP server"
         }

@@ -104,7 +104,7 @@ impl Engine {
             self.nodes.insert(mac, node.clone());
             self.tell(turn, Some(mac), EventKind::NodeChanged);
         }
-        if let Ok(version) = self.version_of(&node) {
+        if let Ok(version) = self.version_of(Some(&node)) {
             self.prepare(turn, version);
         }
         Ok(CommandReply::Node(Box::new(self.view(&node))))
@@ -218,7 +218,9 @@ impl Engine {
         keys.extend(self.boots.forget(mac).iter().map(|id| format!("boot/{id}")));
         keys.into_iter()
             .for_each(|key| turn.persist(Record::Removed { key }));
+        self.unlearn(turn, mac);
         self.firmware.remove(&mac);
+        self.last_offers.remove(&mac);
     }
 
     fn plan_command(&mut self, turn: &mut Turn, node: &str) -> Result<CommandReply, CommandError> {

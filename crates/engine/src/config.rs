@@ -10,11 +10,24 @@ use crate::image::ImageRef;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InterfaceId(pub u32);
 
+/// Who gives addresses on a network, and who tells firmware what to boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DhcpMode {
+    /// We do both: this is the network's only DHCP server.
+    Authoritative,
+    /// Another server gives the addresses; we tell firmware what to boot (proxyDHCP, PXE 2.1).
+    Proxy,
+    /// Another server does both, and names us as the boot server.
+    Off,
+}
+
 /// One network that nodes boot from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// The number that inputs and outputs carry.
     pub id: InterfaceId,
+    /// What DHCP is spoken there.
+    pub dhcp: DhcpMode,
     /// The server's own address there; also the address that boot plans name.
     pub address: Ipv4Addr,
     /// Length of the network's prefix in bits, 1 to 30.
@@ -71,13 +84,25 @@ impl Config {
             unknown_per_second: 20_000,
         }
     }
+
+    /// Whether whoever has `address` has it from us. Machines behind relays and routers have
+    /// theirs from us where nobody else gives any.
+    pub fn gives(&self, address: Ipv4Addr) -> bool {
+        let is_ours = |it: &Interface| it.dhcp == DhcpMode::Authoritative;
+        match self.interfaces.iter().find(|it| it.contains(address)) {
+            Some(interface) => is_ours(interface),
+            None => self.interfaces.iter().all(is_ours),
+        }
+    }
 }
 
 impl Interface {
-    /// An interface with the whole network as its pool, and neither router nor resolver.
+    /// An interface where addresses are ours to give, with the whole network as its pool, and
+    /// neither router nor resolver.
     pub fn new(id: InterfaceId, address: Ipv4Addr, prefix: u8) -> Interface {
         Interface {
             id,
+            dhcp: DhcpMode::Authoritative,
             address,
             prefix,
             pool: None,

@@ -1,7 +1,8 @@
 //! The DHCP server (RFC 2131), authoritative: leases by MAC, never by client identifier, because
-//! firmware, loaders, /init and the running system each send another one.
+//! firmware, loaders, /init and the running system each send another one. What is done beside
+//! another server is in [`crate::proxy`].
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use wire::dhcp4::{Message, MessageType, Op, option};
@@ -9,7 +10,7 @@ use wire::mac::Mac;
 use wire::reader::Reader;
 use wire::stage::Stage;
 
-use crate::config::{Interface, InterfaceId};
+use crate::config::{DhcpMode, Interface, InterfaceId};
 use crate::event::EventKind;
 use crate::io::{DhcpDestination, Output};
 use crate::leases::is_live;
@@ -36,9 +37,27 @@ const SUBNET_SELECTION: u8 = 118;
 /// Seconds that mean for ever (RFC 2131, 3.3).
 const FOREVER: u32 = u32::MAX;
 
+/// How firmware is told what to boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// All in one message.
+    Whole,
+    /// It asks a boot server once more: ours, on port 4011.
+    BootServer,
+}
+
+impl Dialect {
+    pub(crate) fn other(self) -> Dialect {
+        match self {
+            Dialect::Whole => Dialect::BootServer,
+            Dialect::BootServer => Dialect::Whole,
+        }
+    }
+}
+
 /// What asks for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Client {
+pub(crate) enum Client {
     /// UEFI x86-64 that boots over TFTP.
     Uefi,
     /// UEFI x86-64 that boots over HTTP.
@@ -63,11 +82,23 @@ impl Client {
         }
     }
 
-    fn is_firmware(self) -> bool {
+    pub(crate) fn is_firmware(self) -> bool {
         self != Client::System
     }
 
-    fn name(self) -> String {
+    /// Why firmware gets nothing to boot.
+    pub(crate) fn not_served(self) -> String {
+        let architecture = match self {
+            Client::OtherFirmware(architecture) => architecture.to_string(),
+            _ => "none".into(),
+        };
+        format!(
+            "its firmware ({}) boots nothing that is served: expected UEFI x86-64 (architecture 7, 9 or 16), got {architecture}; switch the machine to UEFI network boot",
+            self.name()
+        )
+    }
+
+    pub(crate) fn name(self) -> String {
         match self {
             Client::Uefi => "uefi-x64".into(),
             Client::UefiHttp => "uefi-x64-http".into(),
@@ -78,21 +109,30 @@ impl Client {
     }
 }
 
-/// A request that is ours to answer.
-struct Request {
-    message: Message,
-    client: Client,
-    interface: Interface,
+/// A request on a network that we serve.
+pub(crate) struct Request {
+    pub(crate) message: Message,
+    pub(crate) client: Client,
+    pub(crate) interface: Interface,
     /// Where the reply goes out.
-    out: InterfaceId,
+    pub(crate) out: InterfaceId,
 }
 
 impl Engine {
     /// A datagram on the server's port.
-    pub(crate) fn dhcp(&mut self, turn: &mut Turn, id: InterfaceId, packet: &[u8]) {
+    pub(crate) fn dhcp(
+        &mut self,
+        turn: &mut Turn,
+        id: InterfaceId,
+        source: SocketAddrV4,
+        packet: &[u8],
+    ) {
         let Some(request) = self.accept(id, packet) else {
             return;
         };
+        if request.interface.dhcp != DhcpMode::Authoritative {
+            return self.proxy(turn, &request, source.port());
+        }
         let mac = request.message.mac;
         let known = self.nodes.contains_key(&mac) || self.leases.address_of(mac).is_some();
         if !known && !self.strangers.take(turn.now) {
@@ -115,7 +155,7 @@ impl Engine {
     }
 
     /// Decodes, and finds the network that the machine is on.
-    fn accept(&self, id: InterfaceId, packet: &[u8]) -> Option<Request> {
+    pub(crate) fn accept(&self, id: InterfaceId, packet: &[u8]) -> Option<Request> {
         let message = Message::decode(packet).ok()?;
         if message.op != Op::Request || message.hops > MAX_HOPS || !message.mac.is_unicast() {
             return None;
@@ -133,7 +173,7 @@ impl Engine {
         })
     }
 
-    fn note_firmware(&mut self, mac: Mac, client: Client) {
+    pub(crate) fn note_firmware(&mut self, mac: Mac, client: Client) {
         // Bounded by what else is known of a machine: strangers are noted when they become nodes.
         if self.nodes.contains_key(&mac) {
             self.firmware.insert(mac, client.name());
@@ -278,7 +318,7 @@ impl Engine {
         {
             let cause = format!("it took the offer of another DHCP server, {server}");
             self.ignore(turn, message.mac, &cause);
-            return;
+            return self.suspect(turn, server);
         }
         let wanted = match message.address_option(option::REQUESTED_ADDRESS) {
             Some(address) => address,
@@ -321,12 +361,8 @@ impl Engine {
             self.begin_boot(turn, mac);
             self.reach(turn, mac, Stage::Address, &address.to_string());
         }
-        if let Client::OtherFirmware(architecture) = request.client {
-            let cause = format!(
-                "its firmware ({}) boots nothing that is served: expected UEFI x86-64 (architecture 7, 9 or 16), got {architecture}; switch the machine to UEFI network boot",
-                request.client.name()
-            );
-            self.fail(turn, mac, Stage::Address, cause);
+        if let Client::OtherFirmware(_) = request.client {
+            self.fail(turn, mac, Stage::Address, request.client.not_served());
         }
         let lease_seconds = lease_for.map(|duration| duration.as_secs() as u32);
         self.tell(
@@ -415,7 +451,7 @@ impl Engine {
                 self.push_lease(&mut reply, request.message.mac);
             }
             self.push_network(&mut reply, request);
-            self.push_boot(&mut reply, request);
+            self.push_boot(&mut reply, request, Dialect::Whole);
         }
         for echoed in [option::CLIENT_ID, option::RELAY] {
             if let Some(value) = request.message.option(echoed) {
@@ -461,14 +497,16 @@ impl Engine {
 
     /// What firmware boots. shim reads the header's fields only, other firmware the options, so
     /// both are filled.
-    fn push_boot(&self, reply: &mut Message, request: &Request) {
+    pub(crate) fn push_boot(&self, reply: &mut Message, request: &Request, dialect: Dialect) {
         let server = request.interface.address;
         reply.siaddr = server;
         match request.client {
             Client::Uefi => {
                 reply.file = SHIM.into();
                 reply.push(option::CLASS, *b"PXEClient");
-                reply.push(option::VENDOR, PXE_BOOT_FROM_FILE);
+                if dialect == Dialect::Whole {
+                    reply.push(option::VENDOR, PXE_BOOT_FROM_FILE);
+                }
                 reply.push(option::TFTP_SERVER, server.to_string());
                 reply.push(option::BOOT_FILE, format!("{SHIM}\0"));
             }
@@ -487,7 +525,7 @@ impl Engine {
 }
 
 /// A reply with what must be copied from the request (RFC 2131, table 3).
-fn reply_to(request: &Message) -> Message {
+pub(crate) fn reply_to(request: &Message) -> Message {
     Message {
         op: Op::Reply,
         hops: 0,
@@ -535,7 +573,11 @@ fn link(message: &Message) -> Option<Ipv4Addr> {
 }
 
 /// RFC 2131, 4.1.
-fn destination(request: &Message, kind: MessageType, address: Option<Ipv4Addr>) -> DhcpDestination {
+pub(crate) fn destination(
+    request: &Message,
+    kind: MessageType,
+    address: Option<Ipv4Addr>,
+) -> DhcpDestination {
     if !request.giaddr.is_unspecified() {
         return DhcpDestination::Relay(request.giaddr);
     }

@@ -97,6 +97,23 @@ pub enum EventKind {
         /// Why not.
         cause: String,
     },
+    /// A machine that is no node asked to boot, beside another DHCP server.
+    MachineSeen {
+        /// Its firmware.
+        client: String,
+    },
+    /// A node's firmware was told what to boot, and no address.
+    BootOffered {
+        /// Whether it is to ask once more, on port 4011.
+        again_on_4011: bool,
+    },
+    /// A node's firmware asked on port 4011, and was told what to boot.
+    BootServerAsked,
+    /// A node has an address from another DHCP server.
+    AddressSeen {
+        /// The address.
+        address: Ipv4Addr,
+    },
     /// No address is left in a pool.
     PoolExhausted {
         /// The network's first address.
@@ -276,6 +293,8 @@ impl EventKind {
         match self {
             EventKind::Discover { .. }
             | EventKind::Offer { .. }
+            | EventKind::BootOffered { .. }
+            | EventKind::BootServerAsked
             | EventKind::Release { .. }
             | EventKind::Requested { .. }
             | EventKind::Sent { .. }
@@ -331,8 +350,12 @@ impl fmt::Display for EventKind {
             | EventKind::Release { .. }
             | EventKind::DhcpIgnored { .. }
             | EventKind::PoolExhausted { .. }
-            | EventKind::RateLimited { .. }
-            | EventKind::RogueServer { .. } => self.fmt_dhcp(out),
+            | EventKind::RateLimited { .. } => self.fmt_dhcp(out),
+            EventKind::MachineSeen { .. }
+            | EventKind::BootOffered { .. }
+            | EventKind::BootServerAsked
+            | EventKind::AddressSeen { .. }
+            | EventKind::RogueServer { .. } => self.fmt_beside(out),
             _ => self.fmt_service(out),
         }
     }
@@ -394,9 +417,32 @@ impl EventKind {
             EventKind::RateLimited { dropped } => {
                 write!(out, "{dropped} messages of unknown machines dropped")
             }
-            EventKind::RogueServer { server } => {
-                write!(out, "another DHCP server answers: {server}")
+            _ => Ok(()),
+        }
+    }
+
+    /// What has to do with another DHCP server.
+    fn fmt_beside(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EventKind::MachineSeen { client } => write!(
+                out,
+                "asks to boot ({client}) but is no node; to let it: slate node set MAC --name NAME"
+            ),
+            EventKind::BootOffered {
+                again_on_4011: false,
+            } => write!(out, "was told what to boot"),
+            EventKind::BootOffered { .. } => write!(out, "was told to ask again on port 4011"),
+            EventKind::BootServerAsked => {
+                write!(out, "asked on port 4011 and was told what to boot")
             }
+            EventKind::AddressSeen { address } => {
+                write!(out, "has {address} from another DHCP server")
+            }
+            EventKind::RogueServer { server } => write!(
+                out,
+                "another DHCP server answers: {server}; switch one of the two off, or start this \
+                 one with --dhcp proxy"
+            ),
             _ => Ok(()),
         }
     }

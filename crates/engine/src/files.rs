@@ -9,11 +9,13 @@ use wire::stage::Stage;
 use wire::tftp::{Mode, Packet, Request, error};
 
 use crate::boots::{is_loading, reached};
+use crate::config::DhcpMode;
 use crate::event::{EventKind, Service};
 use crate::image::BootFile;
 use crate::io::{
     Content, HttpAnswer, HttpBody, HttpRequest, IdentityGrant, Output, TftpAnswer, TransferOutcome,
 };
+use crate::learned::Evidence;
 use crate::record::Record;
 use crate::tftp::Transfer;
 use crate::{Engine, Turn, natural, render};
@@ -30,6 +32,8 @@ enum Name {
     Loader(BootFile),
     /// GRUB's configuration of the asking node.
     Config,
+    /// GRUB's configuration of the node that the asking machine says it is.
+    ConfigOf(Mac),
     /// A boot file of one version.
     Boot(Digest, BootFile),
 }
@@ -59,6 +63,11 @@ impl Name {
                 "expected a plain path without \"..\" and backslashes",
             ));
         }
+        if let ["grub", name] = parts[..]
+            && let Some(mac) = mac_of_config(name)
+        {
+            return Ok(Name::ConfigOf(mac));
+        }
         match parts[..] {
             ["shimx64.efi"] => Ok(Name::Loader(BootFile::Shim)),
             ["grubx64.efi"] => Ok(Name::Loader(BootFile::Grub)),
@@ -83,11 +92,16 @@ impl Name {
         match self {
             Name::Loader(BootFile::Shim) | Name::Boot(_, BootFile::Shim) => Stage::Loader,
             Name::Loader(_) | Name::Boot(_, BootFile::Grub) => Stage::Grub,
-            Name::Config => Stage::Config,
+            Name::Config | Name::ConfigOf(_) => Stage::Config,
             Name::Boot(_, BootFile::Kernel) => Stage::Kernel,
             Name::Boot(_, BootFile::Initrd) => Stage::Initrd,
         }
     }
+}
+
+/// `MAC.cfg`, as GRUB writes its card's address.
+fn mac_of_config(name: &str) -> Option<Mac> {
+    name.strip_suffix(".cfg")?.parse().ok()
 }
 
 /// What shim and GRUB look for and do without.
@@ -150,10 +164,13 @@ impl Engine {
                 .map_err(NotServed::because)
         });
         let path = shown;
+        // The question may have told who asks.
+        let mac = self.node_at(peer).map(|node| node.mac);
         match result {
             Ok(content) => {
                 self.tell(turn, mac, EventKind::Requested { service, path });
                 if let (Some(mac), Some(stage)) = (mac, stage) {
+                    self.led_on(mac);
                     self.reach(turn, mac, stage, "");
                 }
                 Ok(content)
@@ -191,7 +208,10 @@ impl Engine {
             Name::Boot(digest, file) => Ok(Content::File { digest, file }),
             Name::Loader(file) => {
                 let node = mac.and_then(|mac| self.nodes.get(&mac));
-                let node = node.ok_or_else(|| format!("{peer} is no node's address"))?;
+                // Loaders are no secret, and GRUB will say which machine it runs on.
+                if node.is_none() && self.config.gives(peer) {
+                    return Err(format!("{peer} is no node's address"));
+                }
                 let digest = self.version_of(node)?;
                 self.has_file(digest, file)?;
                 Ok(Content::File { digest, file })
@@ -199,7 +219,54 @@ impl Engine {
             Name::Config => Ok(Content::Bytes(
                 self.config_for(turn, peer, mac, path).into_bytes(),
             )),
+            Name::ConfigOf(named) => {
+                let config = self.config_of(turn, peer, mac, named, path)?;
+                Ok(Content::Bytes(config.into_bytes()))
+            }
         }
+    }
+
+    /// GRUB's configuration of the machine that says it is `named`. That is believed only where
+    /// addresses are not ours to give, of an address that is no other node's, and while the node
+    /// seems to boot: the configuration holds its boot's token.
+    fn config_of(
+        &mut self,
+        turn: &mut Turn,
+        peer: Ipv4Addr,
+        mac: Option<Mac>,
+        named: Mac,
+        path: &str,
+    ) -> Result<String, String> {
+        if self.config.gives(peer) {
+            return Err("expected grub/grub.cfg: addresses are ours to give here".into());
+        }
+        if mac.is_some_and(|mac| mac != named) {
+            return Err(format!("{peer} is the address of another node"));
+        }
+        if !self.nodes.contains_key(&named) {
+            self.see(turn, named, "GRUB");
+            return Ok(render::grub_message(&format!(
+                "it is no node; to let it boot: slate node set {named} --name NAME"
+            )));
+        }
+        if mac.is_none() && !self.may_boot(named) {
+            return Err(format!("{named} runs already, at another address"));
+        }
+        self.learn(turn, named, peer, Evidence::Claim);
+        Ok(self.config_for(turn, peer, Some(named), path))
+    }
+
+    /// Whether a machine at an address that nobody knows may be this node: its firmware was heard
+    /// before, or, where firmware is not heard, the node does not use its root elsewhere.
+    fn may_boot(&self, mac: Mac) -> bool {
+        if self.boots.current(mac).is_some_and(is_loading) {
+            return true;
+        }
+        let interfaces = &self.config.interfaces;
+        let hears_firmware = interfaces.iter().any(|it| it.dhcp == DhcpMode::Proxy);
+        let address = self.learned_address(mac);
+        let nfs = address.and_then(|address| self.nfs.get(&address));
+        !hears_firmware && nfs.is_none_or(|client| !client.alive)
     }
 
     /// GRUB's configuration: the node's boot, or a message that says why there is none.
@@ -211,6 +278,9 @@ impl Engine {
         path: &str,
     ) -> String {
         let Some(mac) = mac else {
+            if !self.config.gives(peer) {
+                return render::grub_by_mac();
+            }
             return render::grub_message(&format!("{peer} is no node's address"));
         };
         let boot = self.boot_to_render(turn, mac);
@@ -246,7 +316,7 @@ impl Engine {
     pub(crate) fn http(&mut self, turn: &mut Turn, peer: SocketAddrV4, request: &HttpRequest) {
         let path = request.target.split(['?', '#']).next().unwrap_or_default();
         let answer = match (request.method.as_str(), path) {
-            ("POST", "/identity") => self.identity(turn, &request.body),
+            ("POST", "/identity") => self.identity(turn, *peer.ip(), &request.body),
             ("GET" | "HEAD", _) => match self.serve(turn, *peer.ip(), Service::Http, path) {
                 Ok(content) => HttpAnswer {
                     status: 200,
@@ -262,8 +332,8 @@ impl Engine {
     }
 
     /// Gives a node its identity: once for each boot, to one key.
-    fn identity(&mut self, turn: &mut Turn, body: &[u8]) -> HttpAnswer {
-        match self.grant(turn, body) {
+    fn identity(&mut self, turn: &mut Turn, peer: Ipv4Addr, body: &[u8]) -> HttpAnswer {
+        match self.grant(turn, peer, body) {
             Ok(grant) => {
                 self.tell(turn, Some(grant.mac), EventKind::IdentityGiven);
                 let body = HttpBody::Identity(Box::new(grant));
@@ -292,6 +362,7 @@ impl Engine {
     fn grant(
         &mut self,
         turn: &mut Turn,
+        peer: Ipv4Addr,
         body: &[u8],
     ) -> Result<IdentityGrant, (Option<Mac>, String)> {
         let claim = IdentityRequest::peek(body).map_err(|error| (None, error.to_string()))?;
@@ -311,9 +382,11 @@ impl Engine {
                 "this boot's identity was already given to another key: somebody else asked with its token",
             ));
         }
+        let token = boot.token;
         if boot.identity_key.is_none() {
             boot.identity_key = Some(request.public_key);
             turn.out.push(Output::Persist(Record::Boot(boot.clone())));
+            self.learn(turn, claim.mac, peer, Evidence::Proof);
         }
         let node = self
             .nodes
@@ -328,7 +401,7 @@ impl Engine {
             mac: node.mac,
             hostname: node.name.clone(),
             boot: claim.boot,
-            token: boot.token,
+            token,
             request,
             authorized_keys: keys,
             console_login: self.config.console_login,
@@ -339,8 +412,8 @@ impl Engine {
     /// Every node that has an address, as far as a document can hold them.
     fn hosts(&self) -> Vec<(Ipv4Addr, String)> {
         let nodes = self.nodes.values().filter_map(|node| {
-            let address = node.address.or_else(|| self.leases.address_of(node.mac));
-            Some((address?, node.name.clone()))
+            let address = self.address_of(node)?;
+            Some((address, node.name.clone()))
         });
         let mut hosts: Vec<_> = nodes.take(HOSTS_MAX).collect();
         hosts.sort_by(|a, b| natural(&a.1).cmp(&natural(&b.1)));

@@ -27,6 +27,24 @@ pub enum Input {
         /// Its payload.
         packet: Vec<u8>,
     },
+    /// A datagram on port 4011, where firmware asks the boot server that an offer announced.
+    BootServer {
+        /// Where it came in.
+        interface: InterfaceId,
+        /// Its sender.
+        source: SocketAddrV4,
+        /// Its payload.
+        packet: Vec<u8>,
+    },
+    /// A datagram from a DHCP server's port to the client port of anybody, heard on the wire.
+    Overheard {
+        /// Where.
+        interface: InterfaceId,
+        /// Its sender.
+        source: Ipv4Addr,
+        /// Its payload.
+        packet: Vec<u8>,
+    },
     /// A datagram on the TFTP port: the first of a transfer. Answered by [`Output::Tftp`].
     Tftp {
         /// Its sender.
@@ -200,6 +218,8 @@ pub enum DhcpDestination {
         /// IP destination.
         address: Ipv4Addr,
     },
+    /// Back to who asked on port 4011, from that port.
+    Asker(SocketAddrV4),
 }
 
 /// The answer to the first datagram of a TFTP transfer.

@@ -15,9 +15,11 @@ mod fallback;
 mod files;
 mod image;
 mod io;
+mod learned;
 mod leases;
 mod limit;
 mod plan;
+mod proxy;
 mod ready;
 mod record;
 mod render;
@@ -36,13 +38,15 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 
 use crate::boots::Boots;
+use crate::learned::LearnedAddresses;
 use crate::leases::Leases;
 use crate::limit::TokenBucket;
+use crate::proxy::{LastOffer, SeenMachines};
 use crate::ready::Readiness;
 
 pub use apply::{Change, NodeEntry};
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
-pub use config::{Config, Interface, InterfaceId};
+pub use config::{Config, DhcpMode, Interface, InterfaceId};
 pub use event::{Event, EventKind, Service, Severity};
 pub use image::{BootFile, ImageInfo, ImageRef, ParseImageRefError};
 pub use io::{
@@ -50,9 +54,9 @@ pub use io::{
     MAX_HTTP_BODY_BYTES, NfsActivity, NfsCounters, Output, TftpAnswer, TransferOutcome,
 };
 pub use plan::BootPlan;
-pub use record::{Boot, Failure, Fallback, Lease, Node, Record, Settings, StageAt};
+pub use record::{Boot, Failure, Fallback, Learned, Lease, Node, Record, Settings, StageAt};
 pub use time::Timestamp;
-pub use view::{BootView, NodeView};
+pub use view::{BootView, NodeView, SeenView};
 pub use wire::digest::Digest;
 use wire::hex::hexadecimal;
 pub use wire::mac::Mac;
@@ -73,6 +77,7 @@ pub struct Engine {
     readiness: BTreeMap<Digest, Readiness>,
     nodes: BTreeMap<Mac, Node>,
     leases: Leases,
+    learned: LearnedAddresses,
     boots: Boots,
     /// What each node's firmware called itself last.
     firmware: BTreeMap<Mac, String>,
@@ -80,6 +85,11 @@ pub struct Engine {
     strangers: TokenBucket,
     /// Pools without a free address, and until when that is taken for granted.
     full_until: BTreeMap<InterfaceId, Timestamp>,
+    seen: SeenMachines,
+    /// What the firmware of nodes was told last, beside another server.
+    last_offers: BTreeMap<Mac, LastOffer>,
+    /// Other servers where there should be none, and when each was told of last.
+    rogues: BTreeMap<Ipv4Addr, Timestamp>,
 }
 
 /// A node's use of NFS since the daemon started.
@@ -119,11 +129,15 @@ impl Engine {
             readiness: BTreeMap::new(),
             nodes: BTreeMap::new(),
             leases: Leases::default(),
+            learned: LearnedAddresses::default(),
             boots: Boots::default(),
             firmware: BTreeMap::new(),
             nfs: BTreeMap::new(),
             strangers,
             full_until: BTreeMap::new(),
+            seen: SeenMachines::default(),
+            last_offers: BTreeMap::new(),
+            rogues: BTreeMap::new(),
         };
         restored
             .into_iter()
@@ -136,6 +150,7 @@ impl Engine {
             Record::Lease(lease) => self.leases.put(lease),
             Record::Node(node) => drop(self.nodes.insert(node.mac, node)),
             Record::Boot(boot) => self.boots.restore(boot),
+            Record::Learned(learned) => self.learned.put(learned),
             Record::Settings(settings) => self.settings = settings,
             Record::Removed { .. } => {}
         }
@@ -147,10 +162,23 @@ impl Engine {
             now,
             out: Vec::new(),
         };
+        self.forget_silent(&mut turn);
         match input {
             Input::Dhcp {
-                interface, packet, ..
-            } => self.dhcp(&mut turn, interface, &packet),
+                interface,
+                source,
+                packet,
+            } => self.dhcp(&mut turn, interface, source, &packet),
+            Input::BootServer {
+                interface,
+                source,
+                packet,
+            } => self.boot_server(&mut turn, interface, source, &packet),
+            Input::Overheard {
+                interface,
+                source,
+                packet,
+            } => self.overheard(&mut turn, interface, source, &packet),
             Input::Tftp { peer, packet } => self.tftp(&mut turn, peer, &packet),
             Input::Http { peer, request } => self.http(&mut turn, peer, &request),
             Input::Beacon { peer, datagram } => self.beacon(&mut turn, *peer.ip(), &datagram),
@@ -206,16 +234,16 @@ impl Engine {
     }
 
     fn view(&self, node: &Node) -> NodeView {
-        let address = node.address.or_else(|| self.leases.address_of(node.mac));
+        let address = self.address_of(node);
         let nfs = address.and_then(|address| self.nfs.get(&address));
         let mut boots = self.boots.of(node.mac).into_iter().map(boots::view);
         NodeView {
             mac: node.mac,
             name: node.name.clone(),
             address,
-            address_is_fixed: node.address.is_some(),
+            address_is_fixed: node.address.is_some() && node.address == address,
             image: node.image.clone(),
-            next_image: self.version_of(node).ok(),
+            next_image: self.version_of(Some(node)).ok(),
             failed_image: self.fallback_of(node).map(|it| it.failed),
             kernel_args: node.kernel_args.clone(),
             firmware: self.firmware.get(&node.mac).cloned(),
@@ -233,14 +261,28 @@ impl Engine {
             .find(|interface| interface.id == id)
     }
 
-    /// The node that holds an address: who asks, on a network where addresses are ours to give.
+    /// The address that a node has or will get.
+    fn address_of(&self, node: &Node) -> Option<Ipv4Addr> {
+        let leased = || self.leases.address_of(node.mac);
+        self.learned_address(node.mac)
+            .or(node.address)
+            .or_else(|| leased().filter(|it| self.config.gives(*it)))
+    }
+
+    /// The node that holds an address: who asks. Where addresses are not ours to give, that is
+    /// what was learned.
     fn node_at(&self, address: Ipv4Addr) -> Option<&Node> {
         let fixed = || {
             self.nodes
                 .values()
                 .find(|node| node.address == Some(address))
         };
-        match self.leases.owner(address) {
+        let owner = if self.config.gives(address) {
+            self.leases.owner(address)
+        } else {
+            self.learned.owner(address)
+        };
+        match owner {
             Some(mac) => self.nodes.get(&mac),
             None => fixed(),
         }
@@ -264,6 +306,7 @@ impl Engine {
             };
             turn.persist(Record::Node(node.clone()));
             self.nodes.insert(mac, node);
+            self.seen.remove(mac);
             self.tell(turn, Some(mac), EventKind::NodeAdded);
         }
         self.nodes.get(&mac)

@@ -30,7 +30,9 @@ impl Engine {
         let default = self.config.default_image.as_ref();
         let default = default.and_then(|image| self.find_image(image));
         let nodes = self.nodes.values();
-        let of_nodes: BTreeSet<_> = nodes.filter_map(|it| self.version_of(it).ok()).collect();
+        let of_nodes: BTreeSet<_> = nodes
+            .filter_map(|it| self.version_of(Some(it)).ok())
+            .collect();
         for version in default
             .map(|image| image.digest)
             .into_iter()

@@ -23,6 +23,8 @@ pub enum Record {
     Node(Node),
     /// A boot and its secret token. Keyed by boot id.
     Boot(Boot),
+    /// The address of a node by another server's word. Keyed by MAC.
+    Learned(Learned),
     /// Settings changed by commands.
     Settings(Settings),
     /// The record under this key is gone. Never kept, never restored.
@@ -34,12 +36,13 @@ pub enum Record {
 
 impl Record {
     /// The key under which the newest record counts: `lease/ADDRESS`, `node/MAC`, `boot/ID`,
-    /// `settings`.
+    /// `learned/MAC`, `settings`.
     pub fn key(&self) -> String {
         match self {
             Record::Lease(lease) => format!("lease/{}", lease.address),
             Record::Node(node) => format!("node/{}", node.mac),
             Record::Boot(boot) => format!("boot/{}", boot.id),
+            Record::Learned(learned) => format!("learned/{}", learned.mac),
             Record::Settings(_) => "settings".into(),
             Record::Removed { key } => key.clone(),
         }
@@ -56,6 +59,18 @@ pub struct Lease {
     pub mac: Option<Mac>,
     /// When the promise ends; `None` = never.
     pub expires: Option<Timestamp>,
+}
+
+/// An address that a node has by another server's word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Learned {
+    /// The node.
+    #[serde(with = "crate::text")]
+    pub mac: Mac,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// When it no longer counts, unless something is heard of it.
+    pub until: Timestamp,
 }
 
 /// A node of the inventory.

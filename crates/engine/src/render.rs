@@ -8,7 +8,7 @@ use wire::identity::BootId;
 use wire::mac::Mac;
 
 use crate::boots::is_loading;
-use crate::config::Interface;
+use crate::config::{DhcpMode, Interface};
 use crate::image::{BootFile, ImageInfo, ImageRef};
 use crate::plan::BootPlan;
 use crate::record::{Node, Record};
@@ -28,16 +28,18 @@ const ROOT_OPTIONS: [&str; 6] = [
 const NFS_PORT: u16 = 2049;
 
 impl Engine {
-    /// The image version that a node's next boot takes: what its image names, unless that failed.
-    pub(crate) fn version_of(&self, node: &Node) -> Result<Digest, String> {
+    /// The image version that a node's next boot takes: what its image names, unless that failed. The
+    /// default image's where the node is not known yet.
+    pub(crate) fn version_of(&self, node: Option<&Node>) -> Result<Digest, String> {
         let image = self.image_of(node)?;
-        let fallback = self.fallback_of(node);
+        let fallback = node.and_then(|node| self.fallback_of(node));
         Ok(fallback.map_or(image.digest, |it| it.instead))
     }
 
-    /// The image that a node follows.
-    pub(crate) fn image_of(&self, node: &Node) -> Result<&ImageInfo, String> {
-        let Some(wanted) = node.image.as_ref().or(self.config.default_image.as_ref()) else {
+    /// The image that a node follows, or the default one.
+    pub(crate) fn image_of(&self, node: Option<&Node>) -> Result<&ImageInfo, String> {
+        let own = node.and_then(|node| node.image.as_ref());
+        let Some(wanted) = own.or(self.config.default_image.as_ref()) else {
             return Err("no image is set for it, and there is no default image".into());
         };
         self.find_image(wanted)
@@ -88,7 +90,7 @@ impl Engine {
         id: BootId,
     ) -> Result<BootPlan, String> {
         let node = self.nodes.get(&mac).ok_or("no such node")?;
-        let digest = self.version_of(node)?;
+        let digest = self.version_of(Some(node))?;
         self.has_file(digest, BootFile::Kernel)?;
         self.has_file(digest, BootFile::Initrd)?;
         let interface = self.network_of(node)?;
@@ -116,14 +118,16 @@ impl Engine {
         Ok(plan)
     }
 
-    /// The network that a node boots from: that of its address, else the first.
+    /// The network that a node boots from: that of its address, else the first. Another server may
+    /// give addresses of networks that we know nothing of.
     fn network_of(&self, node: &Node) -> Result<&Interface, String> {
-        let address = node.address.or_else(|| self.leases.address_of(node.mac));
+        let address = self.address_of(node);
         let holds = |it: &&Interface| address.is_none_or(|address| it.contains(address));
-        self.config
-            .interfaces
-            .iter()
+        let is_foreign = |it: &&Interface| it.dhcp != DhcpMode::Authoritative;
+        let interfaces = || self.config.interfaces.iter();
+        interfaces()
             .find(holds)
+            .or_else(|| interfaces().find(is_foreign))
             .ok_or_else(|| "its address is in no served network".into())
     }
 
@@ -195,6 +199,17 @@ fn grub_config(node: &str, kernel: &str, initrd: &str, command_line: &str) -> St
         "set timeout=0\necho {}\nlinux /{kernel} {}\ninitrd /{initrd}\nboot\n",
         quote(&format!("Cleanslate: booting {node}")),
         words.join(" "),
+    )
+}
+
+/// A configuration that fetches that of the machine that runs it, named by its own address: for
+/// where the sender's address tells nothing. GRUB fills in the variable.
+pub(crate) fn grub_by_mac() -> String {
+    let message = grub_message(
+        "GRUB does not know its own network card's address (net_default_mac); take GRUB 2.12 or newer",
+    );
+    format!(
+        "set timeout=0\nif [ -n \"${{net_default_mac}}\" ]; then\n  configfile \"/grub/${{net_default_mac}}.cfg\"\nfi\n{message}"
     )
 }
 

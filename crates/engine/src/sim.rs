@@ -2,8 +2,10 @@
 //! a seed, scripted machines, and a daemon that may be killed between any two of its outputs.
 //!
 //! After every step it is checked that no two machines use one address, that what a reply
-//! promises was persisted before it was sent, and that a boot's identity went to one key.
+//! promises was persisted before it was sent, that a boot's identity went to one key, and that
+//! beside another DHCP server no reply gives or refuses an address.
 
+mod beside;
 mod machine;
 mod scenarios;
 
@@ -27,7 +29,8 @@ use crate::io::{
 use crate::record::Record;
 use crate::tftp::Transfer;
 use crate::time::Timestamp;
-use crate::{Command, CommandReply, Config, Engine, Interface, InterfaceId};
+use crate::{Command, CommandReply, Config, DhcpMode, Engine, Interface, InterfaceId};
+use beside::OtherServer;
 use machine::{Machine, Step};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -47,6 +50,11 @@ const MAX_STEPS: u64 = 3_000_000;
 pub(super) enum Packet {
     /// To the DHCP server port.
     Dhcp(Vec<u8>),
+    /// To port 4011.
+    BootServer {
+        from: SocketAddrV4,
+        bytes: Vec<u8>,
+    },
     /// To a port of the server, 69 or a transfer's.
     Tftp {
         from: SocketAddrV4,
@@ -119,6 +127,10 @@ struct World {
     sendings: BTreeMap<(SocketAddrV4, u16), Sending>,
     next_port: u16,
     machines: Vec<Machine>,
+    /// Another DHCP server on the same wire.
+    other: Option<OtherServer>,
+    /// Nothing that is said to DHCP servers reaches the daemon.
+    deaf: bool,
     events: Vec<Event>,
     identities: BTreeMap<BootId, [u8; 32]>,
     steps: u64,
@@ -146,6 +158,8 @@ impl World {
             sendings: BTreeMap::new(),
             next_port: 50_000,
             machines: Vec::new(),
+            other: None,
+            deaf: false,
             events: Vec::new(),
             identities: BTreeMap::new(),
             steps: 0,
@@ -171,6 +185,7 @@ impl World {
         for _ in 0..count {
             let index = self.machines.len();
             let mut machine = Machine::new(index, mac(index));
+            machine.beside = self.other.is_some();
             machine.deadline = Some(self.now);
             self.machines.push(machine);
         }
@@ -310,7 +325,19 @@ impl World {
     fn arrive(&mut self, packet: Packet) {
         let now = self.now;
         match packet {
-            Packet::Dhcp(packet) => self.input(dhcp(packet)),
+            Packet::Dhcp(packet) => {
+                if let Some(reply) = self.other.as_ref().and_then(|it| it.answer(&packet)) {
+                    self.send(&Packet::DhcpReply(reply));
+                }
+                if !self.deaf {
+                    self.input(dhcp(packet));
+                }
+            }
+            Packet::BootServer { from, bytes } => self.input(Input::BootServer {
+                interface: INTERFACE,
+                source: from,
+                packet: bytes,
+            }),
             Packet::Tftp {
                 from,
                 to_port,
@@ -456,9 +483,16 @@ impl World {
         }
     }
 
-    /// What a reply promises is on disk before it goes out.
+    /// What a reply promises is on disk before it goes out; beside another server it promises and
+    /// refuses nothing, and goes to nodes only.
     fn check_promise(&self, packet: &[u8]) {
         let reply = Message::decode(packet).expect("a reply");
+        if self.config.interfaces[0].dhcp != DhcpMode::Authoritative {
+            assert!(reply.yiaddr.is_unspecified(), "{reply:?}");
+            assert_ne!(reply.message_type(), Some(MessageType::Nak));
+            assert!(self.engine.node(&reply.mac).is_some(), "{reply:?}");
+            return;
+        }
         if reply.message_type() == Some(MessageType::Nak) || reply.yiaddr.is_unspecified() {
             return;
         }
@@ -552,6 +586,11 @@ impl World {
         let records = self.records.values().rev().cloned().collect();
         self.engine = Engine::new(self.config.clone(), seed, records);
         self.show_images();
+    }
+
+    /// Nothing is on its way over the network.
+    fn is_silent(&self) -> bool {
+        self.queue.values().all(|it| matches!(it, Packet::Made(_)))
     }
 
     fn count(&self, of: impl Fn(&EventKind) -> bool) -> usize {

@@ -21,9 +21,9 @@ pub struct NodeView {
     pub mac: Mac,
     /// Its name.
     pub name: String,
-    /// The address that it has or will get: fixed, else leased.
+    /// The address that it has or will get: as another server gave it, else fixed, else leased.
     pub address: Option<Ipv4Addr>,
-    /// Whether the address is fixed.
+    /// Whether the address is the one fixed for it.
     pub address_is_fixed: bool,
     /// The image set for it; `None` = the default.
     #[serde(with = "crate::text::option")]
@@ -70,4 +70,18 @@ pub struct BootView {
     pub loader_bytes: u64,
     /// Bytes of initramfs sent to it.
     pub initrd_bytes: u64,
+}
+
+/// A machine that asked to boot and is no node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenView {
+    /// Its Ethernet address.
+    #[serde(with = "crate::text")]
+    pub mac: Mac,
+    /// Its firmware, as it named itself.
+    pub client: String,
+    /// When it asked first.
+    pub first: Timestamp,
+    /// When it asked last.
+    pub last: Timestamp,
 }

@@ -15,6 +15,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The length of the network's prefix.
 pub const PREFIX_LENGTH: u8 = 24;
 const BRIDGE: &str = "br0";
+/// A host's one interface, inside its namespace.
+const HOST_INTERFACE: &str = "eth0";
 
 /// What goes wrong with a private network.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,30 @@ pub struct Network {
 #[derive(Clone, Debug)]
 pub struct Tap {
     pub(crate) name: String,
+}
+
+/// Another host on the bridge: a namespace of its own with one interface. It disappears with the
+/// last clone and the last process in it.
+#[derive(Clone, Debug)]
+pub struct Host {
+    namespace: Arc<File>,
+}
+
+impl Host {
+    /// Its interface, inside its namespace.
+    pub fn interface(&self) -> &str {
+        HOST_INTERFACE
+    }
+
+    /// Starts `command` on the host.
+    pub fn spawn(&self, command: Command) -> Result<Process, NetworkError> {
+        spawn(command, &self.namespace)
+    }
+
+    /// Runs `command` on the host to its end and captures what it prints.
+    pub fn run(&self, command: Command) -> Result<Output, NetworkError> {
+        run(command, &self.namespace)
+    }
 }
 
 impl Tap {
@@ -92,18 +118,40 @@ impl Network {
         Ok(Tap { name })
     }
 
+    /// Adds another host to the bridge, with an address of this network.
+    pub fn add_host(&self, address: Ipv4Addr) -> Result<Host, NetworkError> {
+        let namespace = process::new_network_namespace().map_err(NetworkError::Namespace)?;
+        let host = Host {
+            namespace: Arc::new(namespace),
+        };
+        let name = format!("host{}", self.taps.fetch_add(1, Ordering::Relaxed));
+        let path = process::path_of(&*host.namespace);
+        self.ip(&format!(
+            "link add {name} type veth peer name {HOST_INTERFACE} netns {}",
+            path.display()
+        ))?;
+        self.ip(&format!("link set {name} master {BRIDGE} up"))?;
+        let ip = |arguments: &str| ip(arguments, &host.namespace);
+        ip("link set lo up")?;
+        ip(&format!(
+            "address add {address}/{PREFIX_LENGTH} dev {HOST_INTERFACE}"
+        ))?;
+        ip(&format!("link set {HOST_INTERFACE} up"))?;
+        // So that programs without a thought for interfaces may broadcast.
+        ip(&format!(
+            "route add 255.255.255.255/32 dev {HOST_INTERFACE}"
+        ))?;
+        Ok(host)
+    }
+
     /// Starts `command` inside the namespace, with a `/sys` that shows its interfaces.
     pub fn spawn(&self, command: Command) -> Result<Process, NetworkError> {
-        let program = program_of(&command);
-        process::spawn(command, self.confinement())
-            .map_err(|source| NetworkError::Start { program, source })
+        spawn(command, &self.namespace)
     }
 
     /// Runs `command` to its end inside the namespace and captures what it prints.
     pub fn run(&self, command: Command) -> Result<Output, NetworkError> {
-        let program = program_of(&command);
-        process::output(command, self.confinement())
-            .map_err(|source| NetworkError::Start { program, source })
+        run(command, &self.namespace)
     }
 
     /// An ssh client that runs `remote` as root at `address`, accepting any host key; to be given
@@ -131,24 +179,44 @@ impl Network {
     }
 
     pub(crate) fn confinement(&self) -> Confinement {
-        Confinement {
-            network: Some(self.namespace.clone()),
-            ..Confinement::default()
-        }
+        confinement(&self.namespace)
     }
 
     fn ip(&self, arguments: &str) -> Result<(), NetworkError> {
-        let mut command = Command::new("ip");
-        command.args(arguments.split(' ')).stdin(Stdio::null());
-        let output = self.run(command)?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(NetworkError::Failed {
-            command: format!("ip {arguments}"),
-            message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        })
+        ip(arguments, &self.namespace)
     }
+}
+
+fn confinement(namespace: &Arc<File>) -> Confinement {
+    Confinement {
+        network: Some(namespace.clone()),
+        ..Confinement::default()
+    }
+}
+
+fn spawn(command: Command, namespace: &Arc<File>) -> Result<Process, NetworkError> {
+    let program = program_of(&command);
+    process::spawn(command, confinement(namespace))
+        .map_err(|source| NetworkError::Start { program, source })
+}
+
+fn run(command: Command, namespace: &Arc<File>) -> Result<Output, NetworkError> {
+    let program = program_of(&command);
+    process::output(command, confinement(namespace))
+        .map_err(|source| NetworkError::Start { program, source })
+}
+
+fn ip(arguments: &str, namespace: &Arc<File>) -> Result<(), NetworkError> {
+    let mut command = Command::new("ip");
+    command.args(arguments.split(' ')).stdin(Stdio::null());
+    let output = run(command, namespace)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(NetworkError::Failed {
+        command: format!("ip {arguments}"),
+        message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
 }
 
 fn program_of(command: &Command) -> String {

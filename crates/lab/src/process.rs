@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
@@ -209,6 +210,12 @@ fn spawner() -> &'static Spawner {
             .expect("a thread can be started");
         Spawner { requests }
     })
+}
+
+/// The path under which any process finds a descriptor of this one.
+pub(crate) fn path_of(descriptor: &impl AsRawFd) -> PathBuf {
+    let (process, number) = (std::process::id(), descriptor.as_raw_fd());
+    format!("/proc/{process}/fd/{number}").into()
 }
 
 /// The path under which a child finds an inherited descriptor.

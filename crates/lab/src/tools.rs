@@ -27,6 +27,8 @@ pub enum Tool {
     Tcpdump,
     /// The commands of libnfs, `nfs-ls` among them.
     Libnfs,
+    /// `dnsmasq`, a DHCP server.
+    Dnsmasq,
 }
 
 impl Tool {
@@ -42,6 +44,7 @@ impl Tool {
             Self::MuslCompiler => "musl-gcc",
             Self::Tcpdump => "tcpdump",
             Self::Libnfs => "nfs-ls",
+            Self::Dnsmasq => "dnsmasq",
         }
     }
 
@@ -57,6 +60,7 @@ impl Tool {
             Self::MuslCompiler => "compile static programs",
             Self::Tcpdump => "look at packets",
             Self::Libnfs => "read over NFS with another client than the kernel's",
+            Self::Dnsmasq => "be another DHCP server",
         }
     }
 
@@ -96,6 +100,8 @@ impl Tool {
             (Self::Libnfs, Debian | Fedora) => "libnfs-utils",
             (Self::Libnfs, Arch) => "libnfs",
             (Self::Libnfs, Suse) => return None,
+            (Self::Dnsmasq, Debian) => "dnsmasq-base",
+            (Self::Dnsmasq, _) => "dnsmasq",
         })
     }
 }

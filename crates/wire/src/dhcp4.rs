@@ -17,6 +17,8 @@ use crate::reader::Reader;
 pub const SERVER_PORT: u16 = 67;
 /// Port of DHCP clients.
 pub const CLIENT_PORT: u16 = 68;
+/// Port of boot servers (PXE 2.1, 2.2.5).
+pub const BOOT_SERVER_PORT: u16 = 4011;
 
 /// Whether a message comes from a client or from a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -418,6 +420,35 @@ impl MessageType {
     }
 }
 
+/// What a DHCP server says to a client: the payload of a UDP datagram between their ports in an
+/// IPv4 packet, and its sender; `None` where it is anything else, or a fragment. Checksums are not looked at: among virtual machines they are not
+/// filled in.
+pub fn server_payload(packet: &[u8]) -> Option<(Ipv4Addr, &[u8])> {
+    const UDP: u8 = 17;
+    let words = usize::from(packet.first()? & 15);
+    let mut packet = Reader::new(packet);
+    let mut header = packet.sub(words * 4)?;
+    let version = header.u8()? >> 4;
+    header.take(1)?;
+    let length = usize::from(header.u16()?);
+    header.take(2)?;
+    let fragment = header.u16()? & 0x3fff;
+    header.take(1)?;
+    let protocol = header.u8()?;
+    header.take(2)?;
+    let source = Ipv4Addr::from(header.array::<4>()?);
+    header.take(4)?;
+    // The frame may be longer than the packet in it.
+    let mut datagram = packet.sub(length.checked_sub(words * 4)?)?;
+    let (from, to) = (datagram.u16()?, datagram.u16()?);
+    let length = usize::from(datagram.u16()?);
+    datagram.take(2)?;
+    let payload = datagram.take(length.checked_sub(8)?)?;
+    let is_meant = version == 4 && fragment == 0 && protocol == UDP;
+    let ports = (from, to) == (SERVER_PORT, CLIENT_PORT);
+    (is_meant && ports).then_some((source, payload))
+}
+
 fn trim_at_nul(text: &mut Vec<u8>) {
     if let Some(end) = text.iter().position(|byte| *byte == 0) {
         text.truncate(end);
@@ -607,6 +638,36 @@ mod tests {
         message.push(43, vec![7; 300]);
         let got = Message::decode(&message.encode(MAX_BUDGET_BYTES)).unwrap();
         assert_eq!(got.option(43).unwrap().len(), 300);
+    }
+
+    #[test]
+    fn the_datagram_in_a_packet() {
+        let mut packet = vec![0x45, 0, 0, 31, 0, 0, 0x40, 0, 64, 17, 0, 0];
+        packet.extend([10, 77, 0, 2, 255, 255, 255, 255]);
+        packet.extend([0, 67, 0, 68, 0, 11, 0, 0, b'a', b'b', b'c']);
+        let padded = [&packet[..], &[0; 15]].concat();
+        let found = Some((Ipv4Addr::new(10, 77, 0, 2), &b"abc"[..]));
+        assert_eq!(server_payload(&packet), found);
+        assert_eq!(server_payload(&padded), found);
+        for length in 0..packet.len() {
+            assert_eq!(server_payload(&packet[..length]), None);
+        }
+        // Another version, a short header, a length that is none, a fragment, TCP, other ports.
+        for (at, byte) in [
+            (0, 0x65),
+            (0, 0x44),
+            (3, 8),
+            (6, 0x20),
+            (7, 1),
+            (9, 6),
+            (21, 66),
+            (23, 67),
+            (25, 7),
+        ] {
+            let mut packet = packet.clone();
+            packet[at] = byte;
+            assert_eq!(server_payload(&packet), None, "{at}");
+        }
     }
 
     #[test]

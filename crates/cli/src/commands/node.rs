@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use daemon::control::{
-    BootView, Client, FailureView, NodeChange, NodeView, PlanView, Request, Response,
+    BootView, Client, FailureView, NodeChange, NodeView, PlanView, Request, Response, SeenView,
 };
 use owo_colors::OwoColorize as _;
 use serde_json::json;
@@ -20,11 +20,12 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
     let mut client = Client::connect(&dirs.run_dir)?;
     match command {
         NodeCommand::List { output } => {
-            let nodes = list(&mut client)?;
+            let (nodes, seen) = list_all(&mut client)?;
             if output.json {
                 return render::json(&nodes);
             }
             anstream::println!("{}", list_text(&nodes));
+            anstream::print!("{}", seen_text(&seen));
         }
         NodeCommand::Show { node, output } => {
             let node = one(&mut client, &Request::Node { node })?;
@@ -118,8 +119,13 @@ fn stale(dirs: &DirArgs, nodes: &[NodeView], output: args::OutputArgs) -> Outcom
 }
 
 pub(super) fn list(client: &mut Client) -> Outcome<Vec<NodeView>> {
+    list_all(client).map(|(nodes, _)| nodes)
+}
+
+/// With the machines that asked to boot and are no nodes.
+fn list_all(client: &mut Client) -> Outcome<(Vec<NodeView>, Vec<SeenView>)> {
     match client.request(&Request::Nodes)? {
-        Response::Nodes { nodes } => Ok(nodes),
+        Response::Nodes { nodes, seen } => Ok((nodes, seen)),
         other => Err(unexpected(&other)),
     }
 }
@@ -185,6 +191,24 @@ fn list_text(nodes: &[NodeView]) -> String {
         ]
     });
     render::table(&header, rows)
+}
+
+/// Below the nodes, where there is anything to say.
+fn seen_text(seen: &[SeenView]) -> String {
+    if seen.is_empty() {
+        return String::new();
+    }
+    let rows = seen.iter().map(|machine| {
+        vec![
+            machine.mac.clone(),
+            machine.firmware.clone(),
+            render::ago(machine.seen_ms),
+        ]
+    });
+    let table = render::table(&["MAC", "FIRMWARE", "ASKED"], rows);
+    format!(
+        "\nThese asked to boot and are no nodes. To let one: slate node set MAC --name NAME\n{table}\n"
+    )
 }
 
 /// What it booted last, and what it would boot where that is another version.
@@ -448,6 +472,25 @@ mod tests {
     #[test]
     fn an_empty_list_says_what_to_do() {
         assert!(list_text(&[]).starts_with("No node was seen yet: power a machine on"));
+    }
+
+    #[test]
+    fn machines_that_are_no_nodes_stand_below() {
+        assert_eq!(seen_text(&[]), "");
+        let machine = SeenView {
+            mac: "52:54:00:00:00:09".into(),
+            firmware: "bios".into(),
+            seen_ms: render::now_ms(),
+        };
+        let text = seen_text(&[machine]);
+        assert!(
+            text.contains("slate node set MAC --name NAME\nMAC "),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("52:54:00:00:00:09  bios      0 s ago\n"),
+            "{text}"
+        );
     }
 
     #[test]

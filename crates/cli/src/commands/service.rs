@@ -79,9 +79,11 @@ fn absolute(dirs: &DirArgs) -> Outcome<DirArgs> {
 /// Decides now what `slate up` decides at its start by what it finds: a boot has nobody to ask, no
 /// user who called sudo, and perhaps one more image. Returns the public keys beside the options.
 fn settle(dirs: &DirArgs, mut args: UpArgs) -> Outcome<(UpArgs, Vec<String>)> {
-    if args.dhcp.is_none() {
-        return Err(up::which_dhcp());
-    }
+    args.dhcp = match up::dhcp_mode(dirs, &args)? {
+        daemon::DhcpMode::Authoritative => DhcpMode::Authoritative,
+        daemon::DhcpMode::Proxy => DhcpMode::Proxy,
+        daemon::DhcpMode::Off => DhcpMode::Off,
+    };
     args.image = up::default_image(dirs, &args)?;
     let keys = up::authorized_keys(&args.ssh_keys)?;
     args.ssh_keys = if keys.is_empty() {
@@ -381,7 +383,7 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
     let mut option = |name: &str, value: Option<String>| {
         words.extend(value.map(|value| format!("--{name}={value}")));
     };
-    option("dhcp", dhcp.as_ref().map(value_name::<DhcpMode>));
+    option("dhcp", Some(value_name::<DhcpMode>(dhcp)));
     option("image", image.clone());
     for key in ssh_keys {
         option("ssh-key", Some(key.display().to_string()));

@@ -6,29 +6,29 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use daemon::control::EventRecord;
+use daemon::preflight::dhcp::{self, Choice, Doubt};
 use daemon::preflight::{self, Finding, Severity};
 use daemon::{ContentProgress, Listening, Notice, Options, Ports};
 use image::Store;
 use owo_colors::OwoColorize as _;
 
-use crate::args::{DirArgs, Drivers, UpArgs};
+use crate::args::{DhcpMode, DirArgs, Drivers, UpArgs};
 use crate::embedded;
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
 
 /// Runs it.
 pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
-    if args.dhcp.is_none() {
-        return Err(which_dhcp());
-    }
     log_to_stderr();
     let ports = ports(args);
-    check_machine(args, &ports)?;
+    let mode = dhcp_mode(dirs, args)?;
+    check_machine(args, &ports, mode)?;
     let (notices, received) = channel();
     let options = Options {
         state_dir: dirs.state_dir.clone(),
         run_dir: dirs.run_dir.clone(),
         image: default_image(dirs, args)?,
+        dhcp: mode,
         ports,
         lease_seconds: args.lease.unwrap_or(daemon::DEFAULT_LEASE_SECONDS),
         node_lease_seconds: args.node_lease,
@@ -52,14 +52,61 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
     Ok(())
 }
 
-pub(super) fn which_dhcp() -> Failure {
-    Failure::new("how to answer DHCP on this network must be said")
-        .hint(
-            "Is this the network's only DHCP server? Then add: --dhcp authoritative\n\
-             A second DHCP server would give machines wrong addresses, so it is not guessed.\n\
-             Where another one runs, switch it off first, or use a network of its own for the nodes.",
+/// What DHCP to speak; said with its reason where it was chosen here.
+pub(super) fn dhcp_mode(dirs: &DirArgs, args: &UpArgs) -> Outcome<daemon::DhcpMode> {
+    let mode = match args.dhcp {
+        DhcpMode::Authoritative => daemon::DhcpMode::Authoritative,
+        DhcpMode::Proxy => daemon::DhcpMode::Proxy,
+        DhcpMode::Off => daemon::DhcpMode::Off,
+        DhcpMode::Auto => choose_dhcp(dirs, &args.interface)?,
+    };
+    let gives = mode == daemon::DhcpMode::Authoritative;
+    if !gives && (args.range.is_some() || args.lease.is_some()) {
+        return Err(Failure::new(
+            "--range and --lease are about addresses that are given here, but another DHCP server gives them",
         )
-        .code(Code::Usage)
+        .hint("leave them out, or add --dhcp authoritative where there is no other server")
+        .code(Code::Usage));
+    }
+    Ok(mode)
+}
+
+fn choose_dhcp(dirs: &DirArgs, interface: &str) -> Outcome<daemon::DhcpMode> {
+    refuse_if_any(&preflight::check_interface(interface))?;
+    anstream::eprintln!("looking for a DHCP server on {interface} (--dhcp MODE skips this)");
+    let found = dhcp::look(interface, &dirs.state_dir).map_err(|error| {
+        let what = format!("looking for a DHCP server on {interface}");
+        Failure::because(what, &error)
+            .hint("say it: --dhcp authoritative where there is none, else --dhcp proxy")
+            .code(Code::NotReady)
+    })?;
+    let choice = dhcp::choose(found);
+    match &choice {
+        Choice::Beside(servers) => {
+            let servers = dhcp::listed(servers);
+            anstream::eprintln!(
+                "{servers} answers there: --dhcp proxy, beside it; only nodes are told what to boot"
+            );
+        }
+        Choice::Alone => anstream::eprintln!("none answers: --dhcp authoritative"),
+        Choice::Unclear(doubts) => return Err(unclear(interface, doubts)),
+    }
+    choice.mode().ok_or_else(|| unclear(interface, &[]))
+}
+
+/// Silence is no proof: a server may answer only the machines that it knows.
+fn unclear(interface: &str, doubts: &[Doubt]) -> Failure {
+    let doubts: Vec<String> = doubts.iter().map(ToString::to_string).collect();
+    Failure::new(format!(
+        "no DHCP server answers on {interface}, but there may be one: {}",
+        doubts.join("; ")
+    ))
+    .hint(
+        "If another server gives the addresses there, add: --dhcp proxy\n\
+         If this is to be the network's only one, add: --dhcp authoritative\n\
+         A second one would give machines wrong addresses, so it is not guessed.",
+    )
+    .code(Code::NotReady)
 }
 
 fn log_to_stderr() {
@@ -84,9 +131,9 @@ fn ports(args: &UpArgs) -> Ports {
 }
 
 /// What is in the way is an error, what may be is said.
-fn check_machine(args: &UpArgs, ports: &Ports) -> Outcome {
+fn check_machine(args: &UpArgs, ports: &Ports, mode: daemon::DhcpMode) -> Outcome {
     let mut errors = Vec::new();
-    for finding in preflight::check(&args.interface, ports) {
+    for finding in preflight::check(&args.interface, ports, mode) {
         if let (Finding::Firewall(firewall), true) = (&finding, args.open_firewall) {
             let done = preflight::open_firewall(firewall).map_err(|error| {
                 Failure::of(&error)
@@ -103,6 +150,10 @@ fn check_machine(args: &UpArgs, ports: &Ports) -> Outcome {
             Severity::Note => warn("note:", &finding),
         }
     }
+    refuse_if_any(&errors)
+}
+
+fn refuse_if_any(errors: &[Finding]) -> Outcome {
     let Some(first) = errors.first() else {
         return Ok(());
     };
@@ -236,8 +287,9 @@ fn print_json(event: &EventRecord) {
 fn show_ready(listening: &Listening) {
     for (name, address) in &listening.interfaces {
         anstream::println!(
-            "{} on {name} ({address}): DHCP, TFTP {}, HTTP {}, NFS {}",
+            "{} on {name} ({address}): {}TFTP {}, HTTP {}, NFS {}",
             "serving".green().bold(),
+            dhcp_text(listening.dhcp),
             listening.tftp_port,
             listening.http_port,
             listening.nfs_port
@@ -249,7 +301,20 @@ fn show_ready(listening: &Listening) {
             listening.nfs_port
         );
     }
+    if listening.dhcp != daemon::DhcpMode::Authoritative {
+        anstream::println!(
+            "Only nodes boot; to make one of a machine: slate node set MAC --name NAME"
+        );
+    }
     anstream::println!("Power the machines on. Ctrl-C stops.");
+}
+
+fn dhcp_text(mode: daemon::DhcpMode) -> &'static str {
+    match mode {
+        daemon::DhcpMode::Authoritative => "DHCP, ",
+        daemon::DhcpMode::Proxy => "proxyDHCP, ",
+        daemon::DhcpMode::Off => "",
+    }
 }
 
 fn show_content(image: &str, what: &ContentProgress) {

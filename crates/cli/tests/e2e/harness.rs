@@ -55,12 +55,18 @@ impl Site {
     /// Serves `image` (`debian12` or `debian13`), which is built if that was not done yet.
     /// `options` are added to `slate up`.
     pub fn new(image: &str, options: &[&str]) -> Self {
+        let network = Network::new().expect("a network namespace");
+        Self::on(network, image, options)
+    }
+
+    /// The same on a network that is there already. Without `--dhcp` among the options it is the
+    /// network's only DHCP server.
+    pub fn on(network: Network, image: &str, options: &[&str]) -> Self {
         let store = built(image).join("store");
         let directory = tempfile::tempdir().expect("a temporary directory");
         let state = directory.path().join("state");
         std::fs::create_dir(&state).expect("a state directory");
         std::os::unix::fs::symlink(&store, state.join("store")).expect("a link to the images");
-        let network = Network::new().expect("a network namespace");
         let options: Vec<String> = ["--image", image]
             .iter()
             .chain(options)
@@ -300,14 +306,11 @@ fn up(
     let mut command = slate(home);
     command
         .args(["up", "--interface", network.interface()])
-        .args([
-            "--dhcp",
-            "authoritative",
-            "--drivers",
-            "virtual",
-            "--console-login",
-        ])
+        .args(["--drivers", "virtual", "--console-login"])
         .args(options);
+    if !options.iter().any(|option| option == "--dhcp") {
+        command.args(["--dhcp", "authoritative"]);
+    }
     if let Some(keeper) = keeper {
         command = keeper.as_service(&command);
     }

@@ -11,6 +11,7 @@ mod keeper;
 mod libnfs;
 mod native;
 mod node;
+mod proxy;
 mod restart;
 mod seed;
 mod service;

@@ -55,9 +55,7 @@ impl ClientError {
     pub fn hint(&self) -> String {
         match self {
             ClientError::NotAllowed { .. } => "Use sudo, or join the group slate.".into(),
-            ClientError::NotRunning { .. } => {
-                "Start one: slate up --interface IF --dhcp authoritative".into()
-            }
+            ClientError::NotRunning { .. } => "Start one: slate up --interface IF".into(),
             ClientError::Version { .. } => {
                 "Use the slate that belongs to the running daemon, or restart it.".into()
             }

@@ -119,6 +119,9 @@ pub enum Response {
     Nodes {
         /// Sorted by name.
         nodes: Vec<NodeView>,
+        /// Machines that asked to boot and are no nodes, sorted by MAC.
+        #[serde(default)]
+        seen: Vec<SeenView>,
     },
     /// To [`Request::Node`] and [`Request::SetNode`].
     Node(Box<NodeView>),
@@ -260,6 +263,17 @@ pub struct BootView {
     pub loader_bytes: u64,
     /// Bytes of initramfs sent.
     pub initrd_bytes: u64,
+}
+
+/// A machine that asked to boot and is no node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenView {
+    /// MAC, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// `uefi-x64`, `bios`, … as its firmware said.
+    pub firmware: String,
+    /// When it asked last, Unix milliseconds.
+    pub seen_ms: u64,
 }
 
 /// A failed stage.

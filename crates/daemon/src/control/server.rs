@@ -18,8 +18,8 @@ use serde::Serialize;
 use wire::hex::hexadecimal;
 
 use super::{
-    Hello, ImageView, MAX_LINE_BYTES, NodeChange, NodeView, Request, Response, SOCKET_NAME, Status,
-    VERSION, peer,
+    Hello, ImageView, MAX_LINE_BYTES, NodeChange, NodeView, Request, Response, SOCKET_NAME,
+    SeenView, Status, VERSION, peer,
 };
 use crate::content::Contents;
 use crate::hub::{CommandResult, Inbox, Message};
@@ -158,6 +158,7 @@ impl Server {
             Request::Status => self.status(),
             Request::Nodes => Response::Nodes {
                 nodes: self.nodes(),
+                seen: self.seen(),
             },
             Request::Node { node } => self.with_node(&node, |view| {
                 Response::Node(Box::new(views::node(view, &self.keys)))
@@ -236,6 +237,15 @@ impl Server {
             drop(sender.send(engine.nodes()));
         })));
         receiver.recv().unwrap_or_default()
+    }
+
+    fn seen(&self) -> Vec<SeenView> {
+        let (sender, receiver) = channel();
+        self.send(Message::Ask(Box::new(move |engine| {
+            drop(sender.send(engine.seen()));
+        })));
+        let seen = receiver.recv().unwrap_or_default();
+        seen.into_iter().map(views::seen).collect()
     }
 
     /// Answers of the node that is meant by name, MAC or address.

@@ -5,6 +5,7 @@ pub mod dhcp;
 pub mod http;
 pub mod interface;
 pub mod tftp;
+pub mod watch;
 
 use std::net::{SocketAddrV4, UdpSocket};
 

@@ -96,6 +96,13 @@ impl Finding {
                 )
             }
             Self::InterfaceUnknown { .. } => "is /sys mounted and iproute2 installed?".into(),
+            Self::PortTaken { owner, port } if port.purpose == super::DHCP && !owner.is_slate() => {
+                format!(
+                    "{}; or, where that is the network's DHCP server, have it name this machine to \
+                     the nodes' firmware, and start with --dhcp off (docs/dhcp.md)",
+                    owner.hint(*port)
+                )
+            }
             Self::PortTaken { owner, port } => match port.option() {
                 Some(option) => format!("{}; or choose another {option}", owner.hint(*port)),
                 None => owner.hint(*port),

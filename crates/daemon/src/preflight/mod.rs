@@ -4,6 +4,7 @@
 //! (`/proc`, `/sys`, firewall programs) is kept apart from judging, which is pure and tested on
 //! recorded outputs.
 
+pub mod dhcp;
 mod finding;
 mod firewall;
 mod interface;
@@ -13,16 +14,25 @@ mod privilege;
 
 use std::path::Path;
 
+use wire::dhcp4::{BOOT_SERVER_PORT, SERVER_PORT};
+
 pub use finding::{Finding, Severity};
 pub use firewall::{Firewall, FirewallFinding, ruleset};
 pub use owner::{Owner, Process};
 pub use ports::{Port, Protocol};
 
-use crate::options::Ports;
+use crate::options::{DhcpMode, Ports};
+
+/// Checks what every look at the network needs: rights, and an interface with an address.
+pub fn check_interface(interface: &str) -> Vec<Finding> {
+    let mut findings = privilege::check();
+    findings.extend(interface::check(interface).err());
+    findings
+}
 
 /// Checks everything that `slate up` needs on `interface`; empty where all is well. Findings come
 /// in the order in which they should be dealt with.
-pub fn check(interface: &str, ports: &Ports) -> Vec<Finding> {
+pub fn check(interface: &str, ports: &Ports, mode: DhcpMode) -> Vec<Finding> {
     let mut findings = privilege::check();
     let privileged = findings.is_empty();
     let addresses = interface::check(interface);
@@ -32,8 +42,8 @@ pub fn check(interface: &str, ports: &Ports) -> Vec<Finding> {
     };
     // Without privileges every bind would fail for that reason alone.
     if privileged {
-        findings.extend(ports::check(interface, address, ports));
-        let needed = needed(&ports::as_served(interface, address, ports));
+        findings.extend(ports::check(interface, address, ports, mode));
+        let needed = needed(&ports::as_served(interface, address, ports), mode);
         findings.extend(firewall::check(interface, &needed).map(Finding::Firewall));
     }
     findings
@@ -45,15 +55,28 @@ pub fn owner_of(port: Port) -> Owner {
 }
 
 /// Every port that nodes must reach.
-fn needed(ports: &Ports) -> Vec<Port> {
-    vec![
-        Port::udp(67, "DHCP"),
+fn needed(ports: &Ports, mode: DhcpMode) -> Vec<Port> {
+    let mut needed = match mode {
+        DhcpMode::Authoritative => vec![Port::udp(SERVER_PORT, DHCP)],
+        DhcpMode::Proxy => vec![
+            Port::udp(SERVER_PORT, DHCP),
+            Port::udp(BOOT_SERVER_PORT, PROXY_DHCP),
+        ],
+        DhcpMode::Off => Vec::new(),
+    };
+    needed.extend([
         Port::udp(ports.tftp, "TFTP"),
         Port::udp(ports.http, "boot events"),
         Port::tcp(ports.http, "HTTP"),
         Port::tcp(ports.nfs, "NFS"),
-    ]
+    ]);
+    needed
 }
+
+/// What the DHCP server's port is for.
+const DHCP: &str = "DHCP";
+/// What the boot server's port is for, beside another DHCP server.
+const PROXY_DHCP: &str = "proxyDHCP";
 
 /// Opens the firewall that `finding` is about, by the commands that it names. Returns the commands
 /// that were run; on failure the one that failed, with its words.
@@ -73,4 +96,21 @@ pub struct CommandFailed {
     pub command: String,
     /// What it said, or why it could not be started.
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_mode_needs_its_ports() {
+        let udp = |mode| -> Vec<u16> {
+            let needed = needed(&Ports::default(), mode);
+            let udp = needed.iter().filter(|it| it.protocol == Protocol::Udp);
+            udp.map(|it| it.number).collect()
+        };
+        assert_eq!(udp(DhcpMode::Authoritative), [67, 69, 80]);
+        assert_eq!(udp(DhcpMode::Proxy), [67, 4011, 69, 80]);
+        assert_eq!(udp(DhcpMode::Off), [69, 80]);
+    }
 }

@@ -34,6 +34,11 @@ impl Owner {
         matches!(self, Self::Process(process) if process.pid == std::process::id())
     }
 
+    /// Whether it is another daemon of ours.
+    pub fn is_slate(&self) -> bool {
+        matches!(self, Self::Process(process) if process.name == "slate")
+    }
+
     /// How to free the port.
     pub fn hint(&self, port: Port) -> String {
         match self {

@@ -8,7 +8,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::finding::Finding;
 use super::owner::Owner;
-use crate::options::Ports;
+use crate::options::{DhcpMode, Ports};
 
 /// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,8 +77,8 @@ impl fmt::Display for Port {
 }
 
 /// Findings for the ports that cannot be bound, with their owners.
-pub fn check(interface: &str, address: Ipv4Addr, ports: &Ports) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = super::needed(ports)
+pub fn check(interface: &str, address: Ipv4Addr, ports: &Ports, mode: DhcpMode) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = super::needed(ports, mode)
         .into_iter()
         .filter_map(|port| Some((port, other_owner(port, interface, address)?)))
         .map(|(port, owner)| match port.purpose {
@@ -116,8 +116,8 @@ fn try_bind(port: Port, interface: &str, address: Ipv4Addr) -> io::Result<()> {
         Protocol::Tcp => Type::STREAM,
     };
     let socket = Socket::new(Domain::IPV4, kind, None)?;
-    // DHCP is broadcast: its socket belongs to the interface, not to the address.
-    let address = if port.purpose == "DHCP" {
+    // DHCP is broadcast: its sockets belong to the interface, not to the address.
+    let address = if matches!(port.purpose, super::DHCP | super::PROXY_DHCP) {
         socket.bind_device(Some(interface.as_bytes()))?;
         Ipv4Addr::UNSPECIFIED
     } else {

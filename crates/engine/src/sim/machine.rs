@@ -44,8 +44,14 @@ const REPEATS: u32 = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Off,
-    Discover { firmware: bool },
-    Request { firmware: bool },
+    Discover {
+        firmware: bool,
+    },
+    Request {
+        firmware: bool,
+    },
+    /// Asks on port 4011 what to boot.
+    BootServer,
     Load,
     Identity,
     Report,
@@ -93,6 +99,12 @@ pub(super) struct Machine {
     pub(super) died: u32,
     /// The path of its kernel.
     kernel: String,
+    /// Its firmware waits for a second server that says what to boot.
+    pub(super) beside: bool,
+    /// The only kind of offer that its firmware understands: with option 43, or without.
+    pub(super) understands: Option<bool>,
+    /// Whether the offer of what to boot had option 43.
+    told: Option<bool>,
     offered: Option<Held>,
     tries: u32,
     xid: u32,
@@ -117,6 +129,9 @@ impl Machine {
             broken: Vec::new(),
             died: 0,
             kernel: String::new(),
+            beside: false,
+            understands: None,
+            told: None,
             offered: None,
             tries: 0,
             xid: index as u32 * 100_000,
@@ -130,14 +145,14 @@ impl Machine {
 
     /// Pulls the plug, and puts it back at `at`.
     pub(super) fn power_cycle(&mut self, at: Timestamp) {
-        let (hangs_before, died) = (self.hangs_before, self.died);
-        let broken = std::mem::take(&mut self.broken);
         *self = Machine {
             xid: self.xid + 1,
             next_port: self.next_port,
-            hangs_before,
-            broken,
-            died,
+            hangs_before: self.hangs_before,
+            broken: std::mem::take(&mut self.broken),
+            died: self.died,
+            beside: self.beside,
+            understands: self.understands,
             deadline: Some(at),
             ..Machine::new(self.index, self.mac)
         };
@@ -160,8 +175,14 @@ impl Machine {
         self.tries += 1;
         match self.step {
             Step::Off => self.discover(now, true),
+            Step::Discover { firmware } if self.offered.is_some() => {
+                self.step = Step::Request { firmware };
+                self.tries = 0;
+                self.ask(now, firmware)
+            }
             Step::Discover { firmware } | Step::Request { firmware } => self.ask(now, firmware),
             Step::Load if self.fetch.is_none() && !self.files.is_empty() => self.next_file(now),
+            Step::BootServer => self.ask_boot_server(now),
             Step::Load if self.fetch.is_none() => self.discover(now, false),
             Step::Load => self.ask_again(now),
             Step::Identity => self.identify(now),
@@ -172,7 +193,7 @@ impl Machine {
 
     fn discover(&mut self, now: Timestamp, firmware: bool) -> Vec<Packet> {
         self.step = Step::Discover { firmware };
-        (self.held, self.offered, self.tries) = (None, None, 0);
+        (self.held, self.offered, self.told, self.tries) = (None, None, None, 0);
         self.xid += 1;
         self.ask(now, firmware)
     }
@@ -184,13 +205,13 @@ impl Machine {
         };
         self.wait(now, *wait);
         let mut message = match self.offered {
-            None => self.message(MessageType::Discover),
-            Some(offer) => {
+            Some(offer) if matches!(self.step, Step::Request { .. }) => {
                 let mut message = self.message(MessageType::Request);
                 message.push(option::REQUESTED_ADDRESS, offer.address.octets());
                 message.push(option::SERVER_ID, offer.server.octets());
                 message
             }
+            _ => self.message(MessageType::Discover),
         };
         if firmware {
             push_firmware(&mut message);
@@ -212,6 +233,23 @@ impl Machine {
             return Vec::new();
         }
         match (self.step, reply.message_type()) {
+            (Step::Discover { firmware }, Some(MessageType::Offer))
+                if reply.yiaddr.is_unspecified() =>
+            {
+                assert!(firmware && reply.file == b"shimx64.efi");
+                assert_eq!(reply.option(option::CLASS), Some(&b"PXEClient"[..]));
+                assert_eq!(
+                    reply.option(option::MACHINE_UUID).map(<[u8]>::len),
+                    Some(17)
+                );
+                self.told = Some(reply.option(option::VENDOR).is_some());
+                Vec::new()
+            }
+            (Step::Discover { firmware: true }, Some(MessageType::Offer)) if self.beside => {
+                // It listens until its time is over.
+                self.offered = held(now, reply);
+                Vec::new()
+            }
             (Step::Discover { firmware }, Some(MessageType::Offer)) => {
                 self.offered = held(now, reply);
                 self.step = Step::Request { firmware };
@@ -221,13 +259,19 @@ impl Machine {
             (Step::Request { firmware }, Some(MessageType::Ack)) => {
                 self.held = held(now, reply);
                 self.tries = 0;
-                if firmware {
+                if firmware && self.beside && reply.file.is_empty() {
+                    self.obey(now)
+                } else if firmware {
                     assert_eq!(reply.file, b"shimx64.efi");
                     self.load(now)
                 } else {
                     self.step = Step::Identity;
                     self.identify(now)
                 }
+            }
+            (Step::BootServer, Some(MessageType::Ack)) if reply.yiaddr.is_unspecified() => {
+                assert_eq!(reply.file, b"shimx64.efi");
+                self.load(now)
             }
             (Step::Up, Some(MessageType::Ack)) => {
                 self.held = held(now, reply);
@@ -238,6 +282,36 @@ impl Machine {
             (Step::Up, Some(MessageType::Nak)) => panic!("a running node was refused its address"),
             _ => Vec::new(),
         }
+    }
+
+    /// It has its address from one server; what another told it to boot, it does.
+    fn obey(&mut self, now: Timestamp) -> Vec<Packet> {
+        match self.told {
+            Some(whole) if self.understands.is_some_and(|it| it != whole) => {}
+            Some(true) => return self.load(now),
+            Some(false) => {
+                self.step = Step::BootServer;
+                return self.ask_boot_server(now);
+            }
+            None => {}
+        }
+        self.power_cycle(Timestamp(now.0 + POWER_CYCLE_MS));
+        Vec::new()
+    }
+
+    fn ask_boot_server(&mut self, now: Timestamp) -> Vec<Packet> {
+        let Some(held) = self.held.filter(|_| self.tries < TFTP_TRIES) else {
+            self.power_cycle(Timestamp(now.0 + POWER_CYCLE_MS));
+            return Vec::new();
+        };
+        self.wait(now, 1000);
+        let mut message = self.message(MessageType::Request);
+        message.ciaddr = held.address;
+        push_firmware(&mut message);
+        vec![Packet::BootServer {
+            from: SocketAddrV4::new(held.address, 4011),
+            bytes: message.encode(MAX_BUDGET_BYTES),
+        }]
     }
 
     fn load(&mut self, now: Timestamp) -> Vec<Packet> {
@@ -361,7 +435,7 @@ impl Machine {
     fn file_done(&mut self, now: Timestamp) -> Vec<Packet> {
         let mut out = self.ask_again(now);
         let fetch = self.fetch.take().expect("a file is on its way");
-        if fetch.path.ends_with("grub.cfg") {
+        if fetch.path.ends_with(".cfg") {
             let config = String::from_utf8(fetch.content).expect("a configuration is text");
             if let Some(seconds) = self.read_config(&config) {
                 self.wait(now, seconds * 1000);
@@ -389,6 +463,11 @@ impl Machine {
                 "initrd" => self.files.push_back(words[1].clone()),
                 "sleep" => sleep = words[1].parse().ok(),
                 "configfile" => self.files.push_back(words[1].replace("$prefix", "grub")),
+                // The configuration that lets GRUB say who it is.
+                "" if line.trim_start().starts_with("configfile ") => {
+                    assert!(line.ends_with("\"/grub/${net_default_mac}.cfg\""), "{line}");
+                    self.files.push_back(format!("/grub/{}.cfg", self.mac));
+                }
                 _ => {}
             }
         }

@@ -1,0 +1,208 @@
+//! Beside another DHCP server, which is dnsmasq on a host of its own and knows nothing of booting.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::{Host, MacAddress, Machine, Network, Process, Tool};
+use wire::dhcp4::{MAX_BUDGET_BYTES, Message, MessageType, option};
+
+use crate::firmware::power_on;
+use crate::harness::{
+    PATIENCE, Site, address, assert_root, assert_running, guest, impossible, text,
+};
+
+const TOOLS: [Tool; 5] = [
+    Tool::Qemu,
+    Tool::Firmware,
+    Tool::Iproute,
+    Tool::Mmdebstrap,
+    Tool::Dnsmasq,
+];
+
+/// What debian13 is booted with: Debian 12's GRUB takes nothing from a second server.
+const KERNEL_ARGS: [&str; 2] = ["--kernel-args", "console=tty0 console=ttyS0,115200"];
+
+/// Another host with a DHCP server that gives addresses, and nothing but what `more` says.
+fn other_server(network: &Network, directory: &Path, more: &[&str]) -> (Host, Process) {
+    let host = network
+        .add_host([10, 77, 0, 2].into())
+        .expect("another host");
+    let leases = directory.join("leases");
+    let mut command = Command::new("dnsmasq");
+    command
+        .args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--pid-file=",
+            "--user=root",
+            "--port=0",
+            "--bind-interfaces",
+            "--dhcp-range=10.77.0.100,10.77.0.150,1h",
+        ])
+        .args(more)
+        .arg(format!("--interface={}", host.interface()))
+        .arg(format!("--dhcp-leasefile={}", leases.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let process = host.spawn(command).expect("dnsmasq starts");
+    wait_for("dnsmasq", || leases.exists());
+    (host, process)
+}
+
+/// The first machine comes up as the node that it is; its address.
+fn boots(site: &Site) -> (Machine, Ipv4Addr) {
+    let machine = power_on(site, 1, false);
+    let console = machine.console();
+    console
+        .login(PATIENCE)
+        .unwrap_or_else(|error| panic!("{error}\n{}", site.slate(&["events"])));
+    assert_running(console);
+    assert_root(console, site);
+    let up = site.wait_up(machine.mac(), 1);
+    println!("boot: {}", text(&up, "text"));
+    let held = address(site, machine.mac());
+    assert!((100..=150).contains(&held.octets()[3]), "{held}");
+    (machine, held)
+}
+
+fn wait_for(what: &str, is_there: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_there() {
+        assert!(Instant::now() < end, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test"]
+fn a_node_boots_beside_another_dhcp_server_and_a_stranger_does_not() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let network = Network::new().expect("a network namespace");
+    let (_host, _server) = other_server(&network, directory.path(), &[]);
+    let options = [&["--dhcp", "auto"], &KERNEL_ARGS[..]].concat();
+    let site = Site::on(network, "debian13", &options);
+    let log = site.log();
+    assert!(
+        log.contains("10.77.0.2 answers there: --dhcp proxy"),
+        "{log}"
+    );
+
+    let node = MacAddress::nth(1);
+    site.slate(&["node", "set", &node.to_string(), "--name", "pc1"]);
+    let stranger = power_on(&site, 2, false);
+    let of = |kind: &str| site.events(stranger.mac(), kind);
+    wait_for("a stranger", || of("machine-seen").len() == 1);
+    let (machine, held) = boots(&site);
+    let console = machine.console();
+    let own = guest(console, "hostname; ip -4 -o address show scope global");
+    assert!(
+        own.starts_with("pc1\n") && own.contains(&held.to_string()),
+        "{own}"
+    );
+    let seen = site.events(node, "address-seen");
+    assert_eq!(text(&seen[0]["detail"], "address"), held.to_string());
+
+    // The stranger asked and was not answered.
+    assert_eq!(of("machine-seen").len(), 1);
+    for kind in [
+        "offer",
+        "boot-offered",
+        "boot-server-asked",
+        "ack",
+        "requested",
+    ] {
+        assert!(of(kind).is_empty(), "{kind}");
+    }
+    let list = site.slate(&["node", "list"]);
+    assert!(
+        list.contains("These asked to boot and are no nodes"),
+        "{list}"
+    );
+    assert!(list.contains(&stranger.mac().to_string()), "{list}");
+}
+
+/// The variable that names the machine that [`asker`] is.
+const ASK: &str = "SLATE_TEST_ASK";
+
+/// No test: a machine's firmware that asks once, on another host.
+#[test]
+#[ignore = "a helper of other tests"]
+fn asker() {
+    let Ok(machine) = std::env::var(ASK) else {
+        return;
+    };
+    let socket = UdpSocket::bind("0.0.0.0:68").expect("the client port");
+    socket.set_broadcast(true).expect("broadcasts");
+    let mut message = Message::request(machine.parse().expect("an address"), 7);
+    message.push(option::MESSAGE_TYPE, [MessageType::Discover.code()]);
+    message.push(option::CLASS, *b"PXEClient:Arch:00007:UNDI:003001");
+    message.push(option::ARCHITECTURE, [0, 7]);
+    let asked = message.encode(MAX_BUDGET_BYTES);
+    socket
+        .send_to(&asked, "255.255.255.255:67")
+        .expect("sending");
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_firmware_that_asks_again_is_told_on_port_4011() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let network = Network::new().expect("a network namespace");
+    let (host, _server) = other_server(&network, directory.path(), &["--no-ping"]);
+    let options = [&["--dhcp", "proxy"], &KERNEL_ARGS[..]].concat();
+    let site = Site::on(network, "debian13", &options);
+    let node = MacAddress::nth(1);
+    site.slate(&["node", "set", &node.to_string(), "--name", "pc1"]);
+    // As if it had asked before, and made nothing of the answer.
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command
+        .args(["--ignored", "--exact", "proxy::asker", "--nocapture"])
+        .env(ASK, node.to_string())
+        .stdin(Stdio::null());
+    let output = host.run(command).expect("the command starts");
+    assert!(output.status.success(), "{output:?}");
+    wait_for("the first offer", || {
+        site.events(node, "boot-offered").len() == 1
+    });
+    let (_machine, held) = boots(&site);
+    let offers = site.events(node, "boot-offered");
+    assert_eq!(offers[1]["detail"]["again_on_4011"], true);
+    assert!(!site.events(node, "boot-server-asked").is_empty());
+    assert_eq!(held, address(&site, node));
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_a_node_boots_where_another_server_names_this_one() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let network = Network::new().expect("a network namespace");
+    let names_us = [
+        "--no-ping",
+        "--dhcp-match=set:uefi,option:client-arch,7",
+        "--dhcp-boot=tag:uefi,shimx64.efi,,10.77.0.1",
+    ];
+    let (_host, _server) = other_server(&network, directory.path(), &names_us);
+    let options = [&["--dhcp", "off"], &KERNEL_ARGS[..]].concat();
+    let site = Site::on(network, "debian13", &options);
+    let node = MacAddress::nth(1);
+    site.slate(&["node", "set", &node.to_string(), "--name", "pc1"]);
+    let (_machine, held) = boots(&site);
+    // GRUB said which machine it runs on.
+    let served = site.events(node, "config-served");
+    let path = format!("/grub/{node}.cfg");
+    assert_eq!(text(&served[0]["detail"], "path"), path);
+    let seen = site.events(node, "address-seen");
+    assert_eq!(text(&seen[0]["detail"], "address"), held.to_string());
+}
