@@ -57,6 +57,22 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A command that is kept on one processor from its beginning, so that it makes as many threads as
+/// that has use for.
+fn on_processor(processor: &str, command: &Command) -> Command {
+    let mut pinned = Command::new("taskset");
+    pinned
+        .args(["--cpu-list", processor])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            pinned.env(name, value);
+        }
+    }
+    pinned
+}
+
 /// A shell script, with its arguments to be added; it keeps only its errors.
 fn script(text: &str) -> Command {
     let mut command = Command::new("sh");

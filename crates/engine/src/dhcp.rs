@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use wire::dhcp4::{Message, MessageType, Op, option};
+use wire::dhcp4::{CLIENT_PORT, Message, MessageType, Op, SERVER_PORT, option};
 use wire::mac::Mac;
 use wire::reader::Reader;
 use wire::stage::Stage;
@@ -118,6 +118,14 @@ pub(crate) struct Request {
     pub(crate) out: InterfaceId,
 }
 
+impl Request {
+    /// Whether it comes from a port of DHCP, which ordinary users cannot send from.
+    pub(crate) fn is_from_dhcp(&self, from_port: u16) -> bool {
+        let is_relayed = !self.message.giaddr.is_unspecified();
+        from_port == CLIENT_PORT || (is_relayed && from_port == SERVER_PORT)
+    }
+}
+
 impl Engine {
     /// A datagram on the server's port.
     pub(crate) fn dhcp(
@@ -147,6 +155,16 @@ impl Engine {
         match request.message.message_type() {
             Some(MessageType::Discover) => self.discover(turn, &request),
             Some(MessageType::Request) => self.request(turn, &request),
+            // Else any user of any machine could take a node's address away.
+            Some(MessageType::Decline | MessageType::Release)
+                if !request.is_from_dhcp(source.port()) =>
+            {
+                self.ignore(
+                    turn,
+                    mac,
+                    "it gives an address up, but not from a DHCP client's port",
+                );
+            }
             Some(MessageType::Decline) => self.decline(turn, &request),
             Some(MessageType::Release) => self.release(turn, &request),
             Some(MessageType::Inform) => self.inform(turn, &request),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use wire::dhcp4::{CLIENT_PORT, Message, MessageType, Op, SERVER_PORT, option};
+use wire::dhcp4::{Message, MessageType, Op, option};
 use wire::mac::Mac;
 use wire::stage::Stage;
 
@@ -91,8 +91,7 @@ impl Engine {
     /// A client's message on a network where another server gives the addresses.
     pub(crate) fn proxy(&mut self, turn: &mut Turn, request: &Request, from_port: u16) {
         // What comes from any other port may be an ordinary user's work, on a node even.
-        let is_relayed = !request.message.giaddr.is_unspecified();
-        if from_port != CLIENT_PORT && !(is_relayed && from_port == SERVER_PORT) {
+        if !request.is_from_dhcp(from_port) {
             return;
         }
         self.overhear(turn, request);

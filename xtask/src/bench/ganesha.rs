@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 use lab::{GATEWAY, Network, Process};
 
+use super::on_processor;
 use crate::install::Extra;
 
 /// The program.
@@ -23,6 +24,8 @@ pub struct Ganesha<'a> {
     pub export: &'a str,
     /// Give owners as numbers, which is not its default but spares clients most of their calls.
     pub numeric_owners: bool,
+    /// The processor that it is kept on, if it is.
+    pub processor: Option<&'a str>,
 }
 
 impl Ganesha<'_> {
@@ -35,6 +38,9 @@ impl Ganesha<'_> {
         command.arg("-F").arg("-f").arg(config);
         command.arg("-L").arg(scratch.join("ganesha.log"));
         command.arg("-p").arg(scratch.join("ganesha.pid"));
+        if let Some(processor) = self.processor {
+            command = on_processor(processor, &command);
+        }
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -234,11 +234,12 @@ impl Bench {
         )?;
         let export = format!("/images/{IMAGE}");
         let process = match server {
-            Server::Ours => self.ours.start(&network, &[])?,
+            Server::Ours => self.ours.start_on(SERVER_CPU, &network)?,
             Server::Ganesha { numeric_owners } => Ganesha {
                 root: &self.tree,
                 export: &export,
                 numeric_owners,
+                processor: Some(SERVER_CPU),
             }
             .start(&network, &self.scratch)?,
         };
@@ -251,7 +252,6 @@ impl Bench {
         server: &Process,
         clients: usize,
     ) -> anyhow::Result<Value> {
-        pin(network, server)?;
         let order = load::Order {
             server: (GATEWAY, PORT).into(),
             process: server.id(),
@@ -277,20 +277,6 @@ impl Bench {
         let printed = run_there(network, "taskset", &words)?;
         serde_json::from_str(&printed).context("reading what the generator prints")
     }
-}
-
-/// Keeps a server on its processor. A thread may end while it is looked at: that is tried again.
-fn pin(network: &Network, server: &Process) -> anyhow::Result<()> {
-    const TRIES: usize = 10;
-    let pid = server.id().to_string();
-    let words = ["--all-tasks", "--cpu-list", "--pid", SERVER_CPU, &pid];
-    let mut pinned = run_there(network, "taskset", &words);
-    for _ in 1..TRIES {
-        if pinned.is_err() {
-            pinned = run_there(network, "taskset", &words);
-        }
-    }
-    pinned.map(|_| ())
 }
 
 /// Unpacks the image's archive, once; the folder.

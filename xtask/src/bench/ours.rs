@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use lab::{Hardware, MacAddress, Machine, Network, Process, Uml};
 use serde_json::Value;
 
+use super::on_processor;
 use crate::workspace::{must_succeed, output_of};
 
 /// How long a daemon may take until it serves, and a node until it is up.
@@ -48,13 +49,24 @@ impl Ours {
 
     /// Starts `slate up` on `network`, with no node known yet; `options` are added to its own.
     pub fn start(&self, network: &Network, options: &[&str]) -> anyhow::Result<Process> {
+        let mut up = self.slate(&["up", "--dhcp", "authoritative"]);
+        up.args(options);
+        self.spawn(network, up)
+    }
+
+    /// The same on one processor.
+    pub fn start_on(&self, processor: &str, network: &Network) -> anyhow::Result<Process> {
+        let up = self.slate(&["up", "--dhcp", "authoritative"]);
+        self.spawn(network, on_processor(processor, &up))
+    }
+
+    fn spawn(&self, network: &Network, mut up: Command) -> anyhow::Result<Process> {
         for file in ["state.db", "state.db-wal", "state.db-shm"] {
             let _ = std::fs::remove_file(self.folder.join("state").join(file));
         }
-        let interface = network.interface();
-        let mut up = self.slate(&["up", "--interface", interface, "--dhcp", "authoritative"]);
-        up.args(["--image", &self.image, "--drivers", "virtual"])
-            .args(options)
+        up.args(["--interface", network.interface()])
+            .args(["--image", &self.image, "--drivers", "virtual"])
+            .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut daemon = network.spawn(up).context("starting slate up")?;
         let printed = daemon.take_stdout().context("a pipe was asked for")?;

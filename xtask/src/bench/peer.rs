@@ -173,6 +173,7 @@ impl Peer {
             root: &self.root,
             export: "/export/root",
             numeric_owners: true,
+            processor: None,
         };
         let ganesha = ganesha.start(network, &self.scratch)?;
         Ok(Servers {

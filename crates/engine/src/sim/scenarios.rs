@@ -147,6 +147,35 @@ fn a_nodes_lease_does_not_end() {
 }
 
 #[test]
+fn users_cannot_give_up_the_address_of_a_node() {
+    let mut world = undisturbed(1, GOOD);
+    let held = world.machines[0].held.expect("an address").address;
+    let owner = |world: &World| world.records.get(&format!("lease/{held}")).cloned();
+    let before = owner(&world);
+    for (kind, port, is_kept) in [
+        (MessageType::Release, 40_000, true),
+        (MessageType::Decline, 40_000, true),
+        (MessageType::Decline, 68, false),
+    ] {
+        let mut message = Message::request(mac(0), 1);
+        message.push(option::MESSAGE_TYPE, [kind.code()]);
+        message.push(option::SERVER_ID, SERVER.octets());
+        message.push(option::REQUESTED_ADDRESS, held.octets());
+        message.ciaddr = held;
+        world.input(Input::Dhcp {
+            interface: INTERFACE,
+            source: SocketAddrV4::new(held, port),
+            packet: message.encode(MAX_BUDGET_BYTES),
+        });
+        assert_eq!(
+            owner(&world) == before,
+            is_kept,
+            "{kind:?} from port {port}"
+        );
+    }
+}
+
+#[test]
 fn the_pool_runs_out_and_recovers() {
     let mut config = config();
     let first = Ipv4Addr::new(10, 77, 0, 100);
