@@ -8,9 +8,8 @@ use wire::mac::Mac;
 
 use crate::command::{CommandError, CommandReply};
 use crate::commands::check_kernel_args;
-use crate::event::EventKind;
 use crate::image::ImageRef;
-use crate::record::{Node, Record};
+use crate::record::Node;
 use crate::{Engine, MAX_NODES, Turn};
 
 /// A node as a file describes it; what is left out is the default.
@@ -56,9 +55,10 @@ impl NodeEntry {
 impl Engine {
     /// The inventory as entries, in order of their names.
     pub fn entries(&self) -> Vec<NodeEntry> {
-        let nodes = self.nodes().into_iter();
-        let of = |mac: Mac| self.nodes.get(&mac).map(NodeEntry::of);
-        nodes.filter_map(|view| of(view.mac)).collect()
+        self.nodes_by_name()
+            .into_iter()
+            .map(NodeEntry::of)
+            .collect()
     }
 
     /// Checks all entries, then makes the inventory what they say. Nodes that no entry names stay
@@ -70,7 +70,7 @@ impl Engine {
         prune: bool,
         dry_run: bool,
     ) -> Result<CommandReply, CommandError> {
-        let wanted = self.wanted(turn, entries, prune)?;
+        let mut wanted = self.wanted(turn, entries, prune)?;
         let macs: BTreeSet<Mac> = self.nodes.keys().chain(wanted.keys()).copied().collect();
         let entry = |nodes: &BTreeMap<Mac, Node>, mac| nodes.get(mac).map(NodeEntry::of);
         let changes: Vec<Change> = macs
@@ -82,8 +82,11 @@ impl Engine {
             .filter(|change| change.before != change.after)
             .collect();
         if !dry_run {
-            for change in &changes {
-                self.carry_out(turn, change, &wanted);
+            for Change { before, after } in &changes {
+                match after.as_ref().and_then(|it| wanted.remove(&it.mac)) {
+                    Some(node) => self.put_node(turn, node),
+                    None => before.iter().for_each(|it| self.forget(turn, it.mac)),
+                }
             }
         }
         Ok(CommandReply::Applied { changes })
@@ -152,26 +155,6 @@ impl Engine {
             image,
             kernel_args: entry.kernel_args.clone(),
         })
-    }
-
-    fn carry_out(&mut self, turn: &mut Turn, change: &Change, wanted: &BTreeMap<Mac, Node>) {
-        let (is_new, mac) = match (&change.before, &change.after) {
-            (_, Some(after)) => (change.before.is_none(), after.mac),
-            (Some(before), None) => return self.forget(turn, before.mac),
-            (None, None) => return,
-        };
-        let Some(node) = wanted.get(&mac) else { return };
-        turn.persist(Record::Node(node.clone()));
-        self.nodes.insert(mac, node.clone());
-        let kind = if is_new {
-            EventKind::NodeAdded
-        } else {
-            EventKind::NodeChanged
-        };
-        self.tell(turn, Some(mac), kind);
-        if let Ok(version) = self.version_of(Some(node)) {
-            self.prepare(turn, version);
-        }
     }
 }
 

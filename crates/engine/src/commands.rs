@@ -100,12 +100,7 @@ impl Engine {
         }
         node.kernel_args = change.kernel_args.unwrap_or(node.kernel_args);
         if self.nodes.get(&mac) != Some(&node) {
-            turn.persist(Record::Node(node.clone()));
-            self.nodes.insert(mac, node.clone());
-            self.tell(turn, Some(mac), EventKind::NodeChanged);
-        }
-        if let Ok(version) = self.version_of(Some(&node)) {
-            self.prepare(turn, version);
+            self.put_node(turn, node.clone());
         }
         Ok(CommandReply::Node(Box::new(self.view(&node))))
     }

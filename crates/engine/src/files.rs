@@ -18,7 +18,7 @@ use crate::io::{
 use crate::learned::Evidence;
 use crate::record::Record;
 use crate::tftp::Transfer;
-use crate::{Engine, Turn, natural, render};
+use crate::{Engine, Turn, render};
 
 /// Most nodes in the hosts file of one: with the longest names they take two thirds of a document.
 const HOSTS_MAX: usize = 10_000;
@@ -411,13 +411,9 @@ impl Engine {
 
     /// Every node that has an address, as far as a document can hold them.
     fn hosts(&self) -> Vec<(Ipv4Addr, String)> {
-        let nodes = self.nodes.values().filter_map(|node| {
-            let address = self.address_of(node)?;
-            Some((address, node.name.clone()))
-        });
-        let mut hosts: Vec<_> = nodes.take(HOSTS_MAX).collect();
-        hosts.sort_by(|a, b| natural(&a.1).cmp(&natural(&b.1)));
-        hosts
+        let nodes = self.nodes_by_name().into_iter();
+        let hosts = nodes.filter_map(|node| Some((self.address_of(node)?, node.name.clone())));
+        hosts.take(HOSTS_MAX).collect()
     }
 
     /// A transfer that we decided on is over.

@@ -211,9 +211,14 @@ impl Engine {
 
     /// Every node, sorted by name.
     pub fn nodes(&self) -> Vec<NodeView> {
-        let mut views: Vec<_> = self.nodes.values().map(|node| self.view(node)).collect();
-        views.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
-        views
+        let nodes = self.nodes_by_name().into_iter();
+        nodes.map(|node| self.view(node)).collect()
+    }
+
+    fn nodes_by_name(&self) -> Vec<&Node> {
+        let mut nodes: Vec<&Node> = self.nodes.values().collect();
+        nodes.sort_by_cached_key(|&node| natural(&node.name));
+        nodes
     }
 
     /// The image versions that nodes run, or may run.
@@ -304,12 +309,24 @@ impl Engine {
                 fallback: None,
                 image_set: None,
             };
-            turn.persist(Record::Node(node.clone()));
-            self.nodes.insert(mac, node);
-            self.seen.remove(mac);
-            self.tell(turn, Some(mac), EventKind::NodeAdded);
+            self.put_node(turn, node);
         }
         self.nodes.get(&mac)
+    }
+
+    /// Takes a node into the inventory, or changes it, and has made what it is going to boot.
+    fn put_node(&mut self, turn: &mut Turn, node: Node) {
+        let (mac, version) = (node.mac, self.version_of(Some(&node)));
+        turn.persist(Record::Node(node.clone()));
+        let kind = match self.nodes.insert(mac, node) {
+            None => EventKind::NodeAdded,
+            Some(_) => EventKind::NodeChanged,
+        };
+        self.seen.remove(mac);
+        self.tell(turn, Some(mac), kind);
+        if let Ok(version) = version {
+            self.prepare(turn, version);
+        }
     }
 
     /// `node1`, `node2`, …: the first that nobody has.

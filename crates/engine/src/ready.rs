@@ -49,8 +49,7 @@ impl Engine {
             return;
         }
         self.readiness.insert(version, Readiness::Making);
-        let tagged = self.images.iter().find(|image| image.digest == version);
-        let image = tagged.map_or_else(
+        let image = self.tagged(version).map_or_else(
             || version.to_string(),
             |image| format!("{}:{}", image.name, image.tag),
         );

@@ -52,9 +52,14 @@ impl Engine {
             .find(|image| image.name == wanted.name && image.tag == wanted.tag)
     }
 
+    /// An image that a tag has for a version, if any has.
+    pub(crate) fn tagged(&self, version: Digest) -> Option<&ImageInfo> {
+        self.images.iter().find(|image| image.digest == version)
+    }
+
     /// Whether a version has a boot file, else why not.
     pub(crate) fn has_file(&self, version: Digest, file: BootFile) -> Result<(), String> {
-        let Some(image) = self.images.iter().find(|image| image.digest == version) else {
+        let Some(image) = self.tagged(version) else {
             // Only a version that has booted is booted without a tag.
             let there = self.versions.contains(&version);
             return there

@@ -3,8 +3,9 @@
 //! A [`Store`] holds immutable versions, each named by a [`Digest`] and found by tags
 //! (`NAME:TAG`). A version is imported from a directory ([`Store::stage_dir`]), a tar archive
 //! ([`Store::stage_tar`]) or a container image (the same, or [`Store::stage_layout`]), judged
-//! while nothing names it yet, then published ([`Store::publish`]). A [`StoredTree`] reads a version: it is one memory map and a
-//! bounded set of open objects, needs no rebuild at open, and is shared between threads.
+//! while nothing names it yet, then published ([`Store::publish`]). A [`StoredTree`] reads a
+//! version: it is one memory map and a bounded set of open objects, needs no rebuild at open, and
+//! is shared between threads.
 //!
 //! The layout on disk is that of composefs: see [`store`].
 

@@ -421,8 +421,8 @@ impl MessageType {
 }
 
 /// What a DHCP server says to a client: the payload of a UDP datagram between their ports in an
-/// IPv4 packet, and its sender; `None` where it is anything else, or a fragment. Checksums are not looked at: among virtual machines they are not
-/// filled in.
+/// IPv4 packet, and its sender; `None` where it is anything else, or a fragment. Checksums are not
+/// looked at: among virtual machines they are not filled in.
 pub fn server_payload(packet: &[u8]) -> Option<(Ipv4Addr, &[u8])> {
     const UDP: u8 = 17;
     let words = usize::from(packet.first()? & 15);

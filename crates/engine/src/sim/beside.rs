@@ -6,6 +6,7 @@ use wire::dhcp4::{MAX_BUDGET_BYTES, Op, option};
 use wire::stage::Stage;
 
 use super::*;
+use crate::apply::NodeEntry;
 use crate::command::NodeChange;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -488,6 +489,32 @@ fn strangers_fill_no_table() {
     assert_eq!(world.engine.seen().len(), 1024);
     assert_eq!(world.events.len(), 1024);
     assert_eq!(world.records.len(), records);
+}
+
+#[test]
+fn a_machine_that_a_file_names_is_no_stranger_any_more() {
+    let mut world = nodes(12, GOOD, 0);
+    let mut message = Message::request(mac(0), 1);
+    message.push(option::MESSAGE_TYPE, [MessageType::Discover.code()]);
+    message.push(option::CLASS, *b"PXEClient:Arch:00007:UNDI:003001");
+    message.push(option::ARCHITECTURE, [0, 7]);
+    world.input(dhcp(message.encode(MAX_BUDGET_BYTES)));
+    assert_eq!(world.engine.seen().len(), 1);
+    let entry = NodeEntry {
+        name: "pc1".into(),
+        mac: mac(0),
+        address: None,
+        image: None,
+        kernel_args: String::new(),
+    };
+    let command = Command::Apply {
+        nodes: vec![entry],
+        prune: false,
+        dry_run: false,
+    };
+    world.command(command).expect("applied");
+    assert!(world.engine.seen().is_empty());
+    assert_eq!(world.engine.nodes().len(), 1);
 }
 
 /// What firmware asks on port 4011.
