@@ -12,7 +12,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::{
-    BootFile, Command, CommandReply, ImageInfo, Input, NfsActivity, NfsCounters, Setting,
+    BootFile, Command, CommandReply, Engine, ImageInfo, Input, NfsActivity, NfsCounters, Setting,
 };
 use serde::Serialize;
 use wire::hex::hexadecimal;
@@ -232,19 +232,23 @@ impl Server {
                 activity: NfsActivity::Counters(counters),
             }));
         }
+        self.ask(Engine::nodes).unwrap_or_default()
+    }
+
+    /// What the engine answers to a question; `None` = the daemon is stopping.
+    fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Engine) -> T + Send + 'static,
+    ) -> Option<T> {
         let (sender, receiver) = channel();
         self.send(Message::Ask(Box::new(move |engine| {
-            drop(sender.send(engine.nodes()));
+            drop(sender.send(question(engine)));
         })));
-        receiver.recv().unwrap_or_default()
+        receiver.recv().ok()
     }
 
     fn seen(&self) -> Vec<SeenView> {
-        let (sender, receiver) = channel();
-        self.send(Message::Ask(Box::new(move |engine| {
-            drop(sender.send(engine.seen()));
-        })));
-        let seen = receiver.recv().unwrap_or_default();
+        let seen = self.ask(Engine::seen).unwrap_or_default();
         seen.into_iter().map(views::seen).collect()
     }
 
@@ -285,11 +289,7 @@ impl Server {
     }
 
     fn versions_in_use(&self) -> Response {
-        let (sender, receiver) = channel();
-        self.send(Message::Ask(Box::new(move |engine| {
-            drop(sender.send(engine.versions_in_use()));
-        })));
-        let Ok(versions) = receiver.recv() else {
+        let Some(versions) = self.ask(Engine::versions_in_use) else {
             return refusal("the daemon is stopping".into(), "Try again.");
         };
         let nodes = versions.into_iter().map(engine::Digest::image_id);
