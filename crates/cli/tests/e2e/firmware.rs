@@ -5,12 +5,13 @@ use std::time::Duration;
 use lab::{Console, Firmware, Hardware, MacAddress, Machine, Qemu, Tool, kvm_usable};
 
 use crate::harness::{
-    PATIENCE, Site, assert_different, assert_overlay, assert_root, assert_running, guest,
-    impossible, script, text,
+    PATIENCE, Site, assert_different, assert_root, assert_running, guest, impossible, script, text,
 };
 
 const TOOLS: [Tool; 4] = [Tool::Qemu, Tool::Firmware, Tool::Iproute, Tool::Mmdebstrap];
 const MEMORY_MIB: u32 = 1024;
+/// For `slate up`: their consoles are serial lines.
+pub(crate) const KERNEL_ARGS: [&str; 2] = ["--kernel-args", "console=tty0 console=ttyS0,115200"];
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
@@ -57,8 +58,7 @@ fn an_image_in_the_shape_of_enterprise_linux_9_boots() {
     if impossible(&TOOLS) {
         return;
     }
-    let kernel_args = "console=tty0 console=ttyS0,115200";
-    let mut site = Site::new("debian12", &["--kernel-args", kernel_args]);
+    let mut site = Site::new("debian12", &KERNEL_ARGS);
     site.give_own_store();
     let source = site.path("el9");
     let directory = source.to_str().expect("a path in UTF-8");
@@ -67,19 +67,15 @@ fn an_image_in_the_shape_of_enterprise_linux_9_boots() {
     site.slate(&["image", "import", "rocky9", directory]);
     let mac = MacAddress::nth(1).to_string();
     site.slate(&["node", "set", &mac, "--image", "rocky9"]);
-    let machine = power_on(&site, 1, false);
-    let console = machine.console();
-    console
-        .login(PATIENCE)
-        .unwrap_or_else(|error| panic!("{error}\n{}", site.said()));
-    assert_running(console);
     let shown = site.slate_json(&["image", "show", "rocky9", "--json"]);
-    assert_overlay(console, &format!("/images/{}", text(&shown, "digest")));
+    site.digest = text(&shown, "digest");
+    let machine = power_on(&site, 1, false);
+    arrives(&site, &machine, 1);
+    let console = machine.console();
     let name = guest(console, ". /etc/os-release && echo $ID");
     assert_eq!(name, "rocky");
     // Modules that /init had no use for load from the image, compressed as they are.
     guest(console, "modprobe dummy && test -d /sys/module/dummy");
-    site.wait_up(machine.mac(), 1);
 }
 
 /// So many machines do everything at once, with Microsoft's keys and no others where `secure`.
@@ -87,8 +83,7 @@ fn boot_and_forget(image: &str, kernel: &str, count: u16, secure: bool) {
     if impossible(&TOOLS) {
         return;
     }
-    let kernel_args = "console=tty0 console=ttyS0,115200";
-    let site = Site::new(image, &["--kernel-args", kernel_args]);
+    let site = Site::new(image, &KERNEL_ARGS);
     let sums = site.stored_sums();
     let mut machines: Vec<Machine> = (1..=count).map(|it| power_on(&site, it, secure)).collect();
     for machine in &machines {
@@ -156,7 +151,7 @@ pub(crate) fn power_on(site: &Site, index: u16, secure: bool) -> Machine {
 }
 
 /// The node comes up, all of it, on the root that it should have.
-fn arrives(site: &Site, machine: &Machine, boot: usize) {
+pub(crate) fn arrives(site: &Site, machine: &Machine, boot: usize) {
     let console = machine.console();
     console
         .login(PATIENCE)

@@ -173,6 +173,12 @@ impl Site {
         out.into_owned()
     }
 
+    /// Changes an image by a shell command; nodes boot the new version from now on.
+    pub fn update(&self, image: &str, command: &str) {
+        self.slate(&["image", "run", image, "--", "sh", "-c", command]);
+        self.slate(&["image", "tag", &format!("{image}:next"), image]);
+    }
+
     /// The one JSON document that a command prints.
     pub fn slate_json(&self, arguments: &[&str]) -> Value {
         let printed = self.slate(arguments);

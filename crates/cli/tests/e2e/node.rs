@@ -26,8 +26,7 @@ fn nodes_know_each_other_hold_containers_and_tell_when_they_are_full() {
     }
     let mut site = Site::new("debian12", &[]);
     site.give_own_store();
-    site.slate(&["image", "run", "debian12", "--", "sh", "-c", INSTALL_ENGINE]);
-    site.slate(&["image", "tag", "debian12:next", "debian12"]);
+    site.update("debian12", INSTALL_ENGINE);
     let initrd = initrd(&site);
     let first = power_on(&site, &initrd, 1);
     site.wait_up(first.mac(), 1);

@@ -8,10 +8,8 @@ use std::time::{Duration, Instant};
 use lab::{Host, MacAddress, Machine, Network, Process, Tool};
 use wire::dhcp4::{MAX_BUDGET_BYTES, Message, MessageType, option};
 
-use crate::firmware::power_on;
-use crate::harness::{
-    PATIENCE, Site, address, assert_root, assert_running, guest, impossible, text,
-};
+use crate::firmware::{KERNEL_ARGS, arrives, power_on};
+use crate::harness::{PATIENCE, Site, address, guest, impossible, text};
 
 const TOOLS: [Tool; 5] = [
     Tool::Qemu,
@@ -20,9 +18,6 @@ const TOOLS: [Tool; 5] = [
     Tool::Mmdebstrap,
     Tool::Dnsmasq,
 ];
-
-/// What debian13 is booted with: Debian 12's GRUB takes nothing from a second server.
-const KERNEL_ARGS: [&str; 2] = ["--kernel-args", "console=tty0 console=ttyS0,115200"];
 
 /// Another host with a DHCP server that gives addresses, and nothing but what `more` says.
 fn other_server(network: &Network, directory: &Path, more: &[&str]) -> (Host, Process) {
@@ -52,17 +47,19 @@ fn other_server(network: &Network, directory: &Path, more: &[&str]) -> (Host, Pr
     (host, process)
 }
 
+/// Serves debian13, in this mode: Debian 12's GRUB takes nothing from a second server.
+fn serve(network: Network, mode: &str) -> Site {
+    Site::on(
+        network,
+        "debian13",
+        &[&["--dhcp", mode], &KERNEL_ARGS[..]].concat(),
+    )
+}
+
 /// The first machine comes up as the node that it is; its address.
 fn boots(site: &Site) -> (Machine, Ipv4Addr) {
     let machine = power_on(site, 1, false);
-    let console = machine.console();
-    console
-        .login(PATIENCE)
-        .unwrap_or_else(|error| panic!("{error}\n{}", site.slate(&["events"])));
-    assert_running(console);
-    assert_root(console, site);
-    let up = site.wait_up(machine.mac(), 1);
-    println!("boot: {}", text(&up, "text"));
+    arrives(site, &machine, 1);
     let held = address(site, machine.mac());
     assert!((100..=150).contains(&held.octets()[3]), "{held}");
     (machine, held)
@@ -85,8 +82,7 @@ fn a_node_boots_beside_another_dhcp_server_and_a_stranger_does_not() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let network = Network::new().expect("a network namespace");
     let (_host, _server) = other_server(&network, directory.path(), &[]);
-    let options = [&["--dhcp", "auto"], &KERNEL_ARGS[..]].concat();
-    let site = Site::on(network, "debian13", &options);
+    let site = serve(network, "auto");
     let log = site.log();
     assert!(
         log.contains("10.77.0.2 answers there: --dhcp proxy"),
@@ -158,8 +154,7 @@ fn full_firmware_that_asks_again_is_told_on_port_4011() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let network = Network::new().expect("a network namespace");
     let (host, _server) = other_server(&network, directory.path(), &["--no-ping"]);
-    let options = [&["--dhcp", "proxy"], &KERNEL_ARGS[..]].concat();
-    let site = Site::on(network, "debian13", &options);
+    let site = serve(network, "proxy");
     let node = MacAddress::nth(1);
     site.slate(&["node", "set", &node.to_string(), "--name", "pc1"]);
     // As if it had asked before, and made nothing of the answer.
@@ -194,8 +189,7 @@ fn full_a_node_boots_where_another_server_names_this_one() {
         "--dhcp-boot=tag:uefi,shimx64.efi,,10.77.0.1",
     ];
     let (_host, _server) = other_server(&network, directory.path(), &names_us);
-    let options = [&["--dhcp", "off"], &KERNEL_ARGS[..]].concat();
-    let site = Site::on(network, "debian13", &options);
+    let site = serve(network, "off");
     let node = MacAddress::nth(1);
     site.slate(&["node", "set", &node.to_string(), "--name", "pc1"]);
     let (_machine, held) = boots(&site);

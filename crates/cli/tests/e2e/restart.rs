@@ -65,8 +65,7 @@ fn full_restarts_are_invisible_to_linux_6_12() {
     if impossible(&[Tool::Qemu, Tool::Firmware, Tool::Iproute, Tool::Mmdebstrap]) {
         return;
     }
-    let kernel_args = "console=tty0 console=ttyS0,115200";
-    let site = Site::new("debian13", &["--kernel-args", kernel_args]);
+    let site = Site::new("debian13", &firmware::KERNEL_ARGS);
     let (site, sums) = with_load_image(site);
     let machine = firmware::power_on(&site, 1, false);
     let restarts = [
