@@ -154,11 +154,7 @@ fn blob(
     document: &impl serde::Serialize,
 ) -> Result<doc::Descriptor> {
     let text = doc::json(document)?;
-    let mut hashed = Hashed::sha256(io::sink());
-    hashed
-        .write_all(&text)
-        .map_err(Error::io("hashing", media_type.as_ref()))?;
-    let (digest, size) = hashed.finish();
+    let (digest, size) = (BlobDigest::of(&text), text.len() as u64);
     documents.push((digest.path(), text));
     Ok(doc::Descriptor::new(media_type, digest, size))
 }

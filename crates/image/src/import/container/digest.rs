@@ -57,6 +57,14 @@ impl BlobDigest {
         format!("sha256:{hex}").parse()
     }
 
+    /// The SHA-256 of these bytes.
+    pub fn of(bytes: &[u8]) -> BlobDigest {
+        BlobDigest {
+            algorithm: Algorithm::Sha256,
+            hex: hexadecimal(&Sha256::digest(bytes)),
+        }
+    }
+
     /// Where an image layout has the blob (image-layout.md, "Blobs").
     pub fn path(&self) -> String {
         format!("blobs/{}/{}", self.algorithm.name(), self.hex)
