@@ -2,9 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wire::dhcp4::{DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message, server_payload};
+use wire::dhcp4::{
+    DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES, Message, decode_search, encode_search, server_payload,
+};
 
 fuzz_target!(|bytes: &[u8]| {
+    let domains = decode_search(bytes);
+    let encoded = encode_search(domains.iter().map(String::as_str));
+    assert!(domains.starts_with(&decode_search(&encoded)));
     if let Some((_, payload)) = server_payload(bytes) {
         assert!(payload.len() + 28 <= bytes.len());
     }

@@ -4,17 +4,18 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec, clock_settime};
-use wire::identity::Document;
+use wire::identity::{Document, File as DocumentFile};
 use wire::stage::Stage;
 
 use crate::containers;
 use crate::dhcp::is_name;
 use crate::handover;
+use crate::owners;
 use crate::network::Configured;
 use crate::report::Reporter;
 use crate::sys;
@@ -40,10 +41,7 @@ pub fn adopt(network: &Configured, document: Option<&Document>, report: &Reporte
             note("clock", set_clock(document.unix_time_ms));
             note("agent", agent_unit());
             for file in &document.files {
-                note(
-                    &file.path,
-                    write(&file.path, file.mode & 0o7777, &file.content),
-                );
+                note(&file.path, deliver(file));
             }
         }
         None => note("hostname", dhcp_hostname(network)),
@@ -90,6 +88,18 @@ fn identity(document: &Document) -> io::Result<()> {
         console_login()?;
     }
     Ok(())
+}
+
+/// A file of the server's, nobody else's for a moment.
+fn deliver(file: &DocumentFile) -> io::Result<()> {
+    let mode = file.mode & 0o7777;
+    if file.owner.is_empty() {
+        return write(&file.path, mode, &file.content);
+    }
+    let (user, group) = owners::find(&file.owner)?;
+    write(&file.path, 0o600, &file.content)?;
+    chown(&file.path, Some(user), Some(group))?;
+    fs::set_permissions(&file.path, Permissions::from_mode(mode))
 }
 
 /// Every node by its name. What the image says comes first, so it counts where both know a name.

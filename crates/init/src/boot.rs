@@ -77,7 +77,7 @@ fn boot(args: &'static BootArgs, report: &'static Reporter) -> Result<Infallible
     });
     let _ = core.join();
     name_client(args, &network);
-    mount_root(root, &network, report)?;
+    mount_root(root, args, &network, report)?;
     let document = identity
         .map(|it| it.join().unwrap_or_else(|_| Err(panicked())))
         .transpose()?;
@@ -146,10 +146,16 @@ fn bring_up(args: &BootArgs, report: &Reporter) -> Result<Configured, Failure> {
     until_done(report, attempt)
 }
 
-fn mount_root(root: &NfsRoot, network: &Configured, report: &Reporter) -> Result<(), Failure> {
+fn mount_root(
+    root: &NfsRoot,
+    args: &BootArgs,
+    network: &Configured,
+    report: &Reporter,
+) -> Result<(), Failure> {
     let lease = &network.lease;
+    let upper_size = args.param("slate.upper").unwrap_or("50%");
     let mounted = until_done(report, || {
-        root_mount::root(root, lease.next_server, lease.address)
+        root_mount::root(root, lease.next_server, lease.address, upper_size)
     })?;
     report.progress(Stage::Mount, &mounted);
     Ok(())

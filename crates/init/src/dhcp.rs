@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use wire::dhcp4::{DhcpOption, Message, MessageType, Op};
+use wire::dhcp4::{DhcpOption, Message, MessageType, Op, decode_search, option};
 use wire::mac::Mac;
 
 use crate::backoff::Backoff;
@@ -28,8 +28,8 @@ pub struct Lease {
     pub dns: Vec<Ipv4Addr>,
     /// The node's name.
     pub hostname: Option<String>,
-    /// The search domain.
-    pub domain: Option<String>,
+    /// The domains to search.
+    pub domains: Vec<String>,
     /// The header's next server, else the DHCP server itself.
     pub next_server: Option<Ipv4Addr>,
     /// Maximum transmission unit in bytes.
@@ -139,7 +139,16 @@ impl Client {
         put(CLIENT_ID, &[&[1][..], &self.mac.0].concat());
         put(
             PARAMETERS,
-            &[SUBNET, ROUTER, DNS, HOSTNAME, DOMAIN, MTU, LEASE_TIME],
+            &[
+                SUBNET,
+                ROUTER,
+                DNS,
+                HOSTNAME,
+                DOMAIN,
+                MTU,
+                LEASE_TIME,
+                option::DOMAIN_SEARCH,
+            ],
         );
         message
     }
@@ -183,13 +192,22 @@ fn lease(message: &Message) -> Lease {
         gateway: address(message, ROUTER),
         dns: addresses(message, DNS),
         hostname: name(message, HOSTNAME),
-        domain: name(message, DOMAIN),
+        domains: domains(message),
         next_server: siaddr.or(address(message, SERVER_ID)),
         mtu: message
             .option(MTU)
             .and_then(|value| Some(u16::from_be_bytes(value.try_into().ok()?)))
             .filter(|mtu| *mtu >= 576),
     }
+}
+
+/// RFC 3397, else option 15.
+fn domains(message: &Message) -> Vec<String> {
+    let domains = decode_search(message.option(option::DOMAIN_SEARCH).unwrap_or(&[]));
+    if domains.is_empty() {
+        return name(message, DOMAIN).into_iter().collect();
+    }
+    domains
 }
 
 fn addresses(message: &Message, code: u8) -> Vec<Ipv4Addr> {

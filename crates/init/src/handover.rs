@@ -110,7 +110,7 @@ fn networkd(network: &Configured) -> String {
     );
     if network.dhcp {
         out.push_str(
-            "DHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\nSendRelease=no\nUseHostname=no\n",
+            "DHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\nSendRelease=no\nUseHostname=no\nUseDomains=yes\n",
         );
         return out;
     }
@@ -162,12 +162,12 @@ fn uuid(mac: Mac) -> String {
 
 /// `/etc/resolv.conf` of a lease.
 pub fn resolv_conf(lease: &Lease) -> String {
-    let search = lease
-        .domain
-        .iter()
-        .map(|domain| format!("search {domain}\n"));
+    let search = match lease.domains.join(" ") {
+        none if none.is_empty() => none,
+        domains => format!("search {domains}\n"),
+    };
     let servers = lease.dns.iter().map(|it| format!("nameserver {it}\n"));
-    search.chain(servers).collect()
+    std::iter::once(search).chain(servers).collect()
 }
 
 /// An fstab without its line for `/`; nothing where it has none.
@@ -211,7 +211,7 @@ mod tests {
                 gateway: Some([10, 0, 0, 1].into()),
                 dns: vec![[10, 0, 0, 2].into()],
                 hostname: None,
-                domain: Some("lab".into()),
+                domains: vec!["lab".into(), "example.org".into()],
                 next_server: None,
                 mtu: None,
             },
@@ -258,7 +258,7 @@ mod tests {
     fn resolv_conf_of_a_lease() {
         assert_eq!(
             resolv_conf(&network(true).lease),
-            "search lab\nnameserver 10.0.0.2\n"
+            "search lab example.org\nnameserver 10.0.0.2\n"
         );
     }
 

@@ -18,6 +18,7 @@ mod last;
 mod modules;
 mod mount;
 mod network;
+mod owners;
 mod report;
 mod rtnl;
 mod switch;

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use rustix::fs::{XattrFlags, major, minor};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 use wire::cmdline::NfsRoot;
 use wire::stage::Stage;
 
@@ -21,15 +21,23 @@ const UPPER: &str = "/upper";
 /// The layers as the kernel lists them (proc_pid_mountinfo(5)): nobody sees them once they are
 /// detached.
 const LAYERS: &str = "/run/slate/layers";
+/// Where root finds what this node has written.
+const WRITTEN: &str = "/run/slate/upper";
 /// What mount(2) was given for the lower layer, for [`lower_again`].
 const ARGUMENTS: &str = "/run/slate/lower";
 
 /// Mounts the export and the overlay. `server` is used where `root=` names none, `client` is the
-/// node's own address. Answers what was mounted, for the log.
-pub fn root(root: &NfsRoot, server: Option<Ipv4Addr>, client: Ipv4Addr) -> Result<String, Failure> {
+/// node's own address, `upper_size` what the node may write, as tmpfs(5) has it. Answers what was
+/// mounted, for the log.
+pub fn root(
+    root: &NfsRoot,
+    server: Option<Ipv4Addr>,
+    client: Ipv4Addr,
+    upper_size: &str,
+) -> Result<String, Failure> {
     let server = root.server.or(server).ok_or_else(no_server)?;
     let mounted = mount_lower(root, server, client)?;
-    overlay().map_err(|error| {
+    overlay(upper_size).map_err(|error| {
         let cause = format!("mounting the overlay: {error}");
         let hint = "the initramfs needs the module overlay, the kernel CONFIG_TMPFS_XATTR";
         Failure::lasting(Stage::Mount, cause, hint)
@@ -197,18 +205,19 @@ fn options(options: &[String]) -> (MountFlags, Vec<String>) {
     (flags, data)
 }
 
-/// The overlay keeps clones of both mounts of its own, so ours can go: nothing is left that
-/// shutdown would have to unmount.
-fn overlay() -> io::Result<()> {
+/// The overlay keeps clones of both mounts of its own, so that of the lower layer can go: no
+/// shutdown has to unmount it. That of the upper one stays within root's reach.
+fn overlay(upper_size: &str) -> io::Result<()> {
     for directory in [UPPER, ROOT] {
         fs::create_dir_all(directory)?;
     }
+    let options = CString::new(format!("size={upper_size},mode=0700"))?;
     mount(
         "tmpfs",
         UPPER,
         "tmpfs",
         MountFlags::empty(),
-        c"size=50%,mode=0755",
+        options.as_c_str(),
     )?;
     for directory in ["/upper/data", "/upper/work"] {
         fs::create_dir(directory)?;
@@ -222,7 +231,8 @@ fn overlay() -> io::Result<()> {
         layers_of(&fs::read_to_string("/proc/self/mountinfo")?),
     )?;
     unmount(LOWER, UnmountFlags::DETACH)?;
-    unmount(UPPER, UnmountFlags::DETACH)?;
+    fs::create_dir_all(WRITTEN)?;
+    mount_move(UPPER, WRITTEN)?;
     Ok(())
 }
 

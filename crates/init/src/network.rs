@@ -296,7 +296,7 @@ fn static_lease(fixed: &StaticIp, args: &BootArgs) -> Lease {
         gateway: fixed.gateway,
         dns: fixed.dns.iter().chain(&args.nameservers).copied().collect(),
         hostname: fixed.hostname.clone(),
-        domain: None,
+        domains: Vec::new(),
         next_server: fixed.server,
         mtu: fixed.mtu,
     }

@@ -152,6 +152,7 @@ pub mod option {
     pub const HOST_NAME: u8 = 12;
     pub const DOMAIN: u8 = 15;
     pub const BROADCAST: u8 = 28;
+    pub const TIME_SERVERS: u8 = 42;
     pub const VENDOR: u8 = 43;
     pub const REQUESTED_ADDRESS: u8 = 50;
     pub const LEASE_TIME: u8 = 51;
@@ -174,6 +175,82 @@ pub mod option {
     pub const ARCHITECTURE: u8 = 93;
     /// RFC 4578.
     pub const MACHINE_UUID: u8 = 97;
+    /// RFC 3397.
+    pub const DOMAIN_SEARCH: u8 = 119;
+}
+
+/// Longest encoded list of domains (RFC 3397) that is written or read, in bytes.
+const MAX_SEARCH_BYTES: usize = 1024;
+
+/// The value of [`option::DOMAIN_SEARCH`] for these domains (RFC 1035, 3.1), without compression.
+/// Domains that have no encoding are left out.
+pub fn encode_search<'a>(domains: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for domain in domains {
+        let labels = domain.trim_end_matches('.').split('.');
+        let mut name = Vec::new();
+        let mut fits = true;
+        for label in labels {
+            fits &= (1..64).contains(&label.len());
+            name.push(label.len() as u8);
+            name.extend_from_slice(label.as_bytes());
+        }
+        name.push(0);
+        if fits && name.len() <= 255 && out.len() + name.len() <= MAX_SEARCH_BYTES {
+            out.append(&mut name);
+        }
+    }
+    out
+}
+
+/// The domains in the value of [`option::DOMAIN_SEARCH`]; what is not well-formed ends the list.
+pub fn decode_search(value: &[u8]) -> Vec<String> {
+    let value = &value[..value.len().min(MAX_SEARCH_BYTES)];
+    let mut domains = Vec::new();
+    let mut at = 0;
+    while at < value.len() {
+        let Some((domain, next)) = decode_domain(value, at) else {
+            break;
+        };
+        domains.push(domain);
+        at = next;
+    }
+    domains
+}
+
+/// The domain at `start`, and where the next one is. Pointers go backwards only (RFC 1035, 4.1.4),
+/// so that no name is endless.
+fn decode_domain(value: &[u8], start: usize) -> Option<(String, usize)> {
+    let mut name = String::new();
+    let (mut at, mut limit, mut next) = (start, start, None);
+    loop {
+        let length = usize::from(*value.get(at)?);
+        match length {
+            0 => break,
+            0xc0.. => {
+                next = next.or(Some(at + 2));
+                let target = (length & 0x3f) << 8 | usize::from(*value.get(at + 1)?);
+                if target >= limit {
+                    return None;
+                }
+                (at, limit) = (target, target);
+            }
+            1..64 => {
+                let label = value.get(at + 1..at + 1 + length)?;
+                let is_plain = |it: &u8| it.is_ascii_alphanumeric() || b"-_".contains(it);
+                if !label.iter().all(is_plain) || name.len() + length > 254 {
+                    return None;
+                }
+                if !name.is_empty() {
+                    name.push('.');
+                }
+                name.push_str(str::from_utf8(label).ok()?);
+                at += 1 + length;
+            }
+            _ => return None,
+        }
+    }
+    (!name.is_empty()).then(|| (name, next.unwrap_or(at + 1)))
 }
 
 impl Message {
@@ -677,5 +754,31 @@ mod tests {
         let bytes = message.encode(MAX_BUDGET_BYTES);
         assert_eq!(bytes[235], 0);
         assert_eq!(Message::decode(&bytes).unwrap().file.len(), 127);
+    }
+
+    #[test]
+    fn domains_to_search() {
+        let domains = ["eng.apple.com", "marketing.apple.com"];
+        // RFC 3397, 2: compressed.
+        let compressed = b"\x03eng\x05apple\x03com\x00\x09marketing\xc0\x04";
+        assert_eq!(decode_search(compressed), domains);
+        assert_eq!(decode_search(&encode_search(domains)), domains);
+        let long = "x".repeat(64);
+        assert_eq!(encode_search([long.as_str(), "a..b", ""]), b"");
+        assert_eq!(encode_search(["lab."]), b"\x03lab\x00");
+        let many = vec!["a.example"; 1000];
+        assert_eq!(encode_search(many).len(), 1023);
+        // Itself, forwards, another's middle that leads back, cut short, no host name.
+        for broken in [
+            &b"\xc0\x00"[..],
+            b"\x01a\xc0\x04\x01b\x00",
+            b"\x01a\xc0\x00",
+            b"\x05ab",
+            b"\x01a",
+            b"\x03a;b\x00",
+            b"\x00",
+        ] {
+            assert_eq!(decode_search(broken), [""; 0], "{broken:?}");
+        }
     }
 }

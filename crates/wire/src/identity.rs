@@ -99,6 +99,8 @@ pub struct File {
     pub path: String,
     /// Permission bits.
     pub mode: u32,
+    /// Whose it is, `USER[:GROUP]` by the image's own names; empty: root's.
+    pub owner: String,
     /// Content.
     pub content: Vec<u8>,
 }
@@ -375,29 +377,38 @@ fn host(value: &[u8]) -> Result<(Ipv4Addr, String), IdentityError> {
     Ok((address.into(), text(reader.rest(), "host name")?))
 }
 
-/// A file's value: `path length u16, path, mode u32, content`.
+/// A file's value: `path length u16, path, mode u32, owner length u16, owner, content`.
 impl File {
     fn encode(&self) -> Vec<u8> {
-        let path = &self.path.as_bytes()[..self.path.floor_char_boundary(usize::from(u16::MAX))];
-        let mut out = (path.len() as u16).to_be_bytes().to_vec();
-        out.extend_from_slice(path);
+        let mut out = Vec::new();
+        put_short(&mut out, &self.path);
         out.extend_from_slice(&self.mode.to_be_bytes());
+        put_short(&mut out, &self.owner);
         out.extend_from_slice(&self.content);
         out
     }
 
     fn decode(value: &[u8]) -> Result<File, IdentityError> {
         let mut reader = Reader::new(value);
-        let length = u16::from_be_bytes(read(&mut reader, "path length")?);
-        let path = text(take(&mut reader, length.into(), "path")?, "path")?;
-        let mode = u32::from_be_bytes(read(&mut reader, "mode")?);
-        let content = reader.rest().to_vec();
         Ok(File {
-            path,
-            mode,
-            content,
+            path: take_short(&mut reader, "path")?,
+            mode: u32::from_be_bytes(read(&mut reader, "mode")?),
+            owner: take_short(&mut reader, "owner")?,
+            content: reader.rest().to_vec(),
         })
     }
+}
+
+/// A text with its length as u16; what is too long for that is cut.
+fn put_short(out: &mut Vec<u8>, text: &str) {
+    let bytes = &text.as_bytes()[..text.floor_char_boundary(usize::from(u16::MAX))];
+    out.extend_from_slice(&(bytes.len() as u16).to_be_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn take_short(reader: &mut Reader<'_>, field: &'static str) -> Result<String, IdentityError> {
+    let length = u16::from_be_bytes(read(reader, field)?);
+    text(take(reader, length.into(), field)?, field)
 }
 
 fn put(out: &mut Vec<u8>, tag: u16, value: &[u8]) {
@@ -524,6 +535,7 @@ mod tests {
             files: vec![File {
                 path: "/etc/motd".into(),
                 mode: 0o644,
+                owner: "daemon:mail".into(),
                 content: vec![0, 255],
             }],
         }
