@@ -81,14 +81,19 @@ pub enum Command {
     Node(NodeCommand),
     /// Make the nodes what a file says: all of it, or nothing where something is wrong
     ///
-    /// The file has a table for each node: [nodes.NAME] with mac, and if wanted address, image and
-    /// kernel_args. What is left out is the default. Nodes that the file does not name stay.
+    /// The file has a table for each node: [nodes.NAME] with mac, and if wanted address, image,
+    /// groups and kernel_args. [groups.NAME] says what the nodes of a group are given, with
+    /// [groups.all] for every node; [networks."ADDRESS/PREFIX"] what DHCP tells there. What is left
+    /// out is the default. What the file does not name stays.
     Apply(ApplyArgs),
-    /// Print the nodes as a file for `slate apply`
+    /// Print the nodes, groups and networks as a file for `slate apply`
     Export {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Keep what only nodes may know, for files that name it
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// What happened, from a node's first packet to its login prompt
     Events(EventsArgs),
     /// Run `slate up` at boot, under systemd
@@ -518,21 +523,47 @@ pub enum NodeCommand {
     },
     /// Take a node out of the inventory, with its address; it is a new one when it boots again
     Forget {
-        /// The nodes
-        #[arg(value_name = "MAC|NAME", required = true)]
+        /// The nodes: names, MACs, n[001-600], @group
+        #[arg(value_name = "NODES", required = true)]
         nodes: Vec<String>,
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Name a node, fix its address, choose its image
+    /// Name a node, fix its address, choose its image and groups
     Set {
-        /// The node; one that was not seen yet is named by its MAC
-        #[arg(value_name = "MAC|NAME")]
+        /// The node, one that was not seen yet by its MAC; for image, groups and kernel arguments
+        /// also several: n[001-600], @group
+        #[arg(value_name = "NODES")]
         node: String,
         #[command(flatten)]
         change: NodeChange,
         #[command(flatten)]
         output: OutputArgs,
+    },
+}
+
+/// `slate secret …`.
+#[derive(Subcommand, Debug)]
+pub enum SecretCommand {
+    /// Keep a file's content under a name, in place of what was there
+    Set {
+        /// The name by which files of groups take it
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The file; `-`: standard input
+        #[arg(value_name = "FILE", default_value = "-", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// List the secrets and the groups that are given them
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Remove a secret that no group names
+    Rm {
+        /// The secret
+        #[arg(value_name = "NAME")]
+        name: String,
     },
 }
 
@@ -552,6 +583,9 @@ pub struct NodeChange {
     /// Appended to its kernel command line; `none`: nothing
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true, value_parser = text_or_none)]
     pub kernel_args: Option<String>,
+    /// Its groups, those that count first first; `none`: only `all`
+    #[arg(long, value_name = "NAME,…", value_parser = text_or_none)]
+    pub groups: Option<String>,
 }
 
 /// The control protocol takes a setting away by an empty string; people write `none`.

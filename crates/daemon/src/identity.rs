@@ -31,7 +31,7 @@ impl Identities {
             unix_time_ms: now().0,
             random_seed: random(),
             hosts: grant.hosts.clone(),
-            files: Vec::new(),
+            files: grant.files.clone(),
         }
     }
 }

@@ -25,6 +25,7 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
         next_digest: view.next_image.map(|digest| digest.to_string()),
         failed_digest: view.failed_image.map(|digest| digest.to_string()),
         kernel_args: view.kernel_args,
+        groups: view.groups,
         reached: boot
             .and_then(|boot| boot.stage)
             .map(|stage| stage.to_string()),

@@ -8,9 +8,25 @@ use wire::mac::Mac;
 
 use crate::command::{CommandError, CommandReply};
 use crate::commands::check_kernel_args;
+use crate::event::EventKind;
+use crate::group::{Group, MAX_GROUPS, NetworkSettings, check_group_name};
 use crate::image::ImageRef;
-use crate::record::Node;
+use crate::record::{Node, Record};
 use crate::{Engine, MAX_NODES, Turn};
+
+/// An inventory as a file describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// The nodes, in order of their names.
+    #[serde(default)]
+    pub nodes: Vec<NodeEntry>,
+    /// Groups of nodes, by name.
+    #[serde(default)]
+    pub groups: BTreeMap<String, Group>,
+    /// What is told of networks, by `ADDRESS/PREFIX`.
+    #[serde(default)]
+    pub networks: BTreeMap<String, NetworkSettings>,
+}
 
 /// A node as a file describes it; what is left out is the default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,15 +45,41 @@ pub struct NodeEntry {
     /// Arguments added to its kernel command line.
     #[serde(default)]
     pub kernel_args: String,
+    /// Its groups, those that count first first.
+    #[serde(default)]
+    pub groups: Vec<String>,
 }
 
-/// What becomes of one node.
+/// What becomes of one node, one group or one network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// The node as it was; `None` = it is new.
-    pub before: Option<NodeEntry>,
-    /// The node as it is then; `None` = it is forgotten.
-    pub after: Option<NodeEntry>,
+pub struct Change<T> {
+    /// As it was; `None` = it is new.
+    pub before: Option<T>,
+    /// As it is then; `None` = it is forgotten.
+    pub after: Option<T>,
+}
+
+/// What becomes of a node.
+pub type NodeChanged = Change<NodeEntry>;
+/// What becomes of something that has a name of its own.
+pub type SettingChanged<T> = (String, Change<T>);
+
+/// What becomes of an inventory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// Nodes that change.
+    pub nodes: Vec<NodeChanged>,
+    /// Groups that change, by name.
+    pub groups: Vec<SettingChanged<Group>>,
+    /// Networks of which something else is told, by `ADDRESS/PREFIX`.
+    pub networks: Vec<SettingChanged<NetworkSettings>>,
+}
+
+/// An inventory that may be.
+struct Wanted {
+    nodes: BTreeMap<Mac, Node>,
+    groups: BTreeMap<String, Group>,
+    networks: BTreeMap<String, NetworkSettings>,
 }
 
 impl NodeEntry {
@@ -48,58 +90,195 @@ impl NodeEntry {
             address: node.address,
             image: node.image.as_ref().map(ToString::to_string),
             kernel_args: node.kernel_args.clone(),
+            groups: node.groups.clone(),
         }
     }
 }
 
 impl Engine {
-    /// The inventory as entries, in order of their names.
-    pub fn entries(&self) -> Vec<NodeEntry> {
-        self.nodes_by_name()
-            .into_iter()
-            .map(NodeEntry::of)
-            .collect()
+    /// The inventory as a file describes it.
+    pub fn inventory(&self) -> Inventory {
+        let nodes = self.nodes_by_name().into_iter();
+        Inventory {
+            nodes: nodes.map(NodeEntry::of).collect(),
+            groups: self.groups.clone(),
+            networks: self.networks.clone(),
+        }
     }
 
-    /// Checks all entries, then makes the inventory what they say. Nodes that no entry names stay
-    /// as they are, or go where `prune` says so. With `dry_run` nothing changes.
-    pub(crate) fn apply_entries(
+    /// Checks all of an inventory, then makes ours what it says. What it does not name stays as it
+    /// is, or goes where `prune` says so. With `dry_run` nothing changes.
+    pub(crate) fn apply_inventory(
         &mut self,
         turn: &mut Turn,
-        entries: &[NodeEntry],
+        inventory: Inventory,
         prune: bool,
         dry_run: bool,
     ) -> Result<CommandReply, CommandError> {
-        let mut wanted = self.wanted(turn, entries, prune)?;
-        let macs: BTreeSet<Mac> = self.nodes.keys().chain(wanted.keys()).copied().collect();
-        let entry = |nodes: &BTreeMap<Mac, Node>, mac| nodes.get(mac).map(NodeEntry::of);
-        let changes: Vec<Change> = macs
-            .iter()
-            .map(|mac| Change {
-                before: entry(&self.nodes, mac),
-                after: entry(&wanted, mac),
-            })
-            .filter(|change| change.before != change.after)
-            .collect();
+        let wanted = self.wanted(turn, inventory, prune)?;
+        let changes = self.changes(&wanted);
         if !dry_run {
-            for Change { before, after } in &changes {
-                match after.as_ref().and_then(|it| wanted.remove(&it.mac)) {
-                    Some(node) => self.put_node(turn, node),
-                    None => before.iter().for_each(|it| self.forget(turn, it.mac)),
-                }
+            self.carry_out(turn, wanted, &changes);
+        }
+        Ok(CommandReply::Applied(changes))
+    }
+
+    fn changes(&self, wanted: &Wanted) -> Changes {
+        let macs: BTreeSet<&Mac> = self.nodes.keys().chain(wanted.nodes.keys()).collect();
+        let nodes = macs.into_iter().map(|mac| Change {
+            before: self.nodes.get(mac).map(NodeEntry::of),
+            after: wanted.nodes.get(mac).map(NodeEntry::of),
+        });
+        Changes {
+            nodes: nodes.filter(|it| it.before != it.after).collect(),
+            groups: differences(&self.groups, &wanted.groups),
+            networks: differences(&self.networks, &wanted.networks),
+        }
+    }
+
+    fn carry_out(&mut self, turn: &mut Turn, mut wanted: Wanted, changes: &Changes) {
+        // Groups first: what nodes boot hangs on them.
+        for (name, change) in &changes.groups {
+            turn.persist(match &change.after {
+                Some(group) => Record::Group {
+                    name: name.clone(),
+                    group: Box::new(group.clone()),
+                },
+                None => Record::Removed {
+                    key: format!("group/{name}"),
+                },
+            });
+        }
+        for (network, change) in &changes.networks {
+            turn.persist(match &change.after {
+                Some(settings) => Record::Network {
+                    network: network.clone(),
+                    settings: settings.clone(),
+                },
+                None => Record::Removed {
+                    key: format!("network/{network}"),
+                },
+            });
+        }
+        self.groups = wanted.groups;
+        self.networks = wanted.networks;
+        let groups = changes.groups.iter().map(|(name, _)| name);
+        let networks = changes.networks.iter().map(|(name, _)| name);
+        for name in groups.chain(networks) {
+            let name = name.clone();
+            self.tell(turn, None, EventKind::GroupChanged { name });
+        }
+        for Change { before, after } in &changes.nodes {
+            match after.as_ref().and_then(|it| wanted.nodes.remove(&it.mac)) {
+                Some(node) => self.put_node(turn, node),
+                None => before.iter().for_each(|it| self.forget(turn, it.mac)),
             }
         }
-        Ok(CommandReply::Applied { changes })
+        if !changes.groups.is_empty() {
+            self.prepare_all(turn);
+        }
     }
 
     /// The inventory to be, or everything that is wrong with it.
     fn wanted(
         &self,
         turn: &Turn,
+        inventory: Inventory,
+        prune: bool,
+    ) -> Result<Wanted, CommandError> {
+        let mut problems = Vec::new();
+        let groups = self.wanted_groups(inventory.groups, prune, &mut problems);
+        let networks = self.wanted_networks(inventory.networks, prune, &mut problems);
+        let nodes = self.wanted_nodes(turn, &inventory.nodes, prune, &groups, &mut problems);
+        if nodes.len() > MAX_NODES {
+            return Err(CommandError::Full { max: MAX_NODES });
+        }
+        if problems.is_empty() {
+            Ok(Wanted {
+                nodes,
+                groups,
+                networks,
+            })
+        } else {
+            Err(CommandError::Invalid { problems })
+        }
+    }
+
+    fn wanted_groups(
+        &self,
+        mut wanted: BTreeMap<String, Group>,
+        prune: bool,
+        problems: &mut Vec<(String, String)>,
+    ) -> BTreeMap<String, Group> {
+        for (name, group) in &wanted {
+            let checked = check_group_name(name)
+                .and_then(|()| group.check())
+                .and_then(|()| self.check_references(group));
+            problems.extend(
+                checked
+                    .err()
+                    .map(|it| (format!("group {name}"), it.to_string())),
+            );
+        }
+        if !prune {
+            for (name, group) in &self.groups {
+                wanted.entry(name.clone()).or_insert_with(|| group.clone());
+            }
+        }
+        if wanted.len() > MAX_GROUPS {
+            let problem = format!("expected at most {MAX_GROUPS} groups, got {}", wanted.len());
+            problems.push(("groups".into(), problem));
+        }
+        wanted
+    }
+
+    /// What a group names must be there.
+    fn check_references(&self, group: &Group) -> Result<(), CommandError> {
+        if let Some(image) = &group.image {
+            self.parse_image(&image.to_string())?;
+        }
+        let secrets = group.files.values().filter_map(|file| file.secret.as_ref());
+        for name in secrets {
+            if !self.secrets.contains_key(name) {
+                return Err(CommandError::UnknownSecret { got: name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn wanted_networks(
+        &self,
+        mut wanted: BTreeMap<String, NetworkSettings>,
+        prune: bool,
+        problems: &mut Vec<(String, String)>,
+    ) -> BTreeMap<String, NetworkSettings> {
+        let served: Vec<String> = self.config.interfaces.iter().map(|it| it.cidr()).collect();
+        for (network, settings) in &wanted {
+            let place = || format!("network {network}");
+            if !served.contains(network) {
+                let problem = format!("expected a network that is served, {}", served.join(" or "));
+                problems.push((place(), problem));
+            }
+            problems.extend(settings.check().err().map(|it| (place(), it.to_string())));
+        }
+        if !prune {
+            for (network, settings) in &self.networks {
+                wanted
+                    .entry(network.clone())
+                    .or_insert_with(|| settings.clone());
+            }
+        }
+        wanted
+    }
+
+    fn wanted_nodes(
+        &self,
+        turn: &Turn,
         entries: &[NodeEntry],
         prune: bool,
-    ) -> Result<BTreeMap<Mac, Node>, CommandError> {
-        let mut problems = Vec::new();
+        groups: &BTreeMap<String, Group>,
+        problems: &mut Vec<(String, String)>,
+    ) -> BTreeMap<Mac, Node> {
         let mut wanted = BTreeMap::new();
         for entry in entries {
             let problem = match self.node_of(turn, entry) {
@@ -115,15 +294,12 @@ impl Engine {
                 wanted.entry(*mac).or_insert_with(|| node.clone());
             }
         }
+        for node in wanted.values() {
+            let checked = Engine::check_groups(&node.groups, |name| groups.contains_key(name));
+            problems.extend(checked.err().map(|it| (node.name.clone(), it.to_string())));
+        }
         problems.extend(collisions(&wanted));
-        if wanted.len() > MAX_NODES {
-            return Err(CommandError::Full { max: MAX_NODES });
-        }
-        if problems.is_empty() {
-            Ok(wanted)
-        } else {
-            Err(CommandError::Invalid { problems })
-        }
+        wanted
     }
 
     /// The node that an entry describes, with what no entry says of it as it is.
@@ -154,8 +330,26 @@ impl Engine {
             },
             image,
             kernel_args: entry.kernel_args.clone(),
+            groups: entry.groups.clone(),
         })
     }
+}
+
+/// What differs between two tables.
+fn differences<T: Clone + PartialEq>(
+    before: &BTreeMap<String, T>,
+    after: &BTreeMap<String, T>,
+) -> Vec<SettingChanged<T>> {
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let change = |name: &&String| Change {
+        before: before.get(*name).cloned(),
+        after: after.get(*name).cloned(),
+    };
+    names
+        .into_iter()
+        .map(|name| (name.clone(), change(&name)))
+        .filter(|(_, change)| change.before != change.after)
+        .collect()
 }
 
 /// Names and addresses that several nodes would have.

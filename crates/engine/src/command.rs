@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use wire::mac::Mac;
 
-use crate::apply::{Change, NodeEntry};
+use crate::apply::{Changes, Inventory};
 use crate::image::ImageRef;
 use crate::plan::BootPlan;
-use crate::view::NodeView;
+use crate::record::Secret;
+use crate::view::{NodeView, SecretView};
 
 /// A user's command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,17 +33,31 @@ pub enum Command {
         /// MAC, name or address.
         node: String,
     },
-    /// Make the inventory what these entries say, or nothing.
+    /// Make the inventory what this one says, or nothing.
     Apply {
-        /// The nodes.
-        nodes: Vec<NodeEntry>,
-        /// Whether nodes that no entry names are forgotten.
+        /// Nodes, groups and networks.
+        inventory: Inventory,
+        /// Whether what it does not name is forgotten.
         prune: bool,
         /// Only say what would change.
         dry_run: bool,
     },
-    /// The inventory as entries.
-    Entries,
+    /// The inventory as a file describes it.
+    Inventory,
+    /// The nodes that are meant by a list such as `n[1-3],@gpu`.
+    Select {
+        /// The list.
+        nodes: String,
+    },
+    /// Keep a secret, or remove it.
+    SetSecret {
+        /// Its name.
+        name: String,
+        /// Its content; `None` removes it.
+        content: Option<Secret>,
+    },
+    /// All secrets, without what they say.
+    Secrets,
     /// Replace the authorized keys that were added to those of the configuration.
     SetAuthorizedKeys {
         /// OpenSSH public key lines.
@@ -62,6 +77,8 @@ pub struct NodeChange {
     pub image: Option<Setting<String>>,
     /// Arguments added to its kernel command line; replaces the former ones.
     pub kernel_args: Option<String>,
+    /// Its groups; replaces the former ones.
+    pub groups: Option<Vec<String>>,
 }
 
 /// A value, or back to the default.
@@ -85,12 +102,13 @@ pub enum CommandReply {
     /// The plan.
     Plan(Box<BootPlan>),
     /// What changed, or would.
-    Applied {
-        /// One for each node that changes.
-        changes: Vec<Change>,
-    },
-    /// The inventory, in order of names.
-    Entries(Vec<NodeEntry>),
+    Applied(Changes),
+    /// The inventory.
+    Inventory(Inventory),
+    /// The nodes that are meant, in order of their names.
+    Selected(Vec<NodeView>),
+    /// All secrets.
+    Secrets(Vec<SecretView>),
 }
 
 /// Why a command was refused.
@@ -180,6 +198,48 @@ pub enum CommandError {
         /// Why.
         cause: String,
     },
+    /// A setting of a group, or a secret, that cannot be.
+    #[error("expected {expected}, got {got:?}")]
+    BadSetting {
+        /// What can be.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// Not a template.
+    #[error("the template is not well-formed: {cause}")]
+    BadTemplate {
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// Not a list of nodes.
+    #[error("expected nodes such as node1, n[001-600], @group or a MAC, got {got:?}: {cause}")]
+    BadNodes {
+        /// The list, cut.
+        got: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// No such group.
+    #[error("no group is called {got:?}")]
+    UnknownGroup {
+        /// What was asked for.
+        got: String,
+    },
+    /// No such secret.
+    #[error("no secret is called {got:?}")]
+    UnknownSecret {
+        /// What was asked for.
+        got: String,
+    },
+    /// Nodes are given the secret.
+    #[error("the secret {name} is given to nodes of {groups}")]
+    SecretInUse {
+        /// Its name.
+        name: String,
+        /// The groups.
+        groups: String,
+    },
     /// Entries that cannot be.
     #[error("{}", lines(problems))]
     Invalid {
@@ -234,6 +294,17 @@ impl CommandError {
             CommandError::NoPlan { .. } => {
                 "Set an image with `slate node set NODE --image NAME`, or import one with \
                  `slate image import`."
+            }
+            CommandError::BadSetting { .. } | CommandError::BadTemplate { .. } => {
+                "The settings of groups are described in docs/nodes.md."
+            }
+            CommandError::BadNodes { .. } => "List the nodes with `slate node list`.",
+            CommandError::UnknownGroup { .. } => {
+                "Groups are made by `slate apply`; see them with `slate export`."
+            }
+            CommandError::UnknownSecret { .. } => "List them with `slate secret list`.",
+            CommandError::SecretInUse { .. } => {
+                "Take it out of those groups' files first, with `slate apply`."
             }
             CommandError::Invalid { .. } => "Nothing was changed. Correct these and try again.",
             CommandError::Full { .. } => "Forget nodes that are gone with `slate node forget`.",

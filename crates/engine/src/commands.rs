@@ -7,13 +7,19 @@ use wire::mac::Mac;
 
 use crate::command::{Command, CommandError, CommandReply, NodeChange, Setting};
 use crate::event::EventKind;
-use crate::image::ImageRef;
+use crate::group::FileEntry;
+use crate::image::{ImageRef, is_part};
 use crate::io::Output;
-use crate::record::{Node, Record, Settings};
+use crate::record::{Node, Record, Secret, Settings};
+use crate::view::SecretView;
 use crate::{Engine, MAX_NODES, Turn};
 
 /// Longest addition to a kernel command line; the whole line has 2,047 bytes.
 const MAX_KERNEL_ARGS_BYTES: usize = 1024;
+/// Longest secret, in bytes.
+const MAX_SECRET_BYTES: usize = 64 << 10;
+/// Most secrets.
+const MAX_SECRETS: usize = 1024;
 /// How much of a refused text is shown.
 const SHOWN_CHARS: usize = 80;
 
@@ -25,17 +31,20 @@ impl Engine {
             Command::Plan { node } => self.plan_command(turn, &node),
             Command::SetAuthorizedKeys { keys } => self.set_keys(turn, keys),
             Command::Apply {
-                nodes,
+                inventory,
                 prune,
                 dry_run,
-            } => self.apply_entries(turn, &nodes, prune, dry_run),
-            Command::Entries => Ok(CommandReply::Entries(self.entries())),
+            } => self.apply_inventory(turn, inventory, prune, dry_run),
+            Command::Inventory => Ok(CommandReply::Inventory(self.inventory())),
+            Command::Select { nodes } => self.select_nodes(&nodes),
+            Command::SetSecret { name, content } => self.set_secret(turn, name, content),
+            Command::Secrets => Ok(CommandReply::Secrets(self.secret_views())),
         };
         turn.out.push(Output::Reply(reply));
     }
 
     /// The MAC of the node that is meant by MAC, name or address.
-    fn find(&self, node: &str) -> Result<Mac, CommandError> {
+    pub(crate) fn find(&self, node: &str) -> Result<Mac, CommandError> {
         if let Ok(mac) = node.parse::<Mac>() {
             return Ok(mac);
         }
@@ -81,6 +90,9 @@ impl Engine {
         if let Some(args) = &change.kernel_args {
             check_kernel_args(args)?;
         }
+        if let Some(groups) = &change.groups {
+            Engine::check_groups(groups, |name| self.groups.contains_key(name))?;
+        }
         let mut node = self.find_or_make(turn, node)?;
         node.name = change.name.unwrap_or(node.name);
         match change.address {
@@ -99,6 +111,7 @@ impl Engine {
             None => {}
         }
         node.kernel_args = change.kernel_args.unwrap_or(node.kernel_args);
+        node.groups = change.groups.unwrap_or(node.groups);
         if self.nodes.get(&mac) != Some(&node) {
             self.put_node(turn, node.clone());
         }
@@ -154,6 +167,10 @@ impl Engine {
                 expected: shown.join(" or "),
                 got: address,
             });
+        }
+        if self.is_router(address) {
+            let owner = "a router".into();
+            return Err(CommandError::AddressTaken { address, owner });
         }
         if self.leases.is_taken(address, mac, turn.now) {
             let owner = self.leases.owner(address);
@@ -230,6 +247,77 @@ impl Engine {
         }
     }
 
+    /// Keeps a secret for files that name it, or removes it.
+    fn set_secret(
+        &mut self,
+        turn: &mut Turn,
+        name: String,
+        content: Option<Secret>,
+    ) -> Result<CommandReply, CommandError> {
+        check_secret_name(&name)?;
+        let Some(content) = content else {
+            return self.remove_secret(turn, name);
+        };
+        if content.0.len() > MAX_SECRET_BYTES {
+            return Err(CommandError::BadSetting {
+                expected: format!("a secret of at most {MAX_SECRET_BYTES} bytes"),
+                got: format!("{} bytes", content.0.len()),
+            });
+        }
+        if self.secrets.len() >= MAX_SECRETS && !self.secrets.contains_key(&name) {
+            return Err(CommandError::BadSetting {
+                expected: format!("at most {MAX_SECRETS} secrets"),
+                got: "one more".into(),
+            });
+        }
+        turn.persist(Record::Secret {
+            name: name.clone(),
+            content: content.clone(),
+        });
+        self.secrets.insert(name.clone(), content);
+        self.tell(turn, None, EventKind::SecretSet { name });
+        Ok(CommandReply::Done)
+    }
+
+    fn remove_secret(
+        &mut self,
+        turn: &mut Turn,
+        name: String,
+    ) -> Result<CommandReply, CommandError> {
+        if !self.secrets.contains_key(&name) {
+            return Err(CommandError::UnknownSecret { got: name });
+        }
+        let groups = self.groups_with_secret(&name);
+        if !groups.is_empty() {
+            let groups = groups.join(", ");
+            return Err(CommandError::SecretInUse { name, groups });
+        }
+        self.secrets.remove(&name);
+        turn.persist(Record::Removed {
+            key: format!("secret/{name}"),
+        });
+        self.tell(turn, None, EventKind::SecretRemoved { name });
+        Ok(CommandReply::Done)
+    }
+
+    fn groups_with_secret(&self, secret: &str) -> Vec<String> {
+        let names = |file: &FileEntry| file.secret.as_deref() == Some(secret);
+        let groups = self.groups.iter();
+        groups
+            .filter(|(_, group)| group.files.values().any(names))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    fn secret_views(&self) -> Vec<SecretView> {
+        let view = |(name, content): (&String, &Secret)| SecretView {
+            name: name.clone(),
+            bytes: content.0.len(),
+            groups: self.groups_with_secret(name),
+        };
+        self.secrets.iter().map(view).collect()
+    }
+
     fn set_keys(
         &mut self,
         turn: &mut Turn,
@@ -244,6 +332,16 @@ impl Engine {
         turn.persist(Record::Settings(self.settings.clone()));
         Ok(CommandReply::Done)
     }
+}
+
+pub(crate) fn check_secret_name(name: &str) -> Result<(), CommandError> {
+    if is_part(name) {
+        return Ok(());
+    }
+    Err(CommandError::BadSetting {
+        expected: "a secret's name of letters, digits, '.', '_' and '-'".into(),
+        got: cut(name),
+    })
 }
 
 pub(crate) fn check_kernel_args(args: &str) -> Result<(), CommandError> {
@@ -280,6 +378,6 @@ fn is_public_key(line: &str) -> bool {
             .is_some_and(|key| key.len() > 20 && key.chars().all(base64))
 }
 
-fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     text.chars().take(SHOWN_CHARS).collect()
 }

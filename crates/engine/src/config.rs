@@ -33,14 +33,8 @@ pub struct Interface {
     /// Length of the network's prefix in bits, 1 to 30.
     pub prefix: u8,
     /// First and last address of the dynamic pool; `None` = every address of the network but the
-    /// server's and the routers'.
+    /// server's.
     pub pool: Option<(Ipv4Addr, Ipv4Addr)>,
-    /// Option 3. Empty where the network has no way out.
-    pub routers: Vec<Ipv4Addr>,
-    /// Option 6. Empty where no resolver runs.
-    pub dns: Vec<Ipv4Addr>,
-    /// Option 15.
-    pub domain: Option<String>,
 }
 
 /// The engine's settings.
@@ -97,8 +91,7 @@ impl Config {
 }
 
 impl Interface {
-    /// An interface where addresses are ours to give, with the whole network as its pool, and
-    /// neither router nor resolver.
+    /// An interface where addresses are ours to give, with the whole network as its pool.
     pub fn new(id: InterfaceId, address: Ipv4Addr, prefix: u8) -> Interface {
         Interface {
             id,
@@ -106,9 +99,6 @@ impl Interface {
             address,
             prefix,
             pool: None,
-            routers: Vec::new(),
-            dns: Vec::new(),
-            domain: None,
         }
     }
 
@@ -128,18 +118,22 @@ impl Interface {
         Ipv4Addr::from(u32::from(self.address) | !u32::from(self.mask()))
     }
 
+    /// The network as inventories name it, `ADDRESS/PREFIX`.
+    pub fn cidr(&self) -> String {
+        format!("{}/{}", self.network(), self.prefix)
+    }
+
     /// Whether `address` lies in the network.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         u32::from(address) & u32::from(self.mask()) == u32::from(self.network())
     }
 
     /// Whether a host may have `address`: in the network, neither its first nor its last, and
-    /// not taken by the server or a router.
+    /// not the server's.
     pub fn is_assignable(&self, address: Ipv4Addr) -> bool {
         self.contains(address)
             && address != self.network()
             && address != self.broadcast()
             && address != self.address
-            && !self.routers.contains(&address)
     }
 }

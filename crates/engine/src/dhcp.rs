@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use wire::dhcp4::{CLIENT_PORT, Message, MessageType, Op, SERVER_PORT, option};
+use wire::dhcp4::{CLIENT_PORT, Message, MessageType, Op, SERVER_PORT, encode_search, option};
 use wire::mac::Mac;
 use wire::reader::Reader;
 use wire::stage::Stage;
@@ -294,8 +294,11 @@ impl Engine {
         self.is_reserved(address, mac) || self.is_kept_from_strangers(turn, address, mac)
     }
 
-    /// Fixed for another machine, or alive on NFS under another one: never given away.
+    /// A router's, fixed for another machine, or alive on NFS under another one: never given away.
     fn is_reserved(&self, address: Ipv4Addr, mac: Mac) -> bool {
+        if self.is_router(address) {
+            return true;
+        }
         let fixed = self
             .nodes
             .values()
@@ -495,21 +498,21 @@ impl Engine {
 
     fn push_network(&self, reply: &mut Message, request: &Request) {
         let interface = &request.interface;
+        let node = self.nodes.get(&request.message.mac);
+        let settings = self.network_settings(node, interface);
         reply.push(option::SUBNET_MASK, interface.mask().octets());
-        for (code, addresses) in [
-            (option::ROUTER, &interface.routers),
-            (option::DNS, &interface.dns),
-        ] {
-            if !addresses.is_empty() {
-                let octets: Vec<u8> = addresses.iter().flat_map(Ipv4Addr::octets).collect();
-                reply.push(code, octets);
-            }
-        }
-        if let Some(node) = self.nodes.get(&request.message.mac) {
+        push_addresses(reply, option::ROUTER, &settings.routers);
+        push_addresses(reply, option::DNS, &settings.dns);
+        if let Some(node) = node {
             reply.push(option::HOST_NAME, node.name.as_bytes());
         }
-        if let Some(domain) = &interface.domain {
+        if let Some(domain) = &settings.domain {
             reply.push(option::DOMAIN, domain.as_bytes());
+        }
+        push_addresses(reply, option::TIME_SERVERS, &settings.time);
+        let search = encode_search(settings.search.iter().map(String::as_str));
+        if !search.is_empty() {
+            reply.push(option::DOMAIN_SEARCH, search);
         }
     }
 
@@ -539,6 +542,13 @@ impl Engine {
             }
             Client::OtherFirmware(_) | Client::System => {}
         }
+    }
+}
+
+fn push_addresses(reply: &mut Message, code: u8, addresses: &[Ipv4Addr]) {
+    if !addresses.is_empty() {
+        let octets: Vec<u8> = addresses.iter().flat_map(Ipv4Addr::octets).collect();
+        reply.push(code, octets);
     }
 }
 

@@ -271,6 +271,28 @@ pub enum EventKind {
         /// The name, made printable.
         owner: String,
     },
+    /// A file that the node's groups name was not delivered to it.
+    FileOmitted {
+        /// Its path.
+        path: String,
+        /// Why.
+        cause: String,
+    },
+    /// A group of nodes, or what is told of a network, changed by command.
+    GroupChanged {
+        /// The group's name, or the network.
+        name: String,
+    },
+    /// A secret was set by command.
+    SecretSet {
+        /// Its name.
+        name: String,
+    },
+    /// A secret was removed by command.
+    SecretRemoved {
+        /// Its name.
+        name: String,
+    },
     /// The identity document was given out.
     IdentityGiven,
     /// The identity document was refused.
@@ -308,6 +330,7 @@ impl EventKind {
             | EventKind::TransferFailed { .. }
             | EventKind::Failed { .. }
             | EventKind::Stuck { .. }
+            | EventKind::FileOmitted { .. }
             | EventKind::FellBack { .. }
             | EventKind::NfsStale { .. }
             | EventKind::NfsDamaged { .. }
@@ -341,6 +364,7 @@ impl fmt::Display for EventKind {
             | EventKind::Info { .. }
             | EventKind::Up { .. }
             | EventKind::Failed { .. }
+            | EventKind::FileOmitted { .. }
             | EventKind::Stuck { .. } => self.fmt_node(out),
             EventKind::Discover { .. }
             | EventKind::Offer { .. }
@@ -390,6 +414,9 @@ impl EventKind {
                 for_ms,
                 cause,
             } => write!(out, "stuck in {stage} for {}: {cause}", Seconds(*for_ms)),
+            EventKind::FileOmitted { path, cause } => {
+                write!(out, "does not get {path}, which its groups name: {cause}")
+            }
             _ => Ok(()),
         }
     }
@@ -504,6 +531,9 @@ impl EventKind {
                 "several NFS clients at {address} call themselves {owner:?}: give each a \
                  nfs.nfs4_unique_id of its own"
             ),
+            EventKind::GroupChanged { name } => write!(out, "settings of {name} changed"),
+            EventKind::SecretSet { name } => write!(out, "secret {name} set"),
+            EventKind::SecretRemoved { name } => write!(out, "secret {name} removed"),
             EventKind::IdentityGiven => write!(out, "got its identity"),
             EventKind::IdentityRefused { cause } => write!(out, "was refused an identity: {cause}"),
             EventKind::BeaconRefused { address, cause } => {

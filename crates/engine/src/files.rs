@@ -388,10 +388,12 @@ impl Engine {
             turn.out.push(Output::Persist(Record::Boot(boot.clone())));
             self.learn(turn, claim.mac, peer, Evidence::Proof);
         }
-        let node = self
-            .nodes
-            .get(&claim.mac)
-            .ok_or_else(|| refuse("no such node"))?;
+        let node = self.nodes.get(&claim.mac).cloned();
+        let node = node.ok_or_else(|| refuse("no such node"))?;
+        let (files, omitted) = self.files_for(&node);
+        for (path, cause) in omitted {
+            self.tell(turn, Some(node.mac), EventKind::FileOmitted { path, cause });
+        }
         let keys = [
             &self.config.authorized_keys[..],
             &self.settings.authorized_keys,
@@ -399,13 +401,14 @@ impl Engine {
         .concat();
         Ok(IdentityGrant {
             mac: node.mac,
-            hostname: node.name.clone(),
+            hostname: node.name,
             boot: claim.boot,
             token,
             request,
             authorized_keys: keys,
             console_login: self.config.console_login,
             hosts: self.hosts(),
+            files,
         })
     }
 

@@ -107,7 +107,7 @@ impl FromStr for ImageRef {
     }
 }
 
-fn is_part(text: &str) -> bool {
+pub(crate) fn is_part(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     (1..=MAX_PART_BYTES).contains(&text.len())
         && text.bytes().all(plain)

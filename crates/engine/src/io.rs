@@ -294,4 +294,6 @@ pub struct IdentityGrant {
     pub console_login: bool,
     /// Addresses and names of all nodes that have an address, in order of their names.
     pub hosts: Vec<(Ipv4Addr, String)>,
+    /// Files for the node's own layer.
+    pub files: Vec<wire::identity::File>,
 }

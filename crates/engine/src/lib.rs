@@ -9,10 +9,12 @@ mod boots;
 mod command;
 mod commands;
 mod config;
+mod deliver;
 mod dhcp;
 mod event;
 mod fallback;
 mod files;
+mod group;
 mod image;
 mod io;
 mod learned;
@@ -23,11 +25,14 @@ mod proxy;
 mod ready;
 mod record;
 mod render;
+mod select;
 #[cfg(test)]
 mod sim;
+mod template;
 pub mod text;
 pub mod tftp;
 mod time;
+mod unit;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,19 +49,22 @@ use crate::limit::TokenBucket;
 use crate::proxy::{LastOffer, SeenMachines};
 use crate::ready::Readiness;
 
-pub use apply::{Change, NodeEntry};
+pub use apply::{Change, Changes, Inventory, NodeChanged, NodeEntry, SettingChanged};
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
 pub use config::{Config, DhcpMode, Interface, InterfaceId};
 pub use event::{Event, EventKind, Service, Severity};
+pub use group::{ALL, Disk, FileEntry, Group, Mount, NetworkSettings, Wipe};
 pub use image::{BootFile, ImageInfo, ImageRef, ParseImageRefError};
 pub use io::{
     Content, DhcpDestination, HttpAnswer, HttpBody, HttpRequest, IdentityGrant, Input,
     MAX_HTTP_BODY_BYTES, NfsActivity, NfsCounters, Output, TftpAnswer, TransferOutcome,
 };
 pub use plan::BootPlan;
-pub use record::{Boot, Failure, Fallback, Learned, Lease, Node, Record, Settings, StageAt};
+pub use record::{
+    Boot, Failure, Fallback, Learned, Lease, Node, Record, Secret, Settings, StageAt,
+};
 pub use time::Timestamp;
-pub use view::{BootView, NodeView, SeenView};
+pub use view::{BootView, NodeView, SecretView, SeenView};
 pub use wire::digest::Digest;
 use wire::hex::hexadecimal;
 pub use wire::mac::Mac;
@@ -76,6 +84,9 @@ pub struct Engine {
     versions: BTreeSet<Digest>,
     readiness: BTreeMap<Digest, Readiness>,
     nodes: BTreeMap<Mac, Node>,
+    groups: BTreeMap<String, Group>,
+    networks: BTreeMap<String, NetworkSettings>,
+    secrets: BTreeMap<String, Secret>,
     leases: Leases,
     learned: LearnedAddresses,
     boots: Boots,
@@ -128,6 +139,9 @@ impl Engine {
             versions: BTreeSet::new(),
             readiness: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             leases: Leases::default(),
             learned: LearnedAddresses::default(),
             boots: Boots::default(),
@@ -152,6 +166,11 @@ impl Engine {
             Record::Boot(boot) => self.boots.restore(boot),
             Record::Learned(learned) => self.learned.put(learned),
             Record::Settings(settings) => self.settings = settings,
+            Record::Group { name, group } => drop(self.groups.insert(name, *group)),
+            Record::Network { network, settings } => {
+                self.networks.insert(network, settings);
+            }
+            Record::Secret { name, content } => drop(self.secrets.insert(name, content)),
             Record::Removed { .. } => {}
         }
     }
@@ -248,6 +267,7 @@ impl Engine {
             address,
             address_is_fixed: node.address.is_some() && node.address == address,
             image: node.image.clone(),
+            groups: node.groups.clone(),
             next_image: self.version_of(Some(node)).ok(),
             failed_image: self.fallback_of(node).map(|it| it.failed),
             kernel_args: node.kernel_args.clone(),
@@ -306,6 +326,7 @@ impl Engine {
                 address: None,
                 image: None,
                 kernel_args: String::new(),
+                groups: Vec::new(),
                 fallback: None,
                 image_set: None,
             };

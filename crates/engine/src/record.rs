@@ -10,6 +10,7 @@ use wire::identity::{BootId, Token};
 use wire::mac::Mac;
 use wire::stage::Stage;
 
+use crate::group::{Group, NetworkSettings};
 use crate::image::ImageRef;
 use crate::time::Timestamp;
 
@@ -27,6 +28,27 @@ pub enum Record {
     Learned(Learned),
     /// Settings changed by commands.
     Settings(Settings),
+    /// A group of nodes. Keyed by name.
+    Group {
+        /// Its name.
+        name: String,
+        /// What its nodes are given.
+        group: Box<Group>,
+    },
+    /// What is told of a network. Keyed by network.
+    Network {
+        /// The network, `ADDRESS/PREFIX`.
+        network: String,
+        /// What is told.
+        settings: NetworkSettings,
+    },
+    /// A secret. Keyed by name.
+    Secret {
+        /// Its name.
+        name: String,
+        /// Its content.
+        content: Secret,
+    },
     /// The record under this key is gone. Never kept, never restored.
     Removed {
         /// The key, as [`Record::key`] gave it.
@@ -36,7 +58,7 @@ pub enum Record {
 
 impl Record {
     /// The key under which the newest record counts: `lease/ADDRESS`, `node/MAC`, `boot/ID`,
-    /// `learned/MAC`, `settings`.
+    /// `learned/MAC`, `settings`, `group/NAME`, `network/ADDRESS/PREFIX`, `secret/NAME`.
     pub fn key(&self) -> String {
         match self {
             Record::Lease(lease) => format!("lease/{}", lease.address),
@@ -44,6 +66,9 @@ impl Record {
             Record::Boot(boot) => format!("boot/{}", boot.id),
             Record::Learned(learned) => format!("learned/{}", learned.mac),
             Record::Settings(_) => "settings".into(),
+            Record::Group { name, .. } => format!("group/{name}"),
+            Record::Network { network, .. } => format!("network/{network}"),
+            Record::Secret { name, .. } => format!("secret/{name}"),
             Record::Removed { key } => key.clone(),
         }
     }
@@ -88,6 +113,9 @@ pub struct Node {
     pub image: Option<ImageRef>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
+    /// Its groups, those that count first first.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// The version that it boots instead of one that failed.
     #[serde(default)]
     pub fallback: Option<Fallback>,
@@ -167,6 +195,17 @@ pub struct Failure {
     pub cause: String,
     /// When.
     pub at: Timestamp,
+}
+
+/// What only nodes may know. It does not print itself; the state database is its one home.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(#[serde(with = "crate::text::bytes")] pub Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Secret")
+    }
 }
 
 /// Settings changed by commands while running.

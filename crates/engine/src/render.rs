@@ -38,12 +38,23 @@ impl Engine {
 
     /// The image that a node follows, or the default one.
     pub(crate) fn image_of(&self, node: Option<&Node>) -> Result<&ImageInfo, String> {
-        let own = node.and_then(|node| node.image.as_ref());
-        let Some(wanted) = own.or(self.config.default_image.as_ref()) else {
+        let Some(wanted) = self.image_named(node) else {
             return Err("no image is set for it, and there is no default image".into());
         };
         self.find_image(wanted)
             .ok_or_else(|| format!("the store has no image {wanted}"))
+    }
+
+    /// The image that a node, else its groups, else the settings name.
+    pub(crate) fn image_named<'a>(&'a self, node: Option<&'a Node>) -> Option<&'a ImageRef> {
+        let own = node.and_then(|node| node.image.as_ref());
+        let of_groups = || {
+            self.groups_of(node)
+                .into_iter()
+                .find_map(|it| it.image.as_ref())
+        };
+        own.or_else(of_groups)
+            .or(self.config.default_image.as_ref())
     }
 
     pub(crate) fn find_image(&self, wanted: &ImageRef) -> Option<&ImageInfo> {
@@ -125,7 +136,7 @@ impl Engine {
 
     /// The network that a node boots from: that of its address, else the first. Another server may
     /// give addresses of networks that we know nothing of.
-    fn network_of(&self, node: &Node) -> Result<&Interface, String> {
+    pub(crate) fn network_of(&self, node: &Node) -> Result<&Interface, String> {
         let address = self.address_of(node);
         let holds = |it: &&Interface| address.is_none_or(|address| it.contains(address));
         let is_foreign = |it: &&Interface| it.dhcp != DhcpMode::Authoritative;
@@ -144,7 +155,7 @@ impl Engine {
         id: BootId,
     ) -> Result<String, String> {
         let boot = self.boots.get(id).ok_or("no such boot")?;
-        let wanted = format!("{} {}", self.config.kernel_args, node.kernel_args);
+        let wanted = self.kernel_args(node);
         // Users' words may be parameters that we write ourselves; those that were understood count.
         let (users, _) = BootArgs::parse(&wanted);
         let dhcp = || {

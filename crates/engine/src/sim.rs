@@ -6,6 +6,7 @@
 //! beside another DHCP server no reply gives or refuses an address.
 
 mod beside;
+mod groups;
 mod machine;
 mod scenarios;
 

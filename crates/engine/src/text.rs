@@ -49,3 +49,18 @@ pub mod option {
             .transpose()
     }
 }
+
+/// Bytes: hexadecimal digits.
+pub(crate) mod bytes {
+    use super::{Deserialize, Deserializer, Serializer, de};
+
+    pub(crate) fn serialize<S: Serializer>(value: &[u8], out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(&wire::hex::hexadecimal(value))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(input)?;
+        wire::hex::from_hexadecimal(&text)
+            .ok_or_else(|| de::Error::custom("expected hexadecimal digits"))
+    }
+}

@@ -28,6 +28,8 @@ pub struct NodeView {
     /// The image set for it; `None` = the default.
     #[serde(with = "crate::text::option")]
     pub image: Option<ImageRef>,
+    /// Its groups, those that count first first.
+    pub groups: Vec<String>,
     /// The version that its next boot takes, if its image exists.
     #[serde(with = "crate::text::option")]
     pub next_image: Option<Digest>,
@@ -70,6 +72,17 @@ pub struct BootView {
     pub loader_bytes: u64,
     /// Bytes of initramfs sent to it.
     pub initrd_bytes: u64,
+}
+
+/// A secret, without what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretView {
+    /// Its name.
+    pub name: String,
+    /// Its length in bytes.
+    pub bytes: usize,
+    /// The groups whose nodes are given it.
+    pub groups: Vec<String>,
 }
 
 /// A machine that asked to boot and is no node.

@@ -15,8 +15,8 @@ use wire::stage::Stage;
 use crate::containers;
 use crate::dhcp::is_name;
 use crate::handover;
-use crate::owners;
 use crate::network::Configured;
+use crate::owners;
 use crate::report::Reporter;
 use crate::sys;
 

@@ -492,19 +492,11 @@ fn write_hex(f: &mut std::fmt::Formatter<'_>, bytes: &[u8]) -> std::fmt::Result 
 }
 
 fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseHexError> {
-    let error = ParseHexError {
+    let bytes = crate::hex::from_hexadecimal(text).and_then(|it| it.try_into().ok());
+    bytes.ok_or_else(|| ParseHexError {
         expected: 2 * N,
         got: text.chars().count(),
-    };
-    if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(error);
-    }
-    let mut out = [0; N];
-    for (byte, digits) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let digits = str::from_utf8(digits).map_err(|_| error.clone())?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| error.clone())?;
-    }
-    Ok(out)
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@ use std::io::Read as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use daemon::control::{Change, Client, NodeEntry, Request, Response};
+use daemon::control::{
+    Change, Changes, Client, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, Request,
+    Response,
+};
 use owo_colors::OwoColorize as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -19,11 +22,15 @@ use crate::render;
 /// Longest file that is read.
 const FILE_MAX_BYTES: u64 = 4 << 20;
 
-/// The file: `[nodes.NAME]` tables.
+/// The file: tables `[nodes.NAME]`, `[groups.NAME]` and `[networks."ADDRESS/PREFIX"]`.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 struct File {
-    #[serde(default)]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    networks: BTreeMap<String, NetworkSettings>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    groups: BTreeMap<String, Group>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     nodes: BTreeMap<String, Node>,
 }
 
@@ -37,19 +44,21 @@ struct Node {
     image: Option<String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     kernel_args: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<String>,
 }
 
 /// Runs `slate apply`.
 pub fn run(dirs: &DirArgs, args: &ApplyArgs) -> Outcome {
-    let nodes = read(&args.file)?;
+    let inventory = read(&args.file)?;
     let mut client = Client::connect(&dirs.run_dir)?;
     let request = Request::Apply {
-        nodes,
+        inventory,
         prune: args.prune,
         dry_run: args.dry_run,
     };
     let changes = match client.request(&request)? {
-        Response::Applied { changes } => changes,
+        Response::Applied(changes) => changes,
         other => return Err(unexpected(&other)),
     };
     if args.output.json {
@@ -62,18 +71,18 @@ pub fn run(dirs: &DirArgs, args: &ApplyArgs) -> Outcome {
 /// Runs `slate export`.
 pub fn export(dirs: &DirArgs, output: OutputArgs) -> Outcome {
     let mut client = Client::connect(&dirs.run_dir)?;
-    let nodes = match client.request(&Request::Entries)? {
-        Response::Entries { nodes } => nodes,
+    let inventory = match client.request(&Request::Inventory)? {
+        Response::Inventory(inventory) => inventory,
         other => return Err(unexpected(&other)),
     };
     if output.json {
-        return render::json(&nodes);
+        return render::json(&inventory);
     }
-    anstream::print!("{}", written(nodes)?);
+    anstream::print!("{}", written(inventory)?);
     Ok(())
 }
 
-fn read(path: &Path) -> Outcome<Vec<NodeEntry>> {
+fn read(path: &Path) -> Outcome<Inventory> {
     let shown = path.display();
     let mut text = String::new();
     let mut read =
@@ -96,15 +105,42 @@ fn read(path: &Path) -> Outcome<Vec<NodeEntry>> {
                 .hint("name the file, or make one of what there is: slate export > slate.toml"));
         }
     }
-    entries(&text).map_err(|cause| {
+    let mut inventory = parsed(&text).map_err(|cause| {
         Failure::new(format!("{shown}: {cause}")).hint(
             "expected tables like this one:\n[nodes.node1]\nmac = \"68:05:ca:93:95:a5\"\n\
-             address = \"192.168.2.5\"     # or leave it out, as image and kernel_args",
+             address = \"192.168.2.5\"     # or leave it out, as image, groups and kernel_args\n\
+             docs/nodes.md has those of groups and networks",
         )
-    })
+    })?;
+    let beside = path.parent().unwrap_or(Path::new(""));
+    let files = inventory.groups.values_mut();
+    for file in files.flat_map(|group| group.files.values_mut()) {
+        read_source(beside, file)?;
+    }
+    Ok(inventory)
 }
 
-fn entries(text: &str) -> Result<Vec<NodeEntry>, String> {
+/// Takes a file's content from where its entry says, beside the inventory.
+fn read_source(beside: &Path, file: &mut FileEntry) -> Outcome {
+    if file.content.is_some() || file.secret.is_some() {
+        // The daemon says what is wrong with two of them.
+        return Ok(());
+    }
+    let Some(source) = file.source.take() else {
+        return Ok(());
+    };
+    let path = beside.join(source);
+    let content = std::fs::read_to_string(&path).map_err(|error| {
+        Failure::because(format!("reading {}", path.display()), &error).hint(
+            "name a text file, beside the inventory or by its whole path; other content can be a \
+             secret: slate secret set NAME FILE",
+        )
+    })?;
+    file.content = Some(content);
+    Ok(())
+}
+
+fn parsed(text: &str) -> Result<Inventory, String> {
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     let entry = |(name, node): (String, Node)| {
         let mac: Mac = node
@@ -117,38 +153,60 @@ fn entries(text: &str) -> Result<Vec<NodeEntry>, String> {
             address: node.address,
             image: node.image,
             kernel_args: node.kernel_args,
+            groups: node.groups,
         })
     };
-    file.nodes.into_iter().map(entry).collect()
+    let nodes: Result<_, String> = file.nodes.into_iter().map(entry).collect();
+    Ok(Inventory {
+        nodes: nodes?,
+        groups: file.groups,
+        networks: file.networks,
+    })
 }
 
-/// Nodes in the order in which they come, each with its table.
-fn written(nodes: Vec<NodeEntry>) -> Outcome<String> {
+/// Networks and groups, then nodes in the order in which they come, each with its table.
+fn written(inventory: Inventory) -> Outcome<String> {
+    let failed = |error| Failure::because("writing the inventory", &error);
     let mut out = String::from("# The nodes of slate; make it so with: slate apply FILE\n");
-    for entry in nodes {
+    let shared = File {
+        networks: inventory.networks,
+        groups: inventory.groups,
+        nodes: BTreeMap::new(),
+    };
+    if shared != File::default() {
+        out.push('\n');
+        out.push_str(&toml::to_string(&shared).map_err(failed)?);
+    }
+    for entry in inventory.nodes {
         let node = Node {
             mac: entry.mac.to_string(),
             address: entry.address,
             image: entry.image,
             kernel_args: entry.kernel_args,
+            groups: entry.groups,
         };
         let file = File {
             nodes: [(entry.name, node)].into(),
+            ..File::default()
         };
-        let table = toml::to_string(&file);
-        let table = table.map_err(|error| Failure::because("writing the nodes", &error))?;
         out.push('\n');
-        out.push_str(&table);
+        out.push_str(&toml::to_string(&file).map_err(failed)?);
     }
     Ok(out)
 }
 
-fn text(changes: &[Change], dry_run: bool) -> String {
-    if changes.is_empty() {
+fn text(changes: &Changes, dry_run: bool) -> String {
+    if *changes == Changes::default() {
         return "Nothing to change.\n".to_owned();
     }
     let mut out = String::new();
-    for change in changes {
+    for (name, change) in &changes.networks {
+        out.push_str(&setting_text(&format!("network {name}"), change));
+    }
+    for (name, change) in &changes.groups {
+        out.push_str(&setting_text(&format!("group {name}"), change));
+    }
+    for change in &changes.nodes {
         match (&change.before, &change.after) {
             (None, Some(after)) => {
                 let line = format!("+ {} {}{}", after.name, after.mac, settings(after));
@@ -169,15 +227,48 @@ fn text(changes: &[Change], dry_run: bool) -> String {
         }
     }
     let verb = if dry_run { "would change" } else { "changed" };
-    out.push_str(&format!("{} {verb}.\n", counted(changes.len())));
+    let counted = [
+        counted(changes.networks.len(), "network"),
+        counted(changes.groups.len(), "group"),
+        counted(changes.nodes.len(), "node"),
+    ];
+    let counted: Vec<String> = counted.into_iter().flatten().collect();
+    out.push_str(&format!("{} {verb}.\n", counted.join(", ")));
     out
 }
 
-fn counted(nodes: usize) -> String {
-    match nodes {
-        1 => "1 node".to_owned(),
-        more => format!("{more} nodes"),
+fn counted(count: usize, what: &str) -> Option<String> {
+    match count {
+        0 => None,
+        1 => Some(format!("1 {what}")),
+        more => Some(format!("{more} {what}s")),
     }
+}
+
+/// A group or network: a line that names it, and the lines of its table that come and go.
+fn setting_text<T: Serialize>(name: &str, change: &Change<T>) -> String {
+    let table = |it: &Option<T>| it.as_ref().and_then(|it| toml::to_string(it).ok());
+    let (before, after) = (table(&change.before), table(&change.after));
+    let mut out = match (&before, &after) {
+        (None, _) => format!("{}\n", format!("+ {name}").green()),
+        (_, None) => format!("{}\n", format!("- {name}").red()),
+        _ => format!("~ {name}\n"),
+    };
+    let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+    let lines = |text: &str, others: &str, mark: char| -> Vec<String> {
+        let others: Vec<&str> = others.lines().collect();
+        let differ = text
+            .lines()
+            .filter(|it| !it.is_empty() && !others.contains(it));
+        differ.map(|line| format!("    {mark} {line}")).collect()
+    };
+    for line in lines(&before, &after, '-') {
+        out.push_str(&format!("{}\n", line.red()));
+    }
+    for line in lines(&after, &before, '+') {
+        out.push_str(&format!("{}\n", line.green()));
+    }
+    out
 }
 
 /// The settings of a node, as far as they are not the default.
@@ -197,7 +288,7 @@ fn differences(before: &NodeEntry, after: &NodeEntry) -> String {
 
 const UNSET: &str = "(default)";
 
-fn fields(node: &NodeEntry) -> [(&'static str, String); 4] {
+fn fields(node: &NodeEntry) -> [(&'static str, String); 5] {
     let unset = || UNSET.to_owned();
     [
         ("name", node.name.clone()),
@@ -206,6 +297,12 @@ fn fields(node: &NodeEntry) -> [(&'static str, String); 4] {
             node.address.map_or_else(unset, |it| it.to_string()),
         ),
         ("image", node.image.clone().unwrap_or_else(unset)),
+        (
+            "groups",
+            Some(node.groups.join(","))
+                .filter(|it| !it.is_empty())
+                .unwrap_or_else(unset),
+        ),
         (
             "kernel_args",
             Some(&node.kernel_args)
@@ -226,8 +323,41 @@ mod tests {
             address: None,
             image: None,
             kernel_args: String::new(),
+            groups: Vec::new(),
         }
     }
+
+    const GROUPS: &str = r#"
+[networks."10.77.0.0/24"]
+routers = ["10.77.0.254"]
+
+[groups.all]
+masked_units = []
+
+[groups.all.network]
+dns = ["10.77.0.1"]
+search = ["lab.example.org"]
+
+[groups.gpu]
+image = "rocky9:next"
+upper_size = "16G"
+
+[groups.gpu.mounts."/home"]
+source = "10.0.0.1:/export/home"
+
+[groups.gpu.disks."/scratch"]
+device = "/dev/disk/by-id/nvme-one"
+type = "xfs"
+wipe = "always"
+
+[groups.gpu.files."/etc/munge/munge.key"]
+secret = "munge"
+owner = "munge:munge"
+
+[nodes.node1]
+mac = "52:54:00:00:00:01"
+groups = ["gpu"]
+"#;
 
     #[test]
     fn what_is_exported_can_be_applied() {
@@ -238,9 +368,20 @@ mod tests {
             ..entry("node2", 2)
         };
         let nodes = vec![entry("node10", 10), full];
-        let text = written(nodes.clone()).unwrap();
-        assert_eq!(entries(&text), Ok(nodes), "{text}");
-        assert_eq!(entries("# nothing\n"), Ok(Vec::new()));
+        let inventory = Inventory {
+            nodes,
+            ..Inventory::default()
+        };
+        let text = written(inventory.clone()).unwrap();
+        assert_eq!(parsed(&text), Ok(inventory), "{text}");
+        assert_eq!(parsed("# nothing\n"), Ok(Inventory::default()));
+
+        let groups = parsed(GROUPS).unwrap();
+        let gpu = &groups.groups["gpu"];
+        assert_eq!(gpu.mounts["/home"].kind, "nfs");
+        assert_eq!(groups.groups["all"].masked_units, Some(Vec::new()));
+        let text = written(groups.clone()).unwrap();
+        assert_eq!(parsed(&text), Ok(groups), "{text}");
     }
 
     #[test]
@@ -258,33 +399,81 @@ mod tests {
                 "[nodes.a]\nmac = \"52:54:00:00:00:01\"\naddress = \"10.0.0\"\n",
                 "line 3",
             ),
+            (
+                "[groups.a]\nupersize = \"1G\"\n",
+                "unknown field `upersize`",
+            ),
+            (
+                "[groups.a.disks.\"/x\"]\ndevice = \"/dev/a\"\nwipe = \"yes\"\n",
+                "unknown variant `yes`",
+            ),
         ] {
-            let error = entries(text).unwrap_err();
+            let error = parsed(text).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn files_come_from_beside_the_inventory() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("motd"), "hello\n").unwrap();
+        let path = dir.path().join("slate.toml");
+        let text = "[groups.a.files.\"/etc/motd\"]\nsource = \"motd\"\n";
+        std::fs::write(&path, text).unwrap();
+        let file = &read(&path).unwrap().groups["a"].files["/etc/motd"];
+        assert_eq!(file.content.as_deref(), Some("hello\n"));
+        assert_eq!(file.source, None);
+        std::fs::remove_file(dir.path().join("motd")).unwrap();
+        assert!(read(&path).unwrap_err().what.contains("motd"));
     }
 
     #[test]
     fn changes_are_a_line_each() {
         let (before, mut after) = (entry("node1", 1), entry("gpu1", 1));
         after.address = Some([10, 77, 0, 9].into());
+        after.groups = vec!["gpu".into(), "rack1".into()];
         let change = |before: Option<&NodeEntry>, after: Option<&NodeEntry>| Change {
             before: before.cloned(),
             after: after.cloned(),
         };
-        let changes = [
+        let nodes = vec![
             change(None, Some(&after)),
             change(Some(&before), Some(&after)),
             change(Some(&before), None),
         ];
+        let mut groups = parsed(GROUPS).unwrap().groups;
+        let mut gpu = groups.remove("gpu").unwrap();
+        let former = Group {
+            upper_size: Some("8G".into()),
+            ..gpu.clone()
+        };
+        gpu.mounts.clear();
+        let changed = Change {
+            before: Some(former),
+            after: Some(gpu),
+        };
+        let changes = Changes {
+            nodes,
+            groups: vec![("gpu".into(), changed)],
+            networks: Vec::new(),
+        };
         let text = text(&changes, true);
         assert_eq!(
             anstream::adapter::strip_str(&text).to_string(),
-            "+ gpu1 52:54:00:00:00:01, address 10.77.0.9\n\
-             ~ node1: name node1 -> gpu1, address (default) -> 10.77.0.9\n\
+            "~ group gpu\n    \
+             - upper_size = \"8G\"\n    \
+             - [mounts.\"/home\"]\n    \
+             - source = \"10.0.0.1:/export/home\"\n    \
+             - type = \"nfs\"\n    \
+             + upper_size = \"16G\"\n\
+             + gpu1 52:54:00:00:00:01, address 10.77.0.9, groups gpu,rack1\n\
+             ~ node1: name node1 -> gpu1, address (default) -> 10.77.0.9, groups (default) -> gpu,rack1\n\
              - node1 52:54:00:00:00:01\n\
-             3 nodes would change.\n"
+             1 group, 3 nodes would change.\n"
         );
-        assert_eq!(super::text(&[], false), "Nothing to change.\n");
+        assert_eq!(
+            super::text(&Changes::default(), false),
+            "Nothing to change.\n"
+        );
     }
 }

@@ -12,6 +12,7 @@ pub mod lab;
 pub mod manual;
 pub mod node;
 pub mod report;
+pub mod secret;
 pub mod service;
 pub mod up;
 mod upkeep;

@@ -12,7 +12,7 @@ use wire::stage::Stage;
 use super::diff;
 use super::image::open_store;
 use crate::args::{self, DirArgs, NodeCommand};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Code, Failure, Outcome};
 use crate::render;
 
 /// Runs one `slate node` command.
@@ -51,29 +51,75 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
             node,
             change,
             output,
-        } => {
-            let change = NodeChange::from(change);
-            let node = one(&mut client, &Request::SetNode { node, change })?;
-            show(&node, output.json)?;
-        }
+        } => set(&mut client, node, change, output.json)?,
     }
     Ok(())
 }
 
 /// Forgets nodes one after the other; what was forgotten before an error stays so.
 fn forget(client: &mut Client, nodes: &[String], json: bool) -> Outcome {
-    for node in nodes {
-        let request = Request::ForgetNode { node: node.clone() };
+    let mut forgotten = Vec::new();
+    for node in select(client, nodes.join(","))? {
+        let request = Request::ForgetNode { node: node.mac };
         match client.request(&request)? {
-            Response::Done if !json => anstream::println!("forgot {node}"),
+            Response::Done if !json => anstream::println!("forgot {}", node.name),
             Response::Done => {}
             other => return Err(unexpected(&other)),
         }
+        forgotten.push(node.name);
     }
     if json {
-        return render::json(&json!({ "forgotten": nodes }));
+        return render::json(&json!({ "forgotten": forgotten }));
     }
     Ok(())
+}
+
+/// Changes one node, which it may make, or several that there are.
+fn set(client: &mut Client, wanted: String, change: args::NodeChange, json: bool) -> Outcome {
+    let is_list = wanted.contains(['[', ',', '@']);
+    if !is_list {
+        let change = NodeChange::from(change);
+        let node = one(
+            client,
+            &Request::SetNode {
+                node: wanted,
+                change,
+            },
+        )?;
+        return show(&node, json);
+    }
+    if change.name.is_some() || change.address.is_some() {
+        return Err(Failure::new("--name and --address are for one node")
+            .hint("give each node its own in a file: slate apply")
+            .code(Code::Usage));
+    }
+    let mut changed = Vec::new();
+    for node in select(client, wanted)? {
+        let change = NodeChange::from(change.clone());
+        let node = one(
+            client,
+            &Request::SetNode {
+                node: node.mac,
+                change,
+            },
+        )?;
+        if !json {
+            anstream::println!("changed {}", node.name);
+        }
+        changed.push(node);
+    }
+    if json {
+        return render::json(&changed);
+    }
+    Ok(())
+}
+
+/// The nodes that a list such as `n[001-600],@gpu` means.
+fn select(client: &mut Client, nodes: String) -> Outcome<Vec<NodeView>> {
+    match client.request(&Request::Select { nodes })? {
+        Response::Nodes { nodes, .. } => Ok(nodes),
+        other => Err(unexpected(&other)),
+    }
 }
 
 fn show(node: &NodeView, json: bool) -> Outcome {
@@ -165,6 +211,7 @@ impl From<args::NodeChange> for NodeChange {
             address: change.address,
             image: change.image,
             kernel_args: change.kernel_args,
+            groups: change.groups,
         }
     }
 }
@@ -267,6 +314,9 @@ fn show_text(node: &NodeView) -> String {
             node.image.as_deref().unwrap_or("none")
         );
         lines.push(line("Fallback", &text));
+    }
+    if !node.groups.is_empty() {
+        lines.push(line("Groups", &node.groups.join(", ")));
     }
     if !node.kernel_args.is_empty() {
         lines.push(line("Kernel", &node.kernel_args));
@@ -379,6 +429,7 @@ mod tests {
             next_digest: None,
             failed_digest: None,
             kernel_args: String::new(),
+            groups: Vec::new(),
             reached: Some("kernel".into()),
             failure: None,
             seen_ms: None,

@@ -14,7 +14,9 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError, Events};
-pub use engine::{Change, NodeEntry};
+pub use engine::{
+    Change, Changes, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, Secret, SecretView,
+};
 
 /// Version of the protocol; it rises when an old client would misread a new server.
 pub const VERSION: u32 = 1;
@@ -76,17 +78,31 @@ pub enum Request {
         /// Stay and send new events as they happen.
         follow: bool,
     },
-    /// Make the inventory what these entries say, or nothing: answered by [`Response::Applied`].
+    /// Make the inventory what this one says, or nothing: answered by [`Response::Applied`].
     Apply {
-        /// The nodes.
-        nodes: Vec<NodeEntry>,
-        /// Whether nodes that no entry names are forgotten.
+        /// Nodes, groups and networks.
+        inventory: Inventory,
+        /// Whether what it does not name is forgotten.
         prune: bool,
         /// Only say what would change.
         dry_run: bool,
     },
-    /// The inventory as entries: answered by [`Response::Entries`].
-    Entries,
+    /// The inventory as a file describes it: answered by [`Response::Inventory`].
+    Inventory,
+    /// The nodes that are meant by a list such as `n[1-3],@gpu`: answered by [`Response::Nodes`].
+    Select {
+        /// The list.
+        nodes: String,
+    },
+    /// Keep a secret for files that name it: answered by [`Response::Done`].
+    SetSecret {
+        /// Its name.
+        name: String,
+        /// Its content; `None` removes it.
+        content: Option<Secret>,
+    },
+    /// All secrets, without what they say: answered by [`Response::Secrets`].
+    Secrets,
     /// Look at the image store now: answered by [`Response::Done`] once plans go by what it has.
     Refresh,
     /// Which image versions are in use: answered by [`Response::VersionsInUse`].
@@ -107,6 +123,8 @@ pub struct NodeChange {
     pub image: Option<String>,
     /// Arguments added to the kernel command line.
     pub kernel_args: Option<String>,
+    /// Groups, separated by commas.
+    pub groups: Option<String>,
 }
 
 /// What the server answers.
@@ -115,7 +133,7 @@ pub struct NodeChange {
 pub enum Response {
     /// To [`Request::Status`].
     Status(Status),
-    /// To [`Request::Nodes`].
+    /// To [`Request::Nodes`] and [`Request::Select`].
     Nodes {
         /// Sorted by name.
         nodes: Vec<NodeView>,
@@ -135,14 +153,13 @@ pub enum Response {
     /// To [`Request::Plan`].
     Plan(PlanView),
     /// To [`Request::Apply`].
-    Applied {
-        /// One for each node that changes.
-        changes: Vec<Change>,
-    },
-    /// To [`Request::Entries`].
-    Entries {
+    Applied(Changes),
+    /// To [`Request::Inventory`].
+    Inventory(Inventory),
+    /// To [`Request::Secrets`].
+    Secrets {
         /// In order of names.
-        nodes: Vec<NodeEntry>,
+        secrets: Vec<SecretView>,
     },
     /// To [`Request::Events`].
     Event(EventRecord),
@@ -224,6 +241,9 @@ pub struct NodeView {
     pub failed_digest: Option<String>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
+    /// Its groups, those that count first first.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Furthest stage of the current boot.
     pub reached: Option<String>,
     /// Stage and cause where it failed, if it did.

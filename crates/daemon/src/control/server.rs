@@ -171,15 +171,20 @@ impl Server {
             Request::ForgetNode { node } => self.command(Command::NodeForget { node }),
             Request::Plan { node } => self.command(Command::Plan { node }),
             Request::Apply {
-                nodes,
+                inventory,
                 prune,
                 dry_run,
             } => self.command(Command::Apply {
-                nodes,
+                inventory,
                 prune,
                 dry_run,
             }),
-            Request::Entries => self.command(Command::Entries),
+            Request::Inventory => self.command(Command::Inventory),
+            Request::Select { nodes } => self.command(Command::Select { nodes }),
+            Request::SetSecret { name, content } => {
+                self.command(Command::SetSecret { name, content })
+            }
+            Request::Secrets => self.command(Command::Secrets),
             Request::Refresh => self.refreshed(),
             Request::VersionsInUse => self.versions_in_use(),
             Request::Shutdown => {
@@ -205,8 +210,16 @@ impl Server {
             Ok(Ok(CommandReply::Plan(plan))) => {
                 Response::Plan(views::plan(*plan, self.status.http_port))
             }
-            Ok(Ok(CommandReply::Applied { changes })) => Response::Applied { changes },
-            Ok(Ok(CommandReply::Entries(nodes))) => Response::Entries { nodes },
+            Ok(Ok(CommandReply::Applied(changes))) => Response::Applied(changes),
+            Ok(Ok(CommandReply::Inventory(inventory))) => Response::Inventory(inventory),
+            Ok(Ok(CommandReply::Selected(nodes))) => Response::Nodes {
+                nodes: nodes
+                    .into_iter()
+                    .map(|view| views::node(view, &self.keys))
+                    .collect(),
+                seen: Vec::new(),
+            },
+            Ok(Ok(CommandReply::Secrets(secrets))) => Response::Secrets { secrets },
             Ok(Err(error)) => refusal(error.to_string(), error.hint()),
             Err(_) => refusal(
                 "the change could not be written to disk yet".into(),
@@ -375,6 +388,13 @@ fn change_of(change: NodeChange) -> Result<engine::NodeChange, Box<Response>> {
         address,
         image: change.image.map(setting),
         kernel_args: change.kernel_args,
+        groups: change.groups.map(|groups| {
+            let names = groups.split(',').map(str::trim);
+            names
+                .filter(|name| !name.is_empty())
+                .map(str::to_owned)
+                .collect()
+        }),
     })
 }
 

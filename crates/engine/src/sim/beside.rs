@@ -6,7 +6,7 @@ use wire::dhcp4::{MAX_BUDGET_BYTES, Op, option};
 use wire::stage::Stage;
 
 use super::*;
-use crate::apply::NodeEntry;
+use crate::apply::{Inventory, NodeEntry};
 use crate::command::NodeChange;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -506,9 +506,13 @@ fn a_machine_that_a_file_names_is_no_stranger_any_more() {
         address: None,
         image: None,
         kernel_args: String::new(),
+        groups: Vec::new(),
     };
     let command = Command::Apply {
-        nodes: vec![entry],
+        inventory: Inventory {
+            nodes: vec![entry],
+            ..Inventory::default()
+        },
         prune: false,
         dry_run: false,
     };

@@ -7,7 +7,7 @@ use wire::identity::Request as IdentityRequest;
 use wire::stage::Stage;
 
 use super::*;
-use crate::apply::NodeEntry;
+use crate::apply::{Inventory, NodeEntry};
 use crate::command::{CommandError, NodeChange, Setting};
 use crate::config::Interface;
 use crate::record::Failure;
@@ -560,6 +560,7 @@ fn entry(index: usize, name: &str, address: Option<[u8; 4]>) -> NodeEntry {
         address: address.map(Ipv4Addr::from),
         image: None,
         kernel_args: String::new(),
+        groups: Vec::new(),
     }
 }
 
@@ -574,15 +575,19 @@ fn apply(
     dry_run: bool,
 ) -> Result<Vec<Renamed>, CommandError> {
     let command = Command::Apply {
-        nodes,
+        inventory: Inventory {
+            nodes,
+            ..Inventory::default()
+        },
         prune,
         dry_run,
     };
-    let CommandReply::Applied { changes } = world.command(command)? else {
+    let CommandReply::Applied(changes) = world.command(command)? else {
         panic!("another reply");
     };
     let name = |entry: Option<NodeEntry>| entry.map(|it| it.name);
     Ok(changes
+        .nodes
         .into_iter()
         .map(|it| (name(it.before), name(it.after)))
         .collect())
@@ -611,12 +616,13 @@ fn entries_are_applied_all_or_none() {
     assert_eq!(apply(&mut world, swapped.clone(), false, true), changes);
     assert_eq!(world.records, before, "a dry run changes nothing");
     assert_eq!(apply(&mut world, swapped.clone(), false, false), changes);
+    let inventory = Inventory {
+        nodes: vec![swapped[1].clone(), swapped[0].clone()],
+        ..Inventory::default()
+    };
     assert_eq!(
-        world.command(Command::Entries),
-        Ok(CommandReply::Entries(vec![
-            swapped[1].clone(),
-            swapped[0].clone()
-        ]))
+        world.command(Command::Inventory),
+        Ok(CommandReply::Inventory(inventory))
     );
     // Only whoever says so loses what is not named.
     let one = vec![entry(2, "c", None)];
