@@ -7,12 +7,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::param::page_size;
-use wire::beacon::Beacon;
+use wire::beacon::{Beacon, Kind};
 use wire::cmdline::BootArgs;
 use wire::stage::Stage;
 
@@ -20,7 +19,7 @@ use crate::fill::Fill;
 use crate::guard::Guard;
 use crate::report::{BEACON_PATH, Reporter};
 use crate::sys;
-use crate::{command, last};
+use crate::{command, last, units};
 
 /// When the report is repeated, in seconds after it: datagrams get lost.
 const REPEAT_AFTER_S: [u64; 3] = [1, 4, 15];
@@ -35,13 +34,14 @@ pub fn main() -> ! {
     let (args, _) = BootArgs::parse(line.trim_end());
     report.set_slate(args.slate);
     let last = fs::read(BEACON_PATH).unwrap_or_default();
-    if let Some(beacon) = args
+    let last = args
         .slate
-        .and_then(|it| Beacon::decode(&last, &it.token).ok())
-    {
+        .and_then(|it| Beacon::decode(&last, &it.token).ok());
+    let mut begun = last.as_ref().and_then(begun);
+    if let Some(beacon) = last {
         report.resume(beacon);
     }
-    let failed = failed_units();
+    let failed = units::failed();
     report.progress(Stage::MultiUser, &format!("{} failed units", failed.len()));
     for unit in failed {
         report.failure(Stage::MultiUser, &unit);
@@ -65,6 +65,13 @@ pub fn main() -> ! {
         // Only process 1 ends an agent.
         if sys::sigterm_within(wait) == Some(1) {
             break;
+        }
+        if let Some((init_us, switch_us)) = begun
+            && let Some(finished_us) = units::finished_us()
+        {
+            begun = None;
+            let times = units::times(init_us, switch_us, finished_us);
+            report.info(Stage::MultiUser, &times);
         }
         if pause.is_some() {
             report.repeat();
@@ -92,22 +99,14 @@ fn stand_in(held: &mut Vec<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-fn failed_units() -> Vec<String> {
-    let text = systemctl(&["list-units", "--failed", "--plain"]);
-    let names = text
-        .lines()
-        .filter_map(|line| line.split_whitespace().next());
-    names.map(str::to_owned).collect()
-}
-
-fn systemctl(arguments: &[&str]) -> String {
-    let output = Command::new("systemctl")
-        .args(arguments)
-        .args(["--no-legend", "--no-pager"])
-        .output();
-    output.map_or(String::new(), |it| {
-        String::from_utf8_lossy(&it.stdout).into_owned()
-    })
+/// When `/init` began and when it handed over, in microseconds since the kernel's start.
+fn begun(beacon: &Beacon) -> Option<(u64, u64)> {
+    let at = |stage| {
+        let mut events = beacon.events.iter();
+        let event = events.find(|it| it.kind == Kind::Progress && it.stage == stage);
+        event.map(|it| it.monotonic_us)
+    };
+    Some((at(Stage::Init)?, at(Stage::SwitchRoot)?))
 }
 
 /// Keeps in memory what nobody can do without: the code of process 1, for which a page that cannot

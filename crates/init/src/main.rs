@@ -24,6 +24,7 @@ mod rtnl;
 mod switch;
 mod sys;
 mod uevent;
+mod units;
 mod warm;
 
 fn main() {

@@ -4,6 +4,7 @@
 //! A test that cannot run here prints why, as `skipped: reason`, and passes.
 
 mod firmware;
+mod groups;
 mod harness;
 mod identical;
 mod images;
