@@ -331,6 +331,7 @@ impl Engine {
             image,
             kernel_args: entry.kernel_args.clone(),
             groups: entry.groups.clone(),
+            once: known.and_then(|node| node.once.clone()),
         })
     }
 }

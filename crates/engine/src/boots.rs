@@ -13,6 +13,7 @@ use wire::stage::Stage;
 
 use crate::config::DhcpMode;
 use crate::event::EventKind;
+use crate::image::ImageRef;
 use crate::learned::Evidence;
 use crate::record::{Boot, Failure, Record, StageAt};
 use crate::time::Timestamp;
@@ -195,14 +196,18 @@ impl Engine {
     /// A new boot with a token of its own.
     pub(crate) fn mint_boot(&mut self, turn: &mut Turn, mac: Mac) -> BootId {
         self.fall_back(turn, mac);
-        let (mut id, mut token) = ([0; 8], [0; 16]);
+        let (mut id, mut token, mut control_key) = ([0; 8], [0; 16], [0; 32]);
         self.rng.fill_bytes(&mut id);
         self.rng.fill_bytes(&mut token);
+        self.rng.fill_bytes(&mut control_key);
+        let once = self.take_once(turn, mac);
         let seen = self.boots.sightings.remove(&mac);
         let boot = Boot {
             id: BootId(id),
             mac,
             token: Token(token),
+            control_key: Some(control_key),
+            once,
             started: seen.unwrap_or(turn.now),
             image: None,
             identity_key: None,
@@ -227,6 +232,14 @@ impl Engine {
         self.boots.watch(turn.now + STUCK_AFTER);
         self.tell(turn, Some(mac), EventKind::BootStarted { boot: BootId(id) });
         BootId(id)
+    }
+
+    /// The image that a node was given for one boot, which begins.
+    fn take_once(&mut self, turn: &mut Turn, mac: Mac) -> Option<ImageRef> {
+        let node = self.nodes.get_mut(&mac)?;
+        let once = node.once.take()?;
+        turn.persist(Record::Node(node.clone()));
+        Some(once)
     }
 
     /// A node's current boot has come to a stage.

@@ -7,6 +7,7 @@ use wire::mac::Mac;
 
 use crate::apply::{Changes, Inventory};
 use crate::image::ImageRef;
+use crate::orders::OrderView;
 use crate::plan::BootPlan;
 use crate::record::Secret;
 use crate::view::{NodeView, SecretView};
@@ -49,6 +50,20 @@ pub enum Command {
         /// The list.
         nodes: String,
     },
+    /// Have nodes run a command.
+    Order {
+        /// A list of nodes.
+        nodes: String,
+        /// A command line for `sh -c`.
+        script: String,
+        /// Ends it after so many seconds.
+        seconds: u32,
+    },
+    /// How far orders are.
+    Orders {
+        /// Their ids.
+        ids: Vec<u64>,
+    },
     /// Keep a secret, or remove it.
     SetSecret {
         /// Its name.
@@ -79,6 +94,8 @@ pub struct NodeChange {
     pub kernel_args: Option<String>,
     /// Its groups; replaces the former ones.
     pub groups: Option<Vec<String>>,
+    /// The image of its next boot only.
+    pub once: Option<Setting<String>>,
 }
 
 /// A value, or back to the default.
@@ -107,6 +124,8 @@ pub enum CommandReply {
     Inventory(Inventory),
     /// The nodes that are meant, in order of their names.
     Selected(Vec<NodeView>),
+    /// Orders, as they are now.
+    Orders(Vec<OrderView>),
     /// All secrets.
     Secrets(Vec<SecretView>),
 }

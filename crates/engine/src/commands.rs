@@ -38,6 +38,12 @@ impl Engine {
             Command::Inventory => Ok(CommandReply::Inventory(self.inventory())),
             Command::Select { nodes } => self.select_nodes(&nodes),
             Command::SetSecret { name, content } => self.set_secret(turn, name, content),
+            Command::Order {
+                nodes,
+                script,
+                seconds,
+            } => self.order(turn, &nodes, &script, seconds),
+            Command::Orders { ids } => Ok(self.orders_of(&ids)),
             Command::Secrets => Ok(CommandReply::Secrets(self.secret_views())),
         };
         turn.out.push(Output::Reply(reply));
@@ -82,11 +88,13 @@ impl Engine {
             self.check_address(turn, mac, address)?;
             self.check_address_is_free(mac, address)?;
         }
-        let image = match change.image {
-            Some(Setting::To(image)) => Some(Setting::To(self.parse_image(&image)?)),
-            Some(Setting::Default) => Some(Setting::Default),
-            None => None,
+        let parse = |image: Option<Setting<String>>| match image {
+            Some(Setting::To(image)) => Ok(Some(Setting::To(self.parse_image(&image)?))),
+            Some(Setting::Default) => Ok(Some(Setting::Default)),
+            None => Ok(None),
         };
+        let image = parse(change.image)?;
+        let once = parse(change.once)?;
         if let Some(args) = &change.kernel_args {
             check_kernel_args(args)?;
         }
@@ -108,6 +116,11 @@ impl Engine {
         match image {
             Some(Setting::To(image)) => node.image = Some(image),
             Some(Setting::Default) => node.image = None,
+            None => {}
+        }
+        match once {
+            Some(Setting::To(image)) => node.once = Some(image),
+            Some(Setting::Default) => node.once = None,
             None => {}
         }
         node.kernel_args = change.kernel_args.unwrap_or(node.kernel_args);
@@ -233,6 +246,7 @@ impl Engine {
         self.unlearn(turn, mac);
         self.firmware.remove(&mac);
         self.last_offers.remove(&mac);
+        self.orders.forget(mac);
     }
 
     fn plan_command(&mut self, turn: &mut Turn, node: &str) -> Result<CommandReply, CommandError> {

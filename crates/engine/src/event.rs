@@ -271,6 +271,34 @@ pub enum EventKind {
         /// The name, made printable.
         owner: String,
     },
+    /// A node was told to run a command.
+    Ordered {
+        /// Names it.
+        order: u64,
+        /// The command, cut.
+        command: String,
+    },
+    /// A command that a node was told to run has ended.
+    OrderEnded {
+        /// Names it.
+        order: u64,
+        /// Its exit code, 128 and the number of a signal, or -1.
+        status: i32,
+    },
+    /// Nobody knows what became of a command that a node was told to run.
+    OrderLost {
+        /// Names it.
+        order: u64,
+        /// Why.
+        cause: String,
+    },
+    /// Somebody who is no node asked for orders.
+    PollRefused {
+        /// The asker's address.
+        address: Ipv4Addr,
+        /// Why.
+        cause: String,
+    },
     /// A file that the node's groups name was not delivered to it.
     FileOmitted {
         /// Its path.
@@ -331,6 +359,8 @@ impl EventKind {
             | EventKind::Failed { .. }
             | EventKind::Stuck { .. }
             | EventKind::FileOmitted { .. }
+            | EventKind::OrderLost { .. }
+            | EventKind::PollRefused { .. }
             | EventKind::FellBack { .. }
             | EventKind::NfsStale { .. }
             | EventKind::NfsDamaged { .. }
@@ -365,6 +395,9 @@ impl fmt::Display for EventKind {
             | EventKind::Up { .. }
             | EventKind::Failed { .. }
             | EventKind::FileOmitted { .. }
+            | EventKind::Ordered { .. }
+            | EventKind::OrderEnded { .. }
+            | EventKind::OrderLost { .. }
             | EventKind::Stuck { .. } => self.fmt_node(out),
             EventKind::Discover { .. }
             | EventKind::Offer { .. }
@@ -414,6 +447,14 @@ impl EventKind {
                 for_ms,
                 cause,
             } => write!(out, "stuck in {stage} for {}: {cause}", Seconds(*for_ms)),
+            EventKind::Ordered { command, .. } => write!(out, "is told to run: {command}"),
+            EventKind::OrderEnded { status: 0, .. } => write!(out, "has done as told"),
+            EventKind::OrderEnded { status, .. } => {
+                write!(out, "did as told, which ended with status {status}")
+            }
+            EventKind::OrderLost { cause, .. } => {
+                write!(out, "was told to run something, and {cause}")
+            }
             EventKind::FileOmitted { path, cause } => {
                 write!(out, "does not get {path}, which its groups name: {cause}")
             }
@@ -531,6 +572,9 @@ impl EventKind {
                 "several NFS clients at {address} call themselves {owner:?}: give each a \
                  nfs.nfs4_unique_id of its own"
             ),
+            EventKind::PollRefused { address, cause } => {
+                write!(out, "{address} asked for orders and was refused: {cause}")
+            }
             EventKind::GroupChanged { name } => write!(out, "settings of {name} changed"),
             EventKind::SecretSet { name } => write!(out, "secret {name} set"),
             EventKind::SecretRemoved { name } => write!(out, "secret {name} removed"),

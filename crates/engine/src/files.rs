@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use wire::digest::Digest;
 use wire::identity::Request as IdentityRequest;
 use wire::mac::Mac;
+use wire::order::ControlKey;
 use wire::stage::Stage;
 use wire::tftp::{Mode, Packet, Request, error};
 
@@ -315,6 +316,9 @@ impl Engine {
     /// An HTTP request.
     pub(crate) fn http(&mut self, turn: &mut Turn, peer: SocketAddrV4, request: &HttpRequest) {
         let path = request.target.split(['?', '#']).next().unwrap_or_default();
+        if (request.method.as_str(), path) == ("POST", "/control") {
+            return self.poll(turn, *peer.ip(), &request.body);
+        }
         let answer = match (request.method.as_str(), path) {
             ("POST", "/identity") => self.identity(turn, *peer.ip(), &request.body),
             ("GET" | "HEAD", _) => match self.serve(turn, *peer.ip(), Service::Http, path) {
@@ -326,7 +330,7 @@ impl Engine {
                 },
                 Err(cause) => text(404, &cause),
             },
-            _ => text(405, "expected GET, HEAD, or POST /identity"),
+            _ => text(405, "expected GET, HEAD, or POST /identity or /control"),
         };
         turn.out.push(Output::Http(answer));
     }
@@ -382,7 +386,7 @@ impl Engine {
                 "this boot's identity was already given to another key: somebody else asked with its token",
             ));
         }
-        let token = boot.token;
+        let (token, control_key) = (boot.token, boot.control_key);
         if boot.identity_key.is_none() {
             boot.identity_key = Some(request.public_key);
             turn.out.push(Output::Persist(Record::Boot(boot.clone())));
@@ -409,6 +413,7 @@ impl Engine {
             console_login: self.config.console_login,
             hosts: self.hosts(),
             files,
+            control_key: control_key.map(ControlKey),
         })
     }
 
@@ -469,7 +474,7 @@ impl Engine {
     }
 }
 
-fn text(status: u16, text: &str) -> HttpAnswer {
+pub(crate) fn text(status: u16, text: &str) -> HttpAnswer {
     let body = HttpBody::Content(Content::Bytes(format!("{text}\n").into_bytes()));
     HttpAnswer {
         status,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use wire::digest::Digest;
 use wire::identity::{BootId, Request as IdentityRequest, Token};
 use wire::mac::Mac;
+use wire::order::ControlKey;
 
 use crate::command::{Command, CommandError, CommandReply};
 use crate::config::InterfaceId;
@@ -118,7 +119,10 @@ pub struct HttpRequest {
 }
 
 /// Longest request body that any route takes.
-pub const MAX_HTTP_BODY_BYTES: usize = 4096;
+pub const MAX_HTTP_BODY_BYTES: usize = wire::order::MAX_POLL_BYTES;
+
+/// How long an HTTP request may wait for its answer; then it is answered 204, without content.
+pub const HOLD_SECONDS: u64 = 60;
 
 /// How a transfer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,8 +189,21 @@ pub enum Output {
         /// The answer.
         answer: TftpAnswer,
     },
-    /// The answer to [`Input::Http`]; there is always exactly one.
+    /// The answer to [`Input::Http`]; there is always exactly one, or a hold.
     Http(HttpAnswer),
+    /// No answer to [`Input::Http`] yet: whoever waits is kept under this boot, in the place of
+    /// whoever waited there before, for [`HOLD_SECONDS`] at most.
+    HoldHttp {
+        /// The boot.
+        boot: BootId,
+    },
+    /// The answer for whoever waits under a boot; nobody may.
+    AnswerHeld {
+        /// The boot.
+        boot: BootId,
+        /// The answer.
+        answer: HttpAnswer,
+    },
     /// Make a version's initramfs, which nodes are going to ask for. Answered by
     /// [`Input::Prepared`]; nothing waits for it.
     Prepare {
@@ -296,4 +313,6 @@ pub struct IdentityGrant {
     pub hosts: Vec<(Ipv4Addr, String)>,
     /// Files for the node's own layer.
     pub files: Vec<wire::identity::File>,
+    /// The secret of the boot's orders.
+    pub control_key: Option<ControlKey>,
 }

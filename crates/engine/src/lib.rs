@@ -20,6 +20,7 @@ mod io;
 mod learned;
 mod leases;
 mod limit;
+mod orders;
 mod plan;
 mod proxy;
 mod ready;
@@ -46,6 +47,7 @@ use crate::boots::Boots;
 use crate::learned::LearnedAddresses;
 use crate::leases::Leases;
 use crate::limit::TokenBucket;
+use crate::orders::Orders;
 use crate::proxy::{LastOffer, SeenMachines};
 use crate::ready::Readiness;
 
@@ -56,9 +58,10 @@ pub use event::{Event, EventKind, Service, Severity};
 pub use group::{ALL, Disk, FileEntry, Group, Mount, NetworkSettings, Wipe};
 pub use image::{BootFile, ImageInfo, ImageRef, ParseImageRefError};
 pub use io::{
-    Content, DhcpDestination, HttpAnswer, HttpBody, HttpRequest, IdentityGrant, Input,
-    MAX_HTTP_BODY_BYTES, NfsActivity, NfsCounters, Output, TftpAnswer, TransferOutcome,
+    Content, DhcpDestination, HOLD_SECONDS, HttpAnswer, HttpBody, HttpRequest, IdentityGrant,
+    Input, MAX_HTTP_BODY_BYTES, NfsActivity, NfsCounters, Output, TftpAnswer, TransferOutcome,
 };
+pub use orders::{MAX_OUTPUT_BYTES, OrderState, OrderView};
 pub use plan::BootPlan;
 pub use record::{
     Boot, Failure, Fallback, Learned, Lease, Node, Record, Secret, Settings, StageAt,
@@ -99,6 +102,7 @@ pub struct Engine {
     seen: SeenMachines,
     /// What the firmware of nodes was told last, beside another server.
     last_offers: BTreeMap<Mac, LastOffer>,
+    orders: Orders,
     /// Other servers where there should be none, and when each was told of last.
     rogues: BTreeMap<Ipv4Addr, Timestamp>,
 }
@@ -151,6 +155,7 @@ impl Engine {
             full_until: BTreeMap::new(),
             seen: SeenMachines::default(),
             last_offers: BTreeMap::new(),
+            orders: Orders::default(),
             rogues: BTreeMap::new(),
         };
         restored
@@ -218,14 +223,18 @@ impl Engine {
             }
             Input::Prepared { version, result } => self.prepared(version, result),
             Input::Command(command) => self.command(&mut turn, command),
-            Input::Tick => self.report_stuck(&mut turn),
+            Input::Tick => {
+                self.report_stuck(&mut turn);
+                self.expire_orders(&mut turn);
+            }
         }
         turn.out
     }
 
     /// When the engine wants an [`Input::Tick`].
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.boots.next_deadline()
+        let orders = self.orders.next_deadline();
+        self.boots.next_deadline().into_iter().chain(orders).min()
     }
 
     /// Every node, sorted by name.
@@ -267,6 +276,7 @@ impl Engine {
             address,
             address_is_fixed: node.address.is_some() && node.address == address,
             image: node.image.clone(),
+            once: node.once.clone(),
             groups: node.groups.clone(),
             next_image: self.version_of(Some(node)).ok(),
             failed_image: self.fallback_of(node).map(|it| it.failed),
@@ -274,6 +284,7 @@ impl Engine {
             firmware: self.firmware.get(&node.mac).cloned(),
             boot: boots.next(),
             former_boots: boots.collect(),
+            polled: self.orders.polled(node.mac),
             nfs: nfs.map(|client| client.counters.clone()),
             nfs_alive: nfs.is_some_and(|client| client.alive),
         }
@@ -327,6 +338,7 @@ impl Engine {
                 image: None,
                 kernel_args: String::new(),
                 groups: Vec::new(),
+                once: None,
                 fallback: None,
                 image_set: None,
             };

@@ -116,6 +116,9 @@ pub struct Node {
     /// Its groups, those that count first first.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// The image of its next boot only.
+    #[serde(default, with = "crate::text::option")]
+    pub once: Option<ImageRef>,
     /// The version that it boots instead of one that failed.
     #[serde(default)]
     pub fallback: Option<Fallback>,
@@ -151,6 +154,12 @@ pub struct Boot {
         deserialize_with = "crate::text::deserialize"
     )]
     pub token: Token,
+    /// The secret of the orders that it may be given; boots of an earlier version have none.
+    #[serde(default, with = "crate::text::key")]
+    pub control_key: Option<[u8; 32]>,
+    /// The image that it takes whatever its node's is.
+    #[serde(default, with = "crate::text::option")]
+    pub once: Option<ImageRef>,
     /// When it was minted.
     pub started: Timestamp,
     /// The image version of its plan, once a plan was made.

@@ -47,6 +47,9 @@ impl Engine {
 
     /// The image that a node, else its groups, else the settings name.
     pub(crate) fn image_named<'a>(&'a self, node: Option<&'a Node>) -> Option<&'a ImageRef> {
+        if let Some(once) = node.and_then(|node| self.once_of(node)) {
+            return Some(once);
+        }
         let own = node.and_then(|node| node.image.as_ref());
         let of_groups = || {
             self.groups_of(node)
@@ -55,6 +58,14 @@ impl Engine {
         };
         own.or_else(of_groups)
             .or(self.config.default_image.as_ref())
+    }
+
+    /// The image that a node was given for its next boot, or for the one that its loaders are at.
+    fn once_of<'a>(&'a self, node: &'a Node) -> Option<&'a ImageRef> {
+        let current = || self.boots.current(node.mac).filter(|boot| is_loading(boot));
+        node.once
+            .as_ref()
+            .or_else(|| current().and_then(|boot| boot.once.as_ref()))
     }
 
     pub(crate) fn find_image(&self, wanted: &ImageRef) -> Option<&ImageInfo> {

@@ -21,7 +21,7 @@ impl Engine {
     }
 
     /// The nodes that a list means; each part must mean one at least.
-    fn select(&self, list: &str) -> Result<BTreeSet<Mac>, CommandError> {
+    pub(crate) fn select(&self, list: &str) -> Result<BTreeSet<Mac>, CommandError> {
         let names = expand(list).map_err(|cause| CommandError::BadNodes {
             got: cut(list),
             cause,

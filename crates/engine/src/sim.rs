@@ -8,6 +8,7 @@
 mod beside;
 mod groups;
 mod machine;
+mod orders;
 mod scenarios;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -480,7 +481,10 @@ impl World {
                 let key = (self.now + MAKING, version.0[0].into());
                 self.queue.insert(key, Packet::Made(version));
             }
-            Output::Http(_) | Output::Reply(_) => {}
+            Output::Http(_)
+            | Output::Reply(_)
+            | Output::HoldHttp { .. }
+            | Output::AnswerHeld { .. } => {}
         }
     }
 

@@ -5,7 +5,7 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Writes the value's text.
 pub fn serialize<T: Display, S: Serializer>(value: &T, out: S) -> Result<S::Ok, S::Error> {
@@ -62,5 +62,27 @@ pub(crate) mod bytes {
         let text = String::deserialize(input)?;
         wire::hex::from_hexadecimal(&text)
             .ok_or_else(|| de::Error::custom("expected hexadecimal digits"))
+    }
+}
+
+/// An optional key: null or hexadecimal digits.
+pub(crate) mod key {
+    use super::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    pub(crate) fn serialize<S: Serializer>(
+        value: &Option<[u8; 32]>,
+        out: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.map(|it| wire::hex::hexadecimal(&it)).serialize(out)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        input: D,
+    ) -> Result<Option<[u8; 32]>, D::Error> {
+        let key = |text: String| {
+            let bytes = wire::hex::from_hexadecimal(&text).and_then(|it| it.try_into().ok());
+            bytes.ok_or_else(|| de::Error::custom("expected 64 hexadecimal digits"))
+        };
+        Option::<String>::deserialize(input)?.map(key).transpose()
     }
 }

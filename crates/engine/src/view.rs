@@ -28,6 +28,9 @@ pub struct NodeView {
     /// The image set for it; `None` = the default.
     #[serde(with = "crate::text::option")]
     pub image: Option<ImageRef>,
+    /// The image of its next boot only.
+    #[serde(with = "crate::text::option")]
+    pub once: Option<ImageRef>,
     /// Its groups, those that count first first.
     pub groups: Vec<String>,
     /// The version that its next boot takes, if its image exists.
@@ -44,6 +47,8 @@ pub struct NodeView {
     pub boot: Option<BootView>,
     /// Boots before that, newest first.
     pub former_boots: Vec<BootView>,
+    /// When its agent last asked for orders.
+    pub polled: Option<Timestamp>,
     /// What it did over NFS since the daemon started.
     pub nfs: Option<NfsCounters>,
     /// Whether it uses NFS now.

@@ -24,6 +24,7 @@ use sha2::Sha256;
 use thiserror::Error;
 
 use crate::mac::Mac;
+use crate::order::ControlKey;
 use crate::reader::Reader;
 
 /// The first bytes of every request.
@@ -90,6 +91,8 @@ pub struct Document {
     pub hosts: Vec<(Ipv4Addr, String)>,
     /// More files for the node's own layer.
     pub files: Vec<File>,
+    /// The secret of this boot's orders.
+    pub control_key: Option<ControlKey>,
 }
 
 /// A file that a node gets in its own layer.
@@ -311,6 +314,7 @@ const TAG_UNIX_TIME: u16 = 7;
 const TAG_RANDOM_SEED: u16 = 8;
 const TAG_FILE: u16 = 9;
 const TAG_HOST: u16 = 10;
+const TAG_CONTROL_KEY: u16 = 11;
 
 impl Document {
     /// The document's bytes, before sealing.
@@ -336,6 +340,9 @@ impl Document {
         }
         for file in &self.files {
             put(&mut out, TAG_FILE, &file.encode());
+        }
+        if let Some(key) = &self.control_key {
+            put(&mut out, TAG_CONTROL_KEY, &key.0);
         }
         out
     }
@@ -363,6 +370,7 @@ impl Document {
             TAG_UNIX_TIME => self.unix_time_ms = u64::from_be_bytes(exact(value, "time")?),
             TAG_RANDOM_SEED => self.random_seed = exact(value, "random seed")?,
             TAG_HOST => self.hosts.push(host(value)?),
+            TAG_CONTROL_KEY => self.control_key = Some(ControlKey(exact(value, "control key")?)),
             TAG_FILE => self.files.push(File::decode(value)?),
             _ => {}
         }
@@ -530,6 +538,7 @@ mod tests {
                 owner: "daemon:mail".into(),
                 content: vec![0, 255],
             }],
+            control_key: Some(ControlKey([6; 32])),
         }
     }
 

@@ -10,6 +10,7 @@ pub mod hex;
 pub mod identity;
 pub mod mac;
 pub mod modtable;
+pub mod order;
 pub mod reader;
 pub mod stage;
 pub mod tftp;
