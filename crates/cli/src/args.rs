@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
@@ -529,6 +530,12 @@ pub enum NodeCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Run a command on running nodes, as root, and print what it prints
+    Run(RunArgs),
+    /// Reboot nodes, unless somebody is logged in there or holds an inhibitor lock
+    Reboot(RebootArgs),
+    /// What a running node has changed since its boot: added, changed, removed
+    Diff(DiffArgs),
     /// Name a node, fix its address, choose its image and groups
     Set {
         /// The node, one that was not seen yet by its MAC; for image, groups and kernel arguments
@@ -540,6 +547,79 @@ pub enum NodeCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+}
+
+/// `slate node run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The nodes: names, MACs, n[001-600], @group
+    #[arg(value_name = "NODES")]
+    pub nodes: String,
+    /// After so long it is ended
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub timeout: Duration,
+    /// A command line for the shell, or a program and its arguments
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub command: Vec<String>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `slate node reboot`.
+#[derive(Args, Debug)]
+pub struct RebootArgs {
+    /// The nodes: names, MACs, n[001-600], @group
+    #[arg(value_name = "NODES")]
+    pub nodes: String,
+    /// Boot this image, and their own again after that
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub once: Option<String>,
+    /// Run this on each node before; where it fails the node does not reboot
+    #[arg(long, value_name = "COMMAND")]
+    pub before: Option<String>,
+    /// Whoever is there
+    #[arg(long)]
+    pub force: bool,
+    /// Until they are up again
+    #[arg(long)]
+    pub wait: bool,
+    /// How long --before may take, and how long --wait waits
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// `slate node diff`.
+#[derive(Args, Debug)]
+pub struct DiffArgs {
+    /// The node
+    #[arg(value_name = "MAC|NAME")]
+    pub node: String,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `90`, `90s`, `10m` or `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
+    let seconds = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => 0,
+    };
+    let count: u64 = digits.parse().unwrap_or(0);
+    match count.saturating_mul(seconds) {
+        0 => Err(format!(
+            "expected a duration such as 90s, 10m or 2h, got {text}"
+        )),
+        1..=86_400 => Ok(Duration::from_secs(count * seconds)),
+        _ => Err(format!("expected a day at most, got {text}")),
+    }
 }
 
 /// `slate secret …`.
@@ -583,6 +663,9 @@ pub struct NodeChange {
     /// Appended to its kernel command line; `none`: nothing
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true, value_parser = text_or_none)]
     pub kernel_args: Option<String>,
+    /// The image of its next boot only; `none`: its own
+    #[arg(long, value_name = "NAME[:TAG]", value_parser = text_or_none)]
+    pub once: Option<String>,
     /// Its groups, those that count first first; `none`: only `all`
     #[arg(long, value_name = "NAME,…", value_parser = text_or_none)]
     pub groups: Option<String>,

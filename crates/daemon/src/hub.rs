@@ -7,9 +7,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendErr
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::{
-    CommandError, CommandReply, Engine, Event, EventKind, HttpAnswer, Input, InterfaceId, Output,
-    Timestamp,
+    BootId, CommandError, CommandReply, Engine, Event, EventKind, HttpAnswer, Input, InterfaceId,
+    Output, Timestamp,
 };
+
+use tokio::sync::oneshot;
 
 use crate::Notice;
 use crate::journal::Journal;
@@ -21,6 +23,8 @@ use crate::unwritten::Unwritten;
 const BATCH_MAX: usize = 256;
 /// Most messages that wait for their turn.
 pub const QUEUE_MAX: usize = 4096;
+/// Most HTTP requests that wait for their answers.
+const HELD_MAX: usize = 4096;
 /// How long to sleep where the engine waits for nothing.
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long after a failed write the next one is tried, at the latest.
@@ -37,7 +41,7 @@ pub enum Message {
     /// An input whose outputs go where they belong.
     Input(Input),
     /// An HTTP request, and where its answer goes.
-    Http(Input, tokio::sync::oneshot::Sender<HttpAnswer>),
+    Http(Input, oneshot::Sender<HttpAnswer>),
     /// A command, and where its answer goes.
     Command(engine::Command, Sender<CommandResult>),
     /// A question to the engine as it is.
@@ -49,7 +53,7 @@ pub enum Message {
 /// Where the answer to one message goes.
 enum Asker {
     Nobody,
-    Http(tokio::sync::oneshot::Sender<HttpAnswer>),
+    Http(oneshot::Sender<HttpAnswer>),
     Command(Sender<CommandResult>),
 }
 
@@ -69,6 +73,8 @@ pub struct Hub {
     pub tftp: tftp::Starter,
     /// Makes boot files.
     pub prepare: Sender<Order>,
+    /// Whose HTTP requests wait for their answers.
+    pub held: HashMap<BootId, oneshot::Sender<HttpAnswer>>,
 }
 
 /// The time as the engine counts it.
@@ -206,11 +212,31 @@ impl Hub {
                     let _ = asker.send(answer);
                 }
             }
+            Output::HoldHttp { boot } => {
+                if let Asker::Http(asker) = std::mem::replace(asker, Asker::Nobody) {
+                    self.hold(boot, asker);
+                }
+            }
+            Output::AnswerHeld { boot, answer } => {
+                if let Some(asker) = self.held.remove(&boot) {
+                    let _ = asker.send(answer);
+                }
+            }
             Output::Reply(reply) => {
                 if let Asker::Command(asker) = std::mem::replace(asker, Asker::Nobody) {
                     let _ = asker.send(reply);
                 }
             }
+        }
+    }
+
+    /// Has a request wait. Where too many do it is told to come again.
+    fn hold(&mut self, boot: BootId, asker: oneshot::Sender<HttpAnswer>) {
+        if self.held.len() >= HELD_MAX {
+            self.held.retain(|_, asker| !asker.is_closed());
+        }
+        if self.held.len() < HELD_MAX || self.held.contains_key(&boot) {
+            self.held.insert(boot, asker);
         }
     }
 
@@ -257,6 +283,7 @@ mod tests {
             notices: None,
             dhcp: HashMap::new(),
             prepare: channel().0,
+            held: HashMap::new(),
             tftp: tftp::Starter {
                 contents: Arc::new(contents),
                 hub: sync_channel(1).0,
@@ -299,7 +326,7 @@ mod tests {
         hub.unwritten.state.refuse_writes(true);
         assert!(name(&mut hub, second, "two").is_err());
         // This request needs no record of its own, but it comes after one.
-        let (sender, mut receiver) = tokio::sync::oneshot::channel();
+        let (sender, mut receiver) = oneshot::channel();
         let peer = SocketAddrV4::new([10, 77, 0, 9].into(), 1000);
         let request = HttpRequest {
             method: "GET".into(),

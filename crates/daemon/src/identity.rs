@@ -32,6 +32,7 @@ impl Identities {
             random_seed: random(),
             hosts: grant.hosts.clone(),
             files: grant.files.clone(),
+            control_key: grant.control_key,
         }
     }
 }

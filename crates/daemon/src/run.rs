@@ -270,6 +270,7 @@ impl Daemon {
                 dhcp: ports,
                 tftp: starter,
                 prepare,
+                held: HashMap::new(),
             };
             thread::spawn(move || hub.run(&messages))
         };

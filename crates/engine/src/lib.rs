@@ -70,6 +70,7 @@ pub use time::Timestamp;
 pub use view::{BootView, NodeView, SecretView, SeenView};
 pub use wire::digest::Digest;
 use wire::hex::hexadecimal;
+pub use wire::identity::BootId;
 pub use wire::mac::Mac;
 pub use wire::stage::Stage;
 

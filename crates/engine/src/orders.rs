@@ -67,6 +67,7 @@ struct Order {
     ended: Option<Timestamp>,
     output: Vec<u8>,
     received: u64,
+    printed: u64,
 }
 
 /// How far an order is.
@@ -133,6 +134,7 @@ impl Order {
             return 0;
         }
         self.received += part.bytes.len() as u64;
+        self.printed = part.total;
         let space = space.min(MAX_OUTPUT_BYTES - self.output.len());
         let kept = &part.bytes[..part.bytes.len().min(space)];
         self.output.extend_from_slice(kept);
@@ -404,6 +406,7 @@ impl Engine {
             ended: None,
             output: Vec::new(),
             received: 0,
+            printed: 0,
         };
         self.orders.by_id.insert(id, order);
         let shown = cut(command);
@@ -447,7 +450,7 @@ impl Engine {
             node: node.map_or_else(|| order.mac.to_string(), |node| node.name.clone()),
             state: order.state.clone(),
             output: order.output.clone(),
-            printed: order.received,
+            printed: order.printed,
         })
     }
 }

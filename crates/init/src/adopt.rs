@@ -16,6 +16,7 @@ use crate::containers;
 use crate::dhcp::is_name;
 use crate::handover;
 use crate::network::Configured;
+use crate::orders;
 use crate::owners;
 use crate::report::Reporter;
 use crate::sys;
@@ -35,11 +36,16 @@ pub fn adopt(network: &Configured, document: Option<&Document>, report: &Reporte
     note("fstab", fstab());
     match document {
         Some(document) => {
+            // First, so that what is written from now on is not younger than the beacon, by which
+            // `slate node diff` tells it from what the system writes.
+            note("clock", set_clock(document.unix_time_ms));
             note("identity", identity(document));
             note("hosts", hosts(&document.hosts));
             note("random seed", credit(&document.random_seed));
-            note("clock", set_clock(document.unix_time_ms));
             note("agent", agent_unit());
+            if let Some(key) = &document.control_key {
+                note("control key", write(orders::KEY_PATH, 0o600, &key.0));
+            }
             for file in &document.files {
                 note(&file.path, deliver(file));
             }

@@ -13,13 +13,15 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::param::page_size;
 use wire::beacon::{Beacon, Kind};
 use wire::cmdline::BootArgs;
+use wire::order::ControlKey;
 use wire::stage::Stage;
 
 use crate::fill::Fill;
 use crate::guard::Guard;
+use crate::orders::KEY_PATH;
 use crate::report::{BEACON_PATH, Reporter};
 use crate::sys;
-use crate::{command, last, units};
+use crate::{command, last, orders, units};
 
 /// When the report is repeated, in seconds after it: datagrams get lost.
 const REPEAT_AFTER_S: [u64; 3] = [1, 4, 15];
@@ -56,6 +58,11 @@ pub fn main() -> ! {
             let text = format!("no shutdown without the server: {error}");
             report.failure(Stage::MultiUser, &text);
         }
+    }
+    // Not before: whoever starts a guard has one thread.
+    let key = fs::read(KEY_PATH).ok().and_then(|it| it.try_into().ok());
+    if let (Some(slate), Some(key)) = (args.slate, key) {
+        orders::serve(slate, ControlKey(key));
     }
     let mut fill = Fill::default();
     let mut pauses = REPEAT_AFTER_S.into_iter();

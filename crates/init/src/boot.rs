@@ -133,7 +133,7 @@ fn warn_of_other_kernel(modules: &Modules<'_>, report: &Reporter) {
 }
 
 /// A seed for jitter and transaction ids: nothing secret, so it need not wait for entropy.
-fn random() -> u64 {
+pub fn random() -> u64 {
     let mut bytes = [0; 8];
     match getrandom(&mut bytes[..], GetRandomFlags::INSECURE) {
         Ok(_) => u64::from_ne_bytes(bytes),

@@ -10,7 +10,7 @@
 //!
 //! Poll: magic `SLC1`, boot id (8), nonce (12), ciphertext and tag. Answer: magic `SLD1`, nonce (12),
 //! ciphertext and tag. Inside, big endian: `count u8, order ids u64`, and if there is a part `order
-//! u64, offset u64, ended u8, status i32, bytes`; `count u8`, then for each order `id u64, seconds
+//! u64, offset u64, total u64, ended u8, status i32, bytes`; `count u8`, then for each order `id u64, seconds
 //! u32, length u16, command`. Nonces are handed in. Decoding never panics.
 
 use chacha20poly1305::aead::{Aead, KeyInit as _, Payload};
@@ -30,10 +30,10 @@ pub const MAX_ORDERS: usize = 16;
 /// Longest command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 8 << 10;
 /// Most bytes of one part of an output.
-pub const MAX_PART_BYTES: usize = 32 << 10;
+pub const MAX_PART_BYTES: usize = 8 << 10;
 /// The longest poll.
 pub const MAX_POLL_BYTES: usize =
-    4 + 8 + NONCE_BYTES + 1 + MAX_ORDERS * 8 + 8 + 8 + 1 + 4 + MAX_PART_BYTES + TAG_BYTES;
+    4 + 8 + NONCE_BYTES + 1 + MAX_ORDERS * 8 + 8 + 8 + 8 + 1 + 4 + MAX_PART_BYTES + TAG_BYTES;
 /// The longest answer.
 pub const MAX_ANSWER_BYTES: usize =
     4 + NONCE_BYTES + 1 + MAX_ORDERS * (8 + 4 + 2 + MAX_COMMAND_BYTES) + TAG_BYTES;
@@ -62,8 +62,10 @@ pub struct Poll {
 pub struct Part {
     /// The order.
     pub order: u64,
-    /// Bytes that it had printed before.
+    /// Bytes that came before these.
     pub offset: u64,
+    /// Bytes that it has printed so far, those among them that will not be sent.
+    pub total: u64,
     /// At most [`MAX_PART_BYTES`].
     pub bytes: Vec<u8>,
     /// How it ended, if this is the last part: an exit code, 128 and a signal's number, or -1 where
@@ -152,6 +154,7 @@ impl Poll {
         if let Some(part) = &self.part {
             out.extend_from_slice(&part.order.to_be_bytes());
             out.extend_from_slice(&part.offset.to_be_bytes());
+            out.extend_from_slice(&part.total.to_be_bytes());
             out.push(part.end.is_some().into());
             out.extend_from_slice(&part.end.unwrap_or(0).to_be_bytes());
             out.extend_from_slice(&part.bytes[..part.bytes.len().min(MAX_PART_BYTES)]);
@@ -177,13 +180,15 @@ impl Poll {
 
 impl Part {
     fn decode(reader: &mut Reader<'_>) -> Option<Part> {
-        let (order, offset, ended) = (reader.u64()?, reader.u64()?, reader.u8()?);
+        let (order, offset, total) = (reader.u64()?, reader.u64()?, reader.u64()?);
+        let ended = reader.u8()?;
         let status = i32::from_be_bytes(reader.array()?);
         let bytes = reader.rest().to_vec();
         let end = (ended != 0).then_some(status);
         (bytes.len() <= MAX_PART_BYTES).then_some(Part {
             order,
             offset,
+            total,
             bytes,
             end,
         })
@@ -305,6 +310,7 @@ mod tests {
             part: Some(Part {
                 order: 5,
                 offset: 70_000,
+                total: 70_011,
                 bytes: b"some output".to_vec(),
                 end: Some(-1),
             }),
@@ -361,6 +367,7 @@ mod tests {
             part: Some(Part {
                 order: 1,
                 offset: 0,
+                total: 0,
                 bytes: vec![b'x'; MAX_PART_BYTES],
                 end: None,
             }),

@@ -11,6 +11,7 @@ pub mod initrd;
 pub mod lab;
 pub mod manual;
 pub mod node;
+mod order;
 pub mod report;
 pub mod secret;
 pub mod service;

@@ -9,8 +9,8 @@ use owo_colors::OwoColorize as _;
 use serde_json::json;
 use wire::stage::Stage;
 
-use super::diff;
 use super::image::open_store;
+use super::{diff, order};
 use crate::args::{self, DirArgs, NodeCommand};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
@@ -47,6 +47,9 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
             anstream::println!("{}", plan.cmdline);
         }
         NodeCommand::Forget { nodes, output } => forget(&mut client, &nodes, output.json)?,
+        NodeCommand::Run(args) => order::run(&mut client, &args)?,
+        NodeCommand::Reboot(args) => order::reboot(&mut client, &args)?,
+        NodeCommand::Diff(args) => order::diff(dirs, &mut client, &args)?,
         NodeCommand::Set {
             node,
             change,
@@ -115,7 +118,7 @@ fn set(client: &mut Client, wanted: String, change: args::NodeChange, json: bool
 }
 
 /// The nodes that a list such as `n[001-600],@gpu` means.
-fn select(client: &mut Client, nodes: String) -> Outcome<Vec<NodeView>> {
+pub(super) fn select(client: &mut Client, nodes: String) -> Outcome<Vec<NodeView>> {
     match client.request(&Request::Select { nodes })? {
         Response::Nodes { nodes, .. } => Ok(nodes),
         other => Err(unexpected(&other)),
@@ -183,7 +186,7 @@ fn one(client: &mut Client, request: &Request) -> Outcome<NodeView> {
     }
 }
 
-fn boots(client: &mut Client, node: String) -> Outcome<(String, Vec<BootView>)> {
+pub(super) fn boots(client: &mut Client, node: String) -> Outcome<(String, Vec<BootView>)> {
     match client.request(&Request::Boots { node })? {
         Response::Boots { node, boots } => Ok((node, boots)),
         other => Err(unexpected(&other)),
@@ -212,6 +215,7 @@ impl From<args::NodeChange> for NodeChange {
             image: change.image,
             kernel_args: change.kernel_args,
             groups: change.groups,
+            once: change.once,
         }
     }
 }
@@ -301,6 +305,7 @@ fn show_text(node: &NodeView) -> String {
         ),
         line("Image", &image_text(node)),
         line("Reached", &progress(node)),
+        line("Orders", &orders_text(node)),
     ];
     if let Some(failure) = &node.failure {
         lines.push(line("Cause", &failure.cause));
@@ -334,6 +339,14 @@ fn show_text(node: &NodeView) -> String {
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// Whether it can be told to do something.
+fn orders_text(node: &NodeView) -> String {
+    match node.polled_ms {
+        Some(at) => format!("asked for {}", render::ago(at)),
+        None => "not asked for since the daemon started".to_owned(),
+    }
 }
 
 /// The page of `slate node log`: a column for each boot, a row for each stage that any came to.
@@ -430,6 +443,8 @@ mod tests {
             failed_digest: None,
             kernel_args: String::new(),
             groups: Vec::new(),
+            once: None,
+            polled_ms: None,
             reached: Some("kernel".into()),
             failure: None,
             seen_ms: None,

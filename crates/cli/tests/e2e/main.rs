@@ -12,6 +12,7 @@ mod keeper;
 mod libnfs;
 mod native;
 mod node;
+mod orders;
 mod proxy;
 mod restart;
 mod seed;

@@ -180,9 +180,14 @@ pub(crate) fn initrd(site: &Site) -> PathBuf {
 
 /// Plans a start and makes it.
 pub(crate) fn power_on(site: &Site, initrd: &Path, index: u16) -> Machine {
+    power_on_sized(site, initrd, index, MEMORY_MIB)
+}
+
+/// The kernel command line of a node's next start.
+fn planned(site: &Site, index: u16) -> String {
     let mac = MacAddress::nth(index).to_string();
     let plan = site.slate_json(&["node", "plan", &mac, "--json"]);
-    power_on_with(site, initrd, index, &text(&plan, "cmdline"))
+    text(&plan, "cmdline")
 }
 
 /// Starts with any kernel command line.
@@ -192,6 +197,20 @@ pub(crate) fn power_on_with(site: &Site, initrd: &Path, index: u16, command_line
         command_line: command_line.to_owned(),
         memory_mib: MEMORY_MIB,
     };
+    start(site, index, hardware)
+}
+
+/// Plans a start and makes it, with as much memory as is said.
+pub(crate) fn power_on_sized(site: &Site, initrd: &Path, index: u16, memory_mib: u32) -> Machine {
+    let hardware = Uml {
+        initrd: Some(initrd.to_path_buf()),
+        command_line: planned(site, index),
+        memory_mib,
+    };
+    start(site, index, hardware)
+}
+
+fn start(site: &Site, index: u16, hardware: Uml) -> Machine {
     let capture = site.path(&format!("console{index}.log"));
     Machine::power_on(
         &site.network,

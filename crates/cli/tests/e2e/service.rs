@@ -7,7 +7,10 @@ use std::process::{Command, Stdio};
 use lab::{Console, Network, Tool, Uml};
 
 use crate::harness::{PATIENCE, Site, address, assert_running, guest, impossible};
-use crate::native::{self, initrd, power_on};
+use crate::native::{self, initrd, power_on_sized};
+
+/// The node holds copies of a binary that was built for debugging.
+const MEMORY_MIB: u32 = 640;
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
@@ -22,7 +25,7 @@ fn the_service_is_installed_survives_its_daemon_and_leaves_nothing() {
         "debian12",
         &["--ssh-key", public.to_str().expect("a path in UTF-8")],
     );
-    let machine = power_on(&site, &initrd(&site), 1);
+    let machine = power_on_sized(&site, &initrd(&site), 1, MEMORY_MIB);
     site.wait_up(machine.mac(), 1);
     let console = machine.console();
     console.login(PATIENCE).expect("a shell");

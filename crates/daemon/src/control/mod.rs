@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError, Events};
 pub use engine::{
-    Change, Changes, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, Secret, SecretView,
+    Change, Changes, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, OrderState,
+    OrderView, Secret, SecretView,
 };
 
 /// Version of the protocol; it rises when an old client would misread a new server.
@@ -94,6 +95,20 @@ pub enum Request {
         /// The list.
         nodes: String,
     },
+    /// Have running nodes run a command: answered by [`Response::Orders`], one for each node.
+    Order {
+        /// A list of nodes.
+        nodes: String,
+        /// A command line for `sh -c`.
+        script: String,
+        /// Ends it after so many seconds.
+        seconds: u32,
+    },
+    /// How far an order is, with its output: answered by [`Response::Orders`].
+    OrderNow {
+        /// Its id.
+        id: u64,
+    },
     /// Keep a secret for files that name it: answered by [`Response::Done`].
     SetSecret {
         /// Its name.
@@ -125,6 +140,8 @@ pub struct NodeChange {
     pub kernel_args: Option<String>,
     /// Groups, separated by commas.
     pub groups: Option<String>,
+    /// Image of its next boot only, `NAME[:TAG]`.
+    pub once: Option<String>,
 }
 
 /// What the server answers.
@@ -156,6 +173,11 @@ pub enum Response {
     Applied(Changes),
     /// To [`Request::Inventory`].
     Inventory(Inventory),
+    /// To [`Request::Order`] and [`Request::OrderNow`].
+    Orders {
+        /// In order of the nodes' names.
+        orders: Vec<OrderView>,
+    },
     /// To [`Request::Secrets`].
     Secrets {
         /// In order of names.
@@ -244,6 +266,12 @@ pub struct NodeView {
     /// Its groups, those that count first first.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// Image of its next boot only, `NAME:TAG`.
+    #[serde(default)]
+    pub once: Option<String>,
+    /// When its agent last asked for orders, Unix milliseconds; `None` = not since the daemon started.
+    #[serde(default)]
+    pub polled_ms: Option<u64>,
     /// Furthest stage of the current boot.
     pub reached: Option<String>,
     /// Stage and cause where it failed, if it did.

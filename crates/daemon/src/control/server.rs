@@ -184,6 +184,16 @@ impl Server {
             Request::SetSecret { name, content } => {
                 self.command(Command::SetSecret { name, content })
             }
+            Request::Order {
+                nodes,
+                script,
+                seconds,
+            } => self.command(Command::Order {
+                nodes,
+                script,
+                seconds,
+            }),
+            Request::OrderNow { id } => self.command(Command::Orders { ids: vec![id] }),
             Request::Secrets => self.command(Command::Secrets),
             Request::Refresh => self.refreshed(),
             Request::VersionsInUse => self.versions_in_use(),
@@ -219,6 +229,7 @@ impl Server {
                     .collect(),
                 seen: Vec::new(),
             },
+            Ok(Ok(CommandReply::Orders(orders))) => Response::Orders { orders },
             Ok(Ok(CommandReply::Secrets(secrets))) => Response::Secrets { secrets },
             Ok(Err(error)) => refusal(error.to_string(), error.hint()),
             Err(_) => refusal(
@@ -387,6 +398,7 @@ fn change_of(change: NodeChange) -> Result<engine::NodeChange, Box<Response>> {
         name: change.name,
         address,
         image: change.image.map(setting),
+        once: change.once.map(setting),
         kernel_args: change.kernel_args,
         groups: change.groups.map(|groups| {
             let names = groups.split(',').map(str::trim);

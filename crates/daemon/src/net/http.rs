@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::{
-    HttpAnswer, HttpBody, HttpRequest, Input, MAX_HTTP_BODY_BYTES, Service, TransferOutcome,
+    HOLD_SECONDS, HttpAnswer, HttpBody, HttpRequest, Input, MAX_HTTP_BODY_BYTES, Service,
+    TransferOutcome,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -21,8 +22,8 @@ use crate::content::Contents;
 use crate::hub::{Inbox, Message};
 use crate::identity::Identities;
 
-/// Most connections at once.
-const CONNECTIONS_MAX: usize = 2048;
+/// Most connections at once, those of agents that wait for orders among them.
+const CONNECTIONS_MAX: usize = 8192;
 /// How long a client may take for its headers.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -101,8 +102,10 @@ impl Server {
         };
         let (sender, receiver) = oneshot::channel();
         let asked = self.send(Message::Http(Input::Http { peer, request }, sender));
-        match (asked, receiver.await) {
-            (true, Ok(answer)) => self.respond(peer, answer).await,
+        let waited = tokio::time::timeout(Duration::from_secs(HOLD_SECONDS), receiver).await;
+        match (asked, waited) {
+            (true, Ok(Ok(answer))) => self.respond(peer, answer).await,
+            (true, Err(_)) => response(204, "application/octet-stream", Bytes::new()),
             // The decision could not be kept, or the daemon stops: both pass.
             _ => plain(503, "try again"),
         }

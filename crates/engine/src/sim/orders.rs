@@ -65,6 +65,7 @@ impl Agent {
         Some(Part {
             order,
             offset,
+            total: offset + bytes.len() as u64,
             bytes: bytes.into(),
             end,
         })
@@ -262,14 +263,14 @@ fn outputs_and_orders_are_bounded() {
         "{ids:?}"
     );
     let id = ids[0].expect("it was given");
-    let block = vec![b'x'; 32 << 10];
-    for index in 0..40 {
+    let block = vec![b'x'; 8 << 10];
+    for index in 0..160 {
         let offset = index * block.len() as u64;
         agent.poll(&mut world, &[], Agent::part(id, offset, &block, None));
     }
     let full = view(&mut world, id);
     assert_eq!(full.output.len(), MAX_OUTPUT_BYTES);
-    assert_eq!(full.printed, 40 * block.len() as u64);
+    assert_eq!(full.printed, 160 * block.len() as u64);
     let long = Command::Order {
         nodes: "node1".into(),
         script: "x".repeat(9000),
