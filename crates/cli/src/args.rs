@@ -92,6 +92,12 @@ pub enum Command {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Bring a new version to nodes a few at a time, and take it back where it does not hold
+    ///
+    /// One node is tried first, then a batch at a time: rebooted into the version, and asked by a
+    /// command whether it holds. Where any fails, every node goes back to what it had. Until it is
+    /// over no node boots the version but to try it, whatever is switched off meanwhile.
+    Rollout(RolloutArgs),
     /// Keep what only nodes may know, for files that name it
     #[command(subcommand)]
     Secret(SecretCommand),
@@ -591,6 +597,94 @@ pub struct RebootArgs {
     /// How long --before may take, and how long --wait waits
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub timeout: Duration,
+}
+
+/// `slate rollout`.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct RolloutArgs {
+    #[command(subcommand)]
+    pub command: Option<RolloutCommand>,
+    /// The image; its version of now is brought to the nodes
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub image: Option<String>,
+    /// The nodes: names, MACs, n[001-600], @group
+    #[arg(long, value_name = "NODES", required = true)]
+    pub to: Option<String>,
+    /// How many nodes are tried before all others
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub canary: u32,
+    /// How many nodes are tried at once after that: a number, or a share of all
+    #[arg(long, value_name = "COUNT|PERCENT", default_value = "10%")]
+    pub batch: BatchSize,
+    /// Must succeed on each node once it is up
+    #[arg(long, value_name = "COMMAND")]
+    pub gate: Option<String>,
+    /// Run this on each node before it reboots; where it fails the rollout does
+    #[arg(long, value_name = "COMMAND")]
+    pub before: Option<String>,
+    /// Reboot nodes whoever is there
+    #[arg(long, conflicts_with = "on_next_boot")]
+    pub force: bool,
+    /// Reboot nobody: nodes are tried when somebody else reboots them
+    #[arg(long, conflicts_with = "before")]
+    pub on_next_boot: bool,
+    /// How long each node may take, from the order to reboot to the end of the gate
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub timeout: Duration,
+    /// Do not wait for its end
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// `slate rollout …`.
+#[derive(Subcommand, Debug)]
+pub enum RolloutCommand {
+    /// Show the rollouts, and how far each node is
+    Status {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Stop a rollout: its nodes go back to what they had
+    Stop {
+        /// Its number; without one, that of the only rollout that goes on
+        #[arg(value_name = "NUMBER")]
+        id: Option<u64>,
+    },
+}
+
+/// A number of nodes, or a share of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchSize {
+    Nodes(u32),
+    Percent(u8),
+}
+
+impl FromStr for BatchSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected =
+            || format!("expected a number of nodes such as 5 or a share such as 10%, got {text}");
+        let size = match text.strip_suffix('%') {
+            Some(percent) => percent
+                .parse()
+                .ok()
+                .filter(|it| (1..=100).contains(it))
+                .map(Self::Percent),
+            None => text.parse().ok().filter(|it| *it > 0).map(Self::Nodes),
+        };
+        size.ok_or_else(expected)
+    }
+}
+
+impl fmt::Display for BatchSize {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nodes(count) => write!(out, "{count}"),
+            Self::Percent(percent) => write!(out, "{percent}%"),
+        }
+    }
 }
 
 /// `slate node diff`.

@@ -35,6 +35,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Node(command) => commands::node::run(dirs, command),
         Command::Apply(args) => commands::apply::run(dirs, &args),
         Command::Export { output } => commands::apply::export(dirs, output),
+        Command::Rollout(args) => commands::rollout::run(dirs, &args),
         Command::Secret(command) => commands::secret::run(dirs, command),
         Command::Events(args) => commands::events::run(dirs, &args),
         Command::Service(command) => commands::service::run(dirs, command),

@@ -25,6 +25,7 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
         next_digest: view.next_image.map(|digest| digest.to_string()),
         failed_digest: view.failed_image.map(|digest| digest.to_string()),
         kernel_args: view.kernel_args,
+        pinned_digest: view.pinned.map(|digest| digest.to_string()),
         once: view.once.map(|image| image.to_string()),
         polled_ms: view.polled.map(|at| at.0),
         groups: view.groups,

@@ -331,6 +331,9 @@ impl Engine {
             image,
             kernel_args: entry.kernel_args.clone(),
             groups: entry.groups.clone(),
+            // Whoever says that it boots another image means that.
+            pinned: known.filter(|_| same_image).and_then(|it| it.pinned),
+            trial: known.filter(|_| same_image).and_then(|it| it.trial.clone()),
             once: known.and_then(|node| node.once.clone()),
         })
     }

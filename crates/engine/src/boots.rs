@@ -229,6 +229,7 @@ impl Engine {
                 key: Record::Boot(old).key(),
             });
         }
+        self.boot_on_trial(turn, mac, BootId(id));
         self.boots.watch(turn.now + STUCK_AFTER);
         self.tell(turn, Some(mac), EventKind::BootStarted { boot: BootId(id) });
         BootId(id)
@@ -254,6 +255,7 @@ impl Engine {
         boot.timeline.push(StageAt { stage, at: now });
         boot.failure = None;
         let (boot, started, image) = (boot.clone(), boot.started, boot.image);
+        let id = boot.id;
         self.boots.watch(now + STUCK_AFTER);
         turn.persist(Record::Boot(boot));
         self.tell(
@@ -264,6 +266,9 @@ impl Engine {
                 text: text.to_owned(),
             },
         );
+        if stage >= Stage::Init {
+            self.end_former_agents(turn, mac, id);
+        }
         if stage == Stage::MultiUser {
             let learned = self.learned_address(mac);
             let address = learned.or_else(|| self.leases.address_of(mac));

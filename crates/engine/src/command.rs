@@ -10,6 +10,7 @@ use crate::image::ImageRef;
 use crate::orders::OrderView;
 use crate::plan::BootPlan;
 use crate::record::Secret;
+use crate::rollout::{RolloutPlan, RolloutView};
 use crate::view::{NodeView, SecretView};
 
 /// A user's command.
@@ -59,6 +60,15 @@ pub enum Command {
         /// Ends it after so many seconds.
         seconds: u32,
     },
+    /// Bring a version to nodes a few at a time.
+    RollOut(RolloutPlan),
+    /// Stop a rollout and take its version back.
+    StopRollout {
+        /// Its number.
+        id: u64,
+    },
+    /// All rollouts that are kept.
+    Rollouts,
     /// How far orders are.
     Orders {
         /// Their ids.
@@ -124,6 +134,8 @@ pub enum CommandReply {
     Inventory(Inventory),
     /// The nodes that are meant, in order of their names.
     Selected(Vec<NodeView>),
+    /// Rollouts, as they are now.
+    Rollouts(Vec<RolloutView>),
     /// Orders, as they are now.
     Orders(Vec<OrderView>),
     /// All secrets.

@@ -43,6 +43,9 @@ impl Engine {
                 script,
                 seconds,
             } => self.order(turn, &nodes, &script, seconds),
+            Command::RollOut(plan) => self.roll_out(turn, plan),
+            Command::StopRollout { id } => self.stop_rollout(turn, id),
+            Command::Rollouts => Ok(CommandReply::Rollouts(self.rollout_views(None))),
             Command::Orders { ids } => Ok(self.orders_of(&ids)),
             Command::Secrets => Ok(CommandReply::Secrets(self.secret_views())),
         };
@@ -111,6 +114,8 @@ impl Engine {
         // Whoever says what it boots means that, also where it has failed before.
         if image.is_some() {
             node.fallback = None;
+            node.pinned = None;
+            node.trial = None;
             node.image_set = Some(turn.now);
         }
         match image {

@@ -271,6 +271,28 @@ pub enum EventKind {
         /// The name, made printable.
         owner: String,
     },
+    /// A version is brought to nodes a few at a time.
+    RolloutStarted {
+        /// The image.
+        image: String,
+        /// Its version.
+        #[serde(with = "crate::text")]
+        version: Digest,
+    },
+    /// A rollout's version is up on a node, and passed the gate there.
+    VersionProved,
+    /// A rollout's version holds on all its nodes.
+    RolloutDone {
+        /// The image.
+        image: String,
+    },
+    /// A rollout was stopped and taken back.
+    RolloutFailed {
+        /// The image.
+        image: String,
+        /// Why.
+        cause: String,
+    },
     /// A node was told to run a command.
     Ordered {
         /// Names it.
@@ -361,6 +383,7 @@ impl EventKind {
             | EventKind::FileOmitted { .. }
             | EventKind::OrderLost { .. }
             | EventKind::PollRefused { .. }
+            | EventKind::RolloutFailed { .. }
             | EventKind::FellBack { .. }
             | EventKind::NfsStale { .. }
             | EventKind::NfsDamaged { .. }
@@ -395,6 +418,7 @@ impl fmt::Display for EventKind {
             | EventKind::Up { .. }
             | EventKind::Failed { .. }
             | EventKind::FileOmitted { .. }
+            | EventKind::VersionProved
             | EventKind::Ordered { .. }
             | EventKind::OrderEnded { .. }
             | EventKind::OrderLost { .. }
@@ -447,6 +471,7 @@ impl EventKind {
                 for_ms,
                 cause,
             } => write!(out, "stuck in {stage} for {}: {cause}", Seconds(*for_ms)),
+            EventKind::VersionProved => write!(out, "has proved the rollout's version"),
             EventKind::Ordered { command, .. } => write!(out, "is told to run: {command}"),
             EventKind::OrderEnded { status: 0, .. } => write!(out, "has done as told"),
             EventKind::OrderEnded { status, .. } => {
@@ -572,6 +597,13 @@ impl EventKind {
                 "several NFS clients at {address} call themselves {owner:?}: give each a \
                  nfs.nfs4_unique_id of its own"
             ),
+            EventKind::RolloutStarted { image, version } => {
+                write!(out, "rollout of {image}, version {}, began", short(version))
+            }
+            EventKind::RolloutDone { image } => write!(out, "rollout of {image} is done"),
+            EventKind::RolloutFailed { image, cause } => {
+                write!(out, "rollout of {image} was taken back: {cause}")
+            }
             EventKind::PollRefused { address, cause } => {
                 write!(out, "{address} asked for orders and was refused: {cause}")
             }

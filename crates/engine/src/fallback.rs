@@ -14,7 +14,7 @@ const FAILED_BOOTS: usize = 2;
 impl Engine {
     /// What a node boots instead of its image, where that failed on it.
     pub(crate) fn fallback_of(&self, node: &Node) -> Option<Fallback> {
-        let wanted = self.image_of(Some(node)).ok()?.digest;
+        let wanted = self.wanted_version(Some(node)).ok()?;
         node.fallback.filter(|it| it.failed == wanted)
     }
 
@@ -38,7 +38,7 @@ impl Engine {
         if self.fallback_of(node).is_some() {
             return None;
         }
-        let wanted = self.image_of(Some(node)).ok()?.digest;
+        let wanted = self.wanted_version(Some(node)).ok()?;
         let boots = self.boots.of(node.mac);
         // Before it has asked for all that its version boots with, the version is not to blame.
         let failed = boots.iter().take_while(|boot| !is_up(boot)).filter(|boot| {

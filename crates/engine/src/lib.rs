@@ -26,6 +26,7 @@ mod proxy;
 mod ready;
 mod record;
 mod render;
+mod rollout;
 mod select;
 #[cfg(test)]
 mod sim;
@@ -50,6 +51,7 @@ use crate::limit::TokenBucket;
 use crate::orders::Orders;
 use crate::proxy::{LastOffer, SeenMachines};
 use crate::ready::Readiness;
+use crate::rollout::Rollouts;
 
 pub use apply::{Change, Changes, Inventory, NodeChanged, NodeEntry, SettingChanged};
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
@@ -66,6 +68,7 @@ pub use plan::BootPlan;
 pub use record::{
     Boot, Failure, Fallback, Learned, Lease, Node, Record, Secret, Settings, StageAt,
 };
+pub use rollout::{Batch, RolloutPlan, RolloutState, RolloutView};
 pub use time::Timestamp;
 pub use view::{BootView, NodeView, SecretView, SeenView};
 pub use wire::digest::Digest;
@@ -104,6 +107,7 @@ pub struct Engine {
     /// What the firmware of nodes was told last, beside another server.
     last_offers: BTreeMap<Mac, LastOffer>,
     orders: Orders,
+    rollouts: Rollouts,
     /// Other servers where there should be none, and when each was told of last.
     rogues: BTreeMap<Ipv4Addr, Timestamp>,
 }
@@ -157,6 +161,7 @@ impl Engine {
             seen: SeenMachines::default(),
             last_offers: BTreeMap::new(),
             orders: Orders::default(),
+            rollouts: Rollouts::default(),
             rogues: BTreeMap::new(),
         };
         restored
@@ -176,6 +181,7 @@ impl Engine {
             Record::Network { network, settings } => {
                 self.networks.insert(network, settings);
             }
+            Record::Rollout(rollout) => self.rollouts.restore(*rollout),
             Record::Secret { name, content } => drop(self.secrets.insert(name, content)),
             Record::Removed { .. } => {}
         }
@@ -188,6 +194,15 @@ impl Engine {
             out: Vec::new(),
         };
         self.forget_silent(&mut turn);
+        // What a rollout waits for is told by agents and beacons, or is a command's or the time's.
+        let may_advance = matches!(
+            input,
+            Input::Http { .. }
+                | Input::Beacon { .. }
+                | Input::Command(_)
+                | Input::Images { .. }
+                | Input::Tick
+        );
         match input {
             Input::Dhcp {
                 interface,
@@ -220,6 +235,7 @@ impl Engine {
             Input::Images { images, versions } => {
                 self.images = images;
                 self.versions = versions;
+                self.unpin_followers(&mut turn);
                 self.prepare_all(&mut turn);
             }
             Input::Prepared { version, result } => self.prepared(version, result),
@@ -229,13 +245,17 @@ impl Engine {
                 self.expire_orders(&mut turn);
             }
         }
+        if may_advance {
+            self.advance_rollouts(&mut turn);
+        }
         turn.out
     }
 
     /// When the engine wants an [`Input::Tick`].
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        let orders = self.orders.next_deadline();
-        self.boots.next_deadline().into_iter().chain(orders).min()
+        let others = [self.orders.next_deadline(), self.rollout_deadline()];
+        let boots = self.boots.next_deadline();
+        others.into_iter().flatten().chain(boots).min()
     }
 
     /// Every node, sorted by name.
@@ -253,7 +273,9 @@ impl Engine {
     /// The image versions that nodes run, or may run.
     pub fn versions_in_use(&self) -> BTreeSet<Digest> {
         let mut versions = self.boots.versions();
-        versions.extend(self.nodes.values().filter_map(fallback_version));
+        let nodes = || self.nodes.values();
+        versions.extend(nodes().filter_map(fallback_version));
+        versions.extend(nodes().flat_map(Engine::rollout_versions));
         versions
     }
 
@@ -278,6 +300,7 @@ impl Engine {
             address_is_fixed: node.address.is_some() && node.address == address,
             image: node.image.clone(),
             once: node.once.clone(),
+            pinned: node.pinned,
             groups: node.groups.clone(),
             next_image: self.version_of(Some(node)).ok(),
             failed_image: self.fallback_of(node).map(|it| it.failed),
@@ -340,6 +363,8 @@ impl Engine {
                 kernel_args: String::new(),
                 groups: Vec::new(),
                 once: None,
+                pinned: None,
+                trial: None,
                 fallback: None,
                 image_set: None,
             };
@@ -448,16 +473,19 @@ impl Engine {
 /// As [`Engine::versions_in_use`], by what an engine has left.
 pub fn versions_in_use(records: impl IntoIterator<Item = Record>) -> BTreeSet<Digest> {
     let mut boots = Boots::default();
-    let mut fallbacks = BTreeSet::new();
+    let mut others = BTreeSet::new();
     for record in records {
         match record {
             Record::Boot(boot) => boots.restore(boot),
-            Record::Node(node) => fallbacks.extend(fallback_version(&node)),
+            Record::Node(node) => {
+                others.extend(fallback_version(&node));
+                others.extend(Engine::rollout_versions(&node));
+            }
             _ => {}
         }
     }
     let mut versions = boots.versions();
-    versions.append(&mut fallbacks);
+    versions.append(&mut others);
     versions
 }
 

@@ -255,9 +255,7 @@ impl Engine {
     }
 
     fn take_poll(&mut self, turn: &mut Turn, mac: Mac, boot: BootId, poll: &Poll) {
-        // Whatever an earlier boot was told, it does no more.
-        let former = |order: &Order| order.mac == mac && order.boot != boot && !order.is_over();
-        self.lose(turn, "the node has booted anew", former);
+        self.end_former_agents(turn, mac, boot);
         for id in &poll.known {
             if let Some(order) = self.orders.by_id.get_mut(id)
                 && order.mac == mac
@@ -280,6 +278,16 @@ impl Engine {
             let order = part.order;
             self.tell(turn, Some(mac), EventKind::OrderEnded { order, status });
         }
+    }
+
+    /// A node runs a boot: whatever an earlier one was told, it does no more, and is told nothing.
+    pub(crate) fn end_former_agents(&mut self, turn: &mut Turn, mac: Mac, boot: BootId) {
+        let agent = self.orders.agents.get(&mac);
+        if agent.is_some_and(|agent| agent.boot != boot) {
+            self.orders.agents.remove(&mac);
+        }
+        let former = |order: &Order| order.mac == mac && order.boot != boot && !order.is_over();
+        self.lose(turn, "the node has booted anew", former);
     }
 
     fn lose(&mut self, turn: &mut Turn, cause: &str, which: impl Fn(&Order) -> bool) {
@@ -374,7 +382,13 @@ impl Engine {
         }
     }
 
-    fn give(
+    /// How far an order is, and what it has printed.
+    pub(crate) fn order_state(&self, id: u64) -> Option<(OrderState, Vec<u8>)> {
+        let order = self.orders.by_id.get(&id)?;
+        Some((order.state.clone(), order.output.clone()))
+    }
+
+    pub(crate) fn give(
         &mut self,
         turn: &mut Turn,
         mac: Mac,

@@ -12,6 +12,7 @@ use wire::stage::Stage;
 
 use crate::group::{Group, NetworkSettings};
 use crate::image::ImageRef;
+use crate::rollout::{Rollout, Trial};
 use crate::time::Timestamp;
 
 /// A durable fact.
@@ -42,6 +43,8 @@ pub enum Record {
         /// What is told.
         settings: NetworkSettings,
     },
+    /// A rollout. Keyed by id.
+    Rollout(Box<Rollout>),
     /// A secret. Keyed by name.
     Secret {
         /// Its name.
@@ -58,7 +61,8 @@ pub enum Record {
 
 impl Record {
     /// The key under which the newest record counts: `lease/ADDRESS`, `node/MAC`, `boot/ID`,
-    /// `learned/MAC`, `settings`, `group/NAME`, `network/ADDRESS/PREFIX`, `secret/NAME`.
+    /// `learned/MAC`, `settings`, `group/NAME`, `network/ADDRESS/PREFIX`, `secret/NAME`,
+    /// `rollout/ID`.
     pub fn key(&self) -> String {
         match self {
             Record::Lease(lease) => format!("lease/{}", lease.address),
@@ -67,6 +71,7 @@ impl Record {
             Record::Learned(learned) => format!("learned/{}", learned.mac),
             Record::Settings(_) => "settings".into(),
             Record::Group { name, .. } => format!("group/{name}"),
+            Record::Rollout(rollout) => format!("rollout/{}", rollout.id),
             Record::Network { network, .. } => format!("network/{network}"),
             Record::Secret { name, .. } => format!("secret/{name}"),
             Record::Removed { key } => key.clone(),
@@ -119,6 +124,12 @@ pub struct Node {
     /// The image of its next boot only.
     #[serde(default, with = "crate::text::option")]
     pub once: Option<ImageRef>,
+    /// The version that it boots whatever its image names: a rollout's word.
+    #[serde(default, with = "crate::text::option")]
+    pub pinned: Option<Digest>,
+    /// Its part in a rollout.
+    #[serde(default)]
+    pub trial: Option<Box<Trial>>,
     /// The version that it boots instead of one that failed.
     #[serde(default)]
     pub fallback: Option<Fallback>,

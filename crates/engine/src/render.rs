@@ -31,9 +31,36 @@ impl Engine {
     /// The image version that a node's next boot takes: what its image names, unless that failed. The
     /// default image's where the node is not known yet.
     pub(crate) fn version_of(&self, node: Option<&Node>) -> Result<Digest, String> {
-        let image = self.image_of(node)?;
+        if let Some(once) = node.and_then(|node| self.version_for_once(node)) {
+            return once;
+        }
+        let wanted = self.wanted_version(node)?;
         let fallback = node.and_then(|node| self.fallback_of(node));
-        Ok(fallback.map_or(image.digest, |it| it.instead))
+        Ok(fallback.map_or(wanted, |it| it.instead))
+    }
+
+    /// The version that a node is pinned to, else that of its image.
+    pub(crate) fn wanted_version(&self, node: Option<&Node>) -> Result<Digest, String> {
+        match node.and_then(|node| node.pinned) {
+            Some(pinned) => Ok(pinned),
+            None => self.image_of(node).map(|image| image.digest),
+        }
+    }
+
+    /// The version that a node was given for its next boot, or for the one that its loaders are at.
+    fn version_for_once(&self, node: &Node) -> Option<Result<Digest, String>> {
+        let current = || self.boots.current(node.mac).filter(|boot| is_loading(boot));
+        let once = node
+            .once
+            .as_ref()
+            .or_else(|| current().and_then(|boot| boot.once.as_ref()));
+        match once {
+            Some(image) => Some(match self.find_image(image) {
+                Some(image) => Ok(image.digest),
+                None => Err(format!("the store has no image {image}")),
+            }),
+            None => self.trial_version(node).map(Ok),
+        }
     }
 
     /// The image that a node follows, or the default one.
@@ -47,9 +74,6 @@ impl Engine {
 
     /// The image that a node, else its groups, else the settings name.
     pub(crate) fn image_named<'a>(&'a self, node: Option<&'a Node>) -> Option<&'a ImageRef> {
-        if let Some(once) = node.and_then(|node| self.once_of(node)) {
-            return Some(once);
-        }
         let own = node.and_then(|node| node.image.as_ref());
         let of_groups = || {
             self.groups_of(node)
@@ -58,14 +82,6 @@ impl Engine {
         };
         own.or_else(of_groups)
             .or(self.config.default_image.as_ref())
-    }
-
-    /// The image that a node was given for its next boot, or for the one that its loaders are at.
-    fn once_of<'a>(&'a self, node: &'a Node) -> Option<&'a ImageRef> {
-        let current = || self.boots.current(node.mac).filter(|boot| is_loading(boot));
-        node.once
-            .as_ref()
-            .or_else(|| current().and_then(|boot| boot.once.as_ref()))
     }
 
     pub(crate) fn find_image(&self, wanted: &ImageRef) -> Option<&ImageInfo> {

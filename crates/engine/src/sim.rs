@@ -9,6 +9,7 @@ mod beside;
 mod groups;
 mod machine;
 mod orders;
+mod rollouts;
 mod scenarios;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -31,6 +31,9 @@ pub struct NodeView {
     /// The image of its next boot only.
     #[serde(with = "crate::text::option")]
     pub once: Option<ImageRef>,
+    /// The version that a rollout has brought it to, until its image names that.
+    #[serde(with = "crate::text::option")]
+    pub pinned: Option<Digest>,
     /// Its groups, those that count first first.
     pub groups: Vec<String>,
     /// The version that its next boot takes, if its image exists.

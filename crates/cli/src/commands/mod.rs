@@ -13,6 +13,7 @@ pub mod manual;
 pub mod node;
 mod order;
 pub mod report;
+pub mod rollout;
 pub mod secret;
 pub mod service;
 pub mod up;

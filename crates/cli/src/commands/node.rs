@@ -320,6 +320,16 @@ fn show_text(node: &NodeView) -> String {
         );
         lines.push(line("Fallback", &text));
     }
+    if let Some(digest) = &node.pinned_digest {
+        let text = format!(
+            "{}, by a rollout, until its image names that; let it follow its image again: \
+             slate node set {} --image {}",
+            render::short_digest(digest),
+            node.name,
+            node.image.as_deref().unwrap_or("none")
+        );
+        lines.push(line("Pinned", &text));
+    }
     if !node.groups.is_empty() {
         lines.push(line("Groups", &node.groups.join(", ")));
     }
@@ -444,6 +454,7 @@ mod tests {
             kernel_args: String::new(),
             groups: Vec::new(),
             once: None,
+            pinned_digest: None,
             polled_ms: None,
             reached: Some("kernel".into()),
             failure: None,

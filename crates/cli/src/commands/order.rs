@@ -68,7 +68,12 @@ pub fn reboot(client: &mut Client, args: &RebootArgs) -> Outcome {
     }
     let former = args.wait.then(|| boot_ids(client, &nodes)).transpose()?;
     let seconds = u32::try_from(args.timeout.as_secs()).unwrap_or(u32::MAX);
-    let given = give(client, &args.nodes, reboot_script(args), seconds)?;
+    let given = give(
+        client,
+        &args.nodes,
+        reboot_script(args.force, args.before.as_deref()),
+        seconds,
+    )?;
     let orders = follow(client, given, |order| {
         let text = match &order.state {
             OrderState::Ended { status: 0 } => "reboots".to_owned(),
@@ -106,9 +111,10 @@ pub fn reboot(client: &mut Client, args: &RebootArgs) -> Outcome {
         .hint("reboot them whoever is there with --force"))
 }
 
-fn reboot_script(args: &RebootArgs) -> String {
-    let check = if args.force { "" } else { WHO_IS_THERE };
-    let before = match &args.before {
+/// What has a node reboot, after `before`, and unless somebody is there.
+pub(super) fn reboot_script(force: bool, before: Option<&str>) -> String {
+    let check = if force { "" } else { WHO_IS_THERE };
+    let before = match before {
         Some(command) => format!("({command}\n) || {{ echo \"--before failed\"; exit 1; }}\n"),
         None => String::new(),
     };

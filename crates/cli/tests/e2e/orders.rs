@@ -1,5 +1,7 @@
 //! What running nodes are told to do.
 
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lab::Machine;
@@ -106,6 +108,126 @@ fn running_nodes_run_commands_tell_what_they_changed_and_reboot_once_into_anothe
     assert_eq!(next(&site), new);
     let away = fails(&site, &["node", "run", "node1", "cat /etc/new"]);
     assert!(away.contains("status 1"), "{away}");
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test"]
+fn a_rollout_takes_itself_back_where_its_gate_fails_and_comes_to_every_node_where_it_holds() {
+    if impossible(&native::TOOLS) {
+        return;
+    }
+    let mut site = Site::new("debian12", &[]);
+    site.give_own_store();
+    let old = site.digest.clone();
+    site.slate(&[
+        "image",
+        "run",
+        "debian12",
+        "--",
+        "sh",
+        "-c",
+        "echo new > /etc/new",
+    ]);
+    let initrd = initrd(&site);
+    let mut machines: Vec<Machine> = (1..=2).map(|it| power_on(&site, &initrd, it)).collect();
+    for machine in &machines {
+        site.wait_up(machine.mac(), 1);
+    }
+    let versions = |site: &Site| -> Vec<String> {
+        let nodes = site.slate_json(&["node", "list", "--json"]);
+        let nodes = nodes.as_array().expect("a list");
+        nodes.iter().map(|it| text(it, "digest")).collect()
+    };
+    let shown = site.slate_json(&["image", "show", "debian12:next", "--json"]);
+    let new = text(&shown, "digest");
+    let begin = [
+        "rollout",
+        "debian12:next",
+        "--to",
+        "@all",
+        "--force",
+        "--timeout",
+        "5m",
+    ];
+    let with_gate = |gate: &'static str| [&begin[..], &["--gate", gate]].concat();
+
+    let failed = attend(
+        &site,
+        &initrd,
+        &mut machines,
+        &with_gate("test -e /etc/older"),
+    );
+    assert!(
+        failed.contains("taken back: node1: the gate fails: status 1"),
+        "{failed}"
+    );
+    let end = Instant::now() + PATIENCE;
+    while versions(&site) != [&*old, &*old] || site.events(machines[0].mac(), "up").len() < 3 {
+        assert!(Instant::now() < end, "{:?} is not {old}", versions(&site));
+        revive(&site, &initrd, &mut machines);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(
+        site.events(machines[1].mac(), "up").len(),
+        1,
+        "it was never tried there"
+    );
+
+    let done = attend(
+        &site,
+        &initrd,
+        &mut machines,
+        &with_gate("test -e /etc/new"),
+    );
+    assert!(done.contains("It holds on every node."), "{done}");
+    assert_eq!(versions(&site), [&*new, &*new]);
+    // Until everybody follows, they stay with what was brought to them, over a restart of the daemon.
+    site.kill_daemon();
+    site.start_daemon();
+    let pinned = |site: &Site| {
+        let node = site.slate_json(&["node", "show", "node2", "--json"]);
+        (
+            text(&node, "next_digest"),
+            node["pinned_digest"].is_string(),
+        )
+    };
+    assert_eq!(pinned(&site), (new.clone(), true));
+    site.slate(&["image", "tag", "debian12:next", "debian12"]);
+    let end = Instant::now() + PATIENCE;
+    while pinned(&site) != (new.clone(), false) {
+        assert!(Instant::now() < end, "{:?}", pinned(&site));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Runs a command while machines that restart are started, as their firmware would; what it said.
+fn attend(site: &Site, initrd: &Path, machines: &mut [Machine], arguments: &[&str]) -> String {
+    let mut command = site.slate_command();
+    command
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut running = command.spawn().expect("slate starts");
+    let end = Instant::now() + 4 * PATIENCE;
+    while running.try_wait().expect("waiting").is_none() {
+        assert!(Instant::now() < end, "{arguments:?} does not end");
+        revive(site, initrd, machines);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let output = running.wait_with_output().expect("its output");
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+/// User-Mode Linux starts itself anew with its old command line: a firmware asks for a new one.
+fn revive(site: &Site, initrd: &Path, machines: &mut [Machine]) {
+    for (index, machine) in (1..).zip(machines) {
+        let lines = machine.console().lines();
+        let restarts = |line: &lab::Line| line.text.contains("reboot: Restarting system");
+        if lines.iter().any(restarts) {
+            machine.power_off().expect("it can be switched off");
+            *machine = power_on(site, initrd, index);
+        }
+    }
 }
 
 /// Adds, changes and removes a file, and a directory of the image's changes in what it holds only.

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError, Events};
 pub use engine::{
-    Change, Changes, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, OrderState,
-    OrderView, Secret, SecretView,
+    Batch, Change, Changes, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, OrderState,
+    OrderView, RolloutPlan, RolloutState, RolloutView, Secret, SecretView,
 };
 
 /// Version of the protocol; it rises when an old client would misread a new server.
@@ -109,6 +109,18 @@ pub enum Request {
         /// Its id.
         id: u64,
     },
+    /// Bring a version to nodes a few at a time: answered by [`Response::Rollouts`], with this one.
+    RollOut {
+        /// What it is to do.
+        plan: RolloutPlan,
+    },
+    /// Stop a rollout and take its version back: answered by [`Response::Rollouts`], with this one.
+    StopRollout {
+        /// Its number.
+        id: u64,
+    },
+    /// All rollouts that are kept: answered by [`Response::Rollouts`].
+    Rollouts,
     /// Keep a secret for files that name it: answered by [`Response::Done`].
     SetSecret {
         /// Its name.
@@ -177,6 +189,11 @@ pub enum Response {
     Orders {
         /// In order of the nodes' names.
         orders: Vec<OrderView>,
+    },
+    /// To [`Request::RollOut`], [`Request::StopRollout`] and [`Request::Rollouts`].
+    Rollouts {
+        /// In the order in which they began.
+        rollouts: Vec<RolloutView>,
     },
     /// To [`Request::Secrets`].
     Secrets {
@@ -269,6 +286,9 @@ pub struct NodeView {
     /// Image of its next boot only, `NAME:TAG`.
     #[serde(default)]
     pub once: Option<String>,
+    /// Digest that a rollout has brought it to, until its image names that.
+    #[serde(default)]
+    pub pinned_digest: Option<String>,
     /// When its agent last asked for orders, Unix milliseconds; `None` = not since the daemon started.
     #[serde(default)]
     pub polled_ms: Option<u64>,

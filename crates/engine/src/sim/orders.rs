@@ -190,6 +190,8 @@ fn orders_go_only_to_nodes_that_are_there_and_to_no_other_boot() {
     let now = world.now;
     world.machines[0].power_cycle(now);
     world.boot_all(5 * MINUTE);
+    // Nor is it given to the agent that ended with the boot before, before there is another one.
+    assert_eq!(order(&mut world, &name).0[0].id, None);
     let mut next = Agent::of(&world, 0);
     assert_ne!(next.boot, agent.boot);
     assert_eq!(next.poll(&mut world, &[], None), None);
