@@ -74,7 +74,7 @@ pub enum Command {
     /// Import, build and look at images
     #[command(subcommand)]
     Image(ImageCommand),
-    /// Build an initramfs as a file
+    /// Build an initramfs as a file, or boot a version with one of your own
     #[command(subcommand)]
     Initrd(InitrdCommand),
     /// Look at nodes and name them

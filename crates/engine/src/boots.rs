@@ -280,6 +280,15 @@ impl Engine {
         }
     }
 
+    /// A node's root was mounted. Where its initramfs does not say so, this does.
+    pub(crate) fn mounted_in_silence(&mut self, turn: &mut Turn, mac: Mac) {
+        let boot = self.boots.current(mac);
+        let boot = boot.filter(|boot| reached(boot) == Some(Stage::Initrd));
+        if boot.is_some_and(|boot| self.is_silent(boot)) {
+            self.reach(turn, mac, Stage::Mount, "its initramfs reports no more");
+        }
+    }
+
     /// A node's current boot failed at a stage, or is retrying it.
     pub(crate) fn fail(&mut self, turn: &mut Turn, mac: Mac, stage: Stage, cause: String) {
         self.note_failure(turn, mac, stage, &cause);
@@ -383,7 +392,13 @@ impl Engine {
             let stage = reached(boot).unwrap_or(Stage::Firmware);
             let since = last_progress(boot);
             let mac = boot.mac;
-            let done = stage == Stage::MultiUser || self.boots.reported.get(&id) == Some(&stage);
+            let silent = self.is_silent(boot);
+            let last = if silent {
+                Stage::Mount
+            } else {
+                Stage::MultiUser
+            };
+            let done = stage >= last || self.boots.reported.get(&id) == Some(&stage);
             if done || boot.timeline.is_empty() {
                 continue;
             }
@@ -392,7 +407,12 @@ impl Engine {
                 continue;
             }
             self.boots.reported.insert(id, stage);
-            let cause = next_step(stage, beside).to_owned();
+            let cause = if silent && stage == Stage::Initrd {
+                NOT_MOUNTED
+            } else {
+                next_step(stage, beside)
+            };
+            let cause = cause.to_owned();
             let for_ms = now.millis_since(since);
             let next = Stage::ALL.into_iter().find(|it| *it > stage);
             self.note_failure(turn, mac, next.unwrap_or(stage), &cause);
@@ -410,6 +430,10 @@ impl Engine {
         self.boots.reported.retain(|id, _| by_id.contains_key(id));
     }
 }
+
+/// What is wrong where an initramfs that reports nothing was sent.
+const NOT_MOUNTED: &str = "kernel and the initramfs of slate initrd use were sent but no root was mounted: look at its \
+     console, and whether that initramfs has the node's network driver and knows NFS";
 
 /// What should have come next, and where to look; `beside` another DHCP server.
 fn next_step(stage: Stage, beside: bool) -> &'static str {

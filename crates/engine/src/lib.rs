@@ -218,6 +218,7 @@ impl Engine {
             }
             Input::Nfs { address, activity } => self.nfs(&mut turn, address, activity),
             Input::Images { images, versions } => {
+                self.forget_other_initrds(&images);
                 self.images = images;
                 self.versions = versions;
                 self.prepare_all(&mut turn);
@@ -400,6 +401,7 @@ impl Engine {
                 if !known {
                     self.tell(turn, Some(mac), EventKind::NfsMounted { address });
                 }
+                self.mounted_in_silence(turn, mac);
             }
             NfsActivity::Gone => {
                 // A machine that merely connects and hangs up, again and again, says nothing new.

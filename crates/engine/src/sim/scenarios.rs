@@ -429,6 +429,67 @@ fn a_node_follows_its_tag_from_the_version_that_failed_to_the_next() {
 }
 
 #[test]
+fn an_initramfs_that_reports_nothing_is_judged_by_what_it_mounts() {
+    let mut world = world(4, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    world.images[0].foreign_initrd = true;
+    retag(&mut world, NEXT);
+    world.machines[0].silent = true;
+    let mut boot = |mounts: bool| {
+        let now = world.now;
+        world.machines[0].power_cycle(now);
+        world.boot_all(5 * MINUTE);
+        let address = world.machines[0].held.expect("an address").address;
+        for activity in [NfsActivity::Mounted, NfsActivity::Gone] {
+            if mounts {
+                world.input(Input::Nfs { address, activity });
+            }
+        }
+        let failure = failure_of(&world, 0);
+        world.run_until(20 * MINUTE, |_| false);
+        let view = world.engine.node(&mac(0)).expect("a node");
+        let late = failure_of(&world, 0);
+        let boot = view.boot.expect("a boot");
+        assert_eq!(failure, None);
+        (boot.stage, late.map(|it| it.cause), fell_back(&world))
+    };
+    for _ in 0..3 {
+        assert_eq!(boot(true), (Some(Stage::Mount), None, 0));
+    }
+    let (stage, cause, _) = boot(false);
+    assert_eq!(stage, Some(Stage::Initrd));
+    let cause = cause.expect("a cause");
+    assert!(cause.contains("slate initrd use"), "{cause}");
+}
+
+#[test]
+fn another_initramfs_is_made_ready_anew() {
+    let mut world = world(4, GOOD);
+    world.run_until(MINUTE, |_| false);
+    let mut orders = |foreign: bool| {
+        world.images[0].foreign_initrd = foreign;
+        let images = Input::Images {
+            images: world.images.clone(),
+            versions: [DIGEST].into(),
+        };
+        let outputs = world.engine.handle(world.now, images);
+        let ordered = |it: &&Output| {
+            matches!(
+                it,
+                Output::Prepare {
+                    version: DIGEST,
+                    ..
+                }
+            )
+        };
+        outputs.iter().filter(ordered).count()
+    };
+    let counts = [false, true, true, false].map(&mut orders);
+    assert_eq!(counts, [0, 1, 0, 1]);
+}
+
+#[test]
 fn a_node_that_nothing_came_up_on_goes_on_with_its_image() {
     let mut world = world(5, GOOD);
     world.power_on(1);

@@ -4,6 +4,7 @@
 //! them ([`wire::modtable`]); `/lib/firmware/NAME` where the image has what a module names; `/dev/console` and empty
 //! directories to mount on. The same inputs give the same bytes.
 
+mod foreign;
 mod index;
 mod module;
 mod profile;
@@ -21,6 +22,7 @@ use wire::digest::Digest;
 use wire::modtable::{Alias, Module, TABLE_PATH, Table, canonical};
 use wire::trace::TRACE_PATH;
 
+pub use foreign::{Encoding, NotInitramfs, inspect};
 use index::Index;
 use profile::{CORE, HELPERS, SECOND_HALVES};
 pub use profile::{Profile, UnknownProfile};

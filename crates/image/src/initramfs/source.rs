@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::index::{Index, Texts};
 use super::module::{self, FILE_BYTES_MAX};
-use super::{Compression, Error};
+use super::{Compression, Encoding, Error};
 use crate::files::{Files, Root};
 
 /// Most bytes of one of depmod's files or of a kernel's configuration.
@@ -113,16 +113,28 @@ impl<'a> ModuleSource<'a> {
 
     /// The best compression that the kernel undoes: by its configuration, else by its age.
     pub(super) fn compression(&self) -> Result<Compression, Error> {
+        let config = self.config()?;
+        Ok(config.map_or_else(|| by_release(&self.kernel), |config| by_config(&config)))
+    }
+
+    /// Whether the kernel unpacks an initramfs of this encoding, as far as its configuration tells.
+    pub fn unpacks(&self, encoding: Encoding) -> Result<bool, Error> {
+        let (Some(option), Some(config)) = (encoding.option(), self.config()?) else {
+            return Ok(true);
+        };
+        let wanted = format!("{option}=y");
+        Ok(config.lines().any(|line| line == wanted))
+    }
+
+    /// The kernel's configuration, where the source has it.
+    fn config(&self) -> Result<Option<String>, Error> {
         for path in &self.configs {
-            if let Some(config) = self
-                .root
-                .text(path, TEXT_BYTES_MAX)
-                .map_err(Error::reading(path))?
-            {
-                return Ok(by_config(&config));
+            let config = self.root.text(path, TEXT_BYTES_MAX);
+            if let Some(config) = config.map_err(Error::reading(path))? {
+                return Ok(Some(config));
             }
         }
-        Ok(by_release(&self.kernel))
+        Ok(None)
     }
 
     fn depmod(&self, name: &str) -> Result<Option<String>, Error> {
