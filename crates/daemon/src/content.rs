@@ -11,7 +11,7 @@ use bytes::Bytes;
 use engine::{BootFile, Content, Digest};
 use image::boot::{BOOT_FILE_MAX, BootFiles};
 use image::files::Root;
-use image::initramfs::{self, ModuleSource, Profile, Wanted};
+use image::initramfs::{self, ExtraFile, ModuleSource, Profile, Wanted};
 use image::store::InitrdStamp;
 use image::{Store, StoredTree};
 
@@ -30,6 +30,7 @@ pub struct Contents {
     cache: PathBuf,
     init: Arc<[u8]>,
     profile: Profile,
+    shell: bool,
     traces: Traces,
     held: Mutex<HashMap<Key, Slot>>,
 }
@@ -43,8 +44,14 @@ impl Contents {
             cache,
             init,
             profile,
+            shell: false,
             held: Mutex::default(),
         }
+    }
+
+    /// Puts a shell into every initramfs, for `rd.break`.
+    pub fn with_shell(self, shell: bool) -> Contents {
+        Contents { shell, ..self }
     }
 
     /// What boots read, learned and kept beside the initramfs.
@@ -161,15 +168,24 @@ impl Contents {
     }
 
     fn initrd(&self, digest: Digest, tree: &StoredTree, kernel: &str) -> Result<Bytes, String> {
-        let key = initramfs::cache_key(&digest, kernel, &self.profile, &self.init);
+        let shell = self.shell.then(|| initramfs::shell(tree)).transpose();
+        let shell: Vec<ExtraFile> = shell
+            .map_err(|error| error.to_string())?
+            .into_iter()
+            .collect();
+        let wanted = Wanted {
+            files: &shell,
+            ..Wanted::by(&self.profile)
+        };
+        let key = initramfs::cache_key(&digest, kernel, &wanted, &self.init);
         let path = self.cache.join(format!("initrd-{key}"));
         if let Ok(bytes) = fs::read(&path) {
             return Ok(bytes.into());
         }
         let started = Instant::now();
         let source = ModuleSource::in_image(tree, kernel);
-        let built = initramfs::build(&source, &Wanted::by(&self.profile), &self.init)
-            .map_err(|error| error.to_string())?;
+        let built =
+            initramfs::build(&source, &wanted, &self.init).map_err(|error| error.to_string())?;
         let seconds = started.elapsed().as_secs_f32();
         tracing::info!(%digest, bytes = built.bytes.len(), seconds, "initramfs built");
         if let Err(error) = keep(&path, &built.bytes) {

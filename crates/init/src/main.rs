@@ -23,6 +23,7 @@ mod orders;
 mod owners;
 mod report;
 mod rtnl;
+mod stops;
 mod switch;
 mod sys;
 mod uevent;

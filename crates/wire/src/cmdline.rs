@@ -9,6 +9,7 @@
 //!
 //! Parsing never panics. Rendering refuses what the kernel's quoting cannot express.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::identity::{BootId, Token};
 use crate::mac::Mac;
+use crate::stage::Stage;
 
 /// The longest command line that every architecture's kernel keeps, in bytes, without its NUL.
 pub const MAX_CMDLINE_BYTES: usize = 2047;
@@ -196,9 +198,21 @@ impl BootArgs {
         Some(last.value.as_deref().unwrap_or(""))
     }
 
-    /// Whether `rd.break` asks for a shell.
-    pub fn wants_shell(&self) -> bool {
-        self.param("rd.break").is_some()
+    /// Where `rd.break` asks for a shell, each place once; and values that name none.
+    pub fn breaks(&self) -> (BTreeSet<Break>, Vec<CmdlineError>) {
+        let (mut places, mut errors) = (BTreeSet::new(), Vec::new());
+        for param in self.extra.iter().filter(|param| param.name == "rd.break") {
+            let name = param.value.as_deref().unwrap_or("");
+            match Break::named(name) {
+                Some(place) => drop(places.insert(place)),
+                None => errors.push(CmdlineError::Malformed {
+                    name: "rd.break".to_owned(),
+                    expected: Break::EXPECTED,
+                    got: shortened(name),
+                }),
+            }
+        }
+        (places, errors)
     }
 
     /// Whether `net.ifnames=0` asks for the kernel's names (`eth0`).
@@ -232,6 +246,50 @@ impl BootArgs {
             .filter(|param| matches!(&*param.name, "modprobe.blacklist" | "rd.driver.blacklist"))
             .flat_map(|param| param.value.as_deref().unwrap_or("").split(','))
             .any(|name| name.replace('-', "_") == wanted)
+    }
+}
+
+/// Where an initramfs has its shell, if it has one: a busybox.
+pub const SHELL_PATH: &str = "/bin/busybox";
+
+/// Where a boot can stop for a shell, in the order in which it comes there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Break {
+    /// Before anything is loaded or configured.
+    Init,
+    /// The network is configured, nothing is mounted.
+    Network,
+    /// The root is mounted, nothing of it runs.
+    Mount,
+    /// In the finished root, before its init.
+    SwitchRoot,
+}
+
+impl Break {
+    /// Every value of `rd.break`.
+    pub const EXPECTED: &str = "init, network, mount or switch-root, or dracut's cmdline, pre-udev, \
+        pre-trigger, initqueue, pre-mount, pre-pivot or cleanup";
+
+    /// The place that a value of `rd.break` means. Dracut's names (dracut.cmdline(7)) mean the place
+    /// that comes nearest, except for `mount`, which is our own stage of that name.
+    pub fn named(name: &str) -> Option<Break> {
+        Some(match name {
+            "init" | "cmdline" | "pre-udev" | "pre-trigger" | "initqueue" => Break::Init,
+            "network" | "pre-mount" => Break::Network,
+            "mount" | "pre-pivot" | "cleanup" => Break::Mount,
+            "switch-root" | "" => Break::SwitchRoot,
+            _ => return None,
+        })
+    }
+
+    /// The stage that has just been reached there.
+    pub fn stage(self) -> Stage {
+        match self {
+            Break::Init => Stage::Init,
+            Break::Network => Stage::Network,
+            Break::Mount => Stage::Mount,
+            Break::SwitchRoot => Stage::SwitchRoot,
+        }
     }
 }
 
@@ -922,8 +980,28 @@ mod tests {
         let args = clean("modprobe.blacklist=r8169,be2net rd.driver.blacklist=virtio-net");
         assert!(args.is_blacklisted("be2net") && args.is_blacklisted("virtio_net"));
         assert!(!args.is_blacklisted("e1000e"));
-        let args = clean("usb-storage.quirks=a:b usb_storage.x rd.break");
+        let args = clean("usb-storage.quirks=a:b usb_storage.x");
         assert_eq!(args.module_params("usb_storage"), "quirks=a:b x");
-        assert!(args.wants_shell());
+    }
+
+    #[test]
+    fn breaks_of_dracut_and_our_stages() {
+        let breaks = |line: &str| {
+            let (places, errors) = clean(line).breaks();
+            (places.into_iter().collect::<Vec<_>>(), errors.len())
+        };
+        assert_eq!(breaks("quiet"), (vec![], 0));
+        assert_eq!(breaks("rd.break"), (vec![Break::SwitchRoot], 0));
+        let line = "rd.break=pre-pivot rd.break=cmdline rd.break=initqueue rd.break=pre-mount";
+        let all = [Break::Init, Break::Network, Break::Mount];
+        assert_eq!(breaks(line), (all.to_vec(), 0));
+        for stage in ["init", "network", "mount", "switch-root"] {
+            let (places, errors) = clean(&format!("rd.break={stage}")).breaks();
+            let stages: Vec<&str> = places.iter().map(|it| it.stage().name()).collect();
+            assert_eq!((stages, errors), (vec![stage], vec![]));
+        }
+        let (places, errors) = clean("rd.break=premount").breaks();
+        assert!(places.is_empty());
+        assert!(errors[0].to_string().contains("pre-mount"), "{errors:?}");
     }
 }

@@ -80,6 +80,9 @@ pub struct BuildArgs {
     /// A further file, at the same path or at PATH, with its permissions
     #[arg(long = "file", value_name = "FILE[:PATH]", value_hint = ValueHint::FilePath)]
     files: Vec<Added>,
+    /// A shell (busybox, of the source or of this machine), for rd.break on the kernel command line
+    #[arg(long)]
+    debug_shell: bool,
     /// How to compress it: zstd, gzip or none [default: the best that the kernel undoes]
     #[arg(long, value_name = "HOW")]
     compression: Option<Compression>,
@@ -272,7 +275,7 @@ fn from_directory(args: &BuildArgs) -> Outcome<Initramfs> {
     }
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     let kernel = args.kernel.as_deref().unwrap_or(&name);
-    make(&ModuleSource::in_directory(&files, kernel), args)
+    make(&ModuleSource::in_directory(&files, kernel), &files, args)
 }
 
 fn from_root(files: &dyn Files, args: &BuildArgs) -> Outcome<Initramfs> {
@@ -280,7 +283,7 @@ fn from_root(files: &dyn Files, args: &BuildArgs) -> Outcome<Initramfs> {
         Some(kernel) => kernel.clone(),
         None => newest(files)?,
     };
-    make(&ModuleSource::in_image(files, &kernel), args)
+    make(&ModuleSource::in_image(files, &kernel), files, args)
 }
 
 fn newest(files: &dyn Files) -> Outcome<String> {
@@ -288,8 +291,12 @@ fn newest(files: &dyn Files) -> Outcome<String> {
     Ok(found.kernel.version)
 }
 
-fn make(source: &ModuleSource<'_>, args: &BuildArgs) -> Outcome<Initramfs> {
-    let files = args.files.iter().map(read).collect::<Outcome<Vec<_>>>()?;
+fn make(source: &ModuleSource<'_>, root: &dyn Files, args: &BuildArgs) -> Outcome<Initramfs> {
+    let mut files = args.files.iter().map(read).collect::<Outcome<Vec<_>>>()?;
+    if args.debug_shell {
+        let shell = initramfs::shell(root);
+        files.push(shell.map_err(|error| Failure::of(&error).code(Code::NotReady))?);
+    }
     let wanted = Wanted {
         profile: &args.profile,
         modules: &args.modules,

@@ -3,6 +3,7 @@
 //! These need root and, the first time, the distribution's packages: `cargo xtask test` runs them.
 //! A test that cannot run here prints why, as `skipped: reason`, and passes.
 
+mod breaks;
 mod dracut;
 mod firmware;
 mod groups;

@@ -8,6 +8,7 @@ mod foreign;
 mod index;
 mod module;
 mod profile;
+mod shell;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ pub use foreign::{Encoding, NotInitramfs, inspect};
 use index::Index;
 use profile::{CORE, HELPERS, SECOND_HALVES};
 pub use profile::{Profile, UnknownProfile};
+pub use shell::shell;
 pub use source::ModuleSource;
 
 /// Goes up whenever the same inputs give other bytes.
@@ -193,6 +195,12 @@ pub enum Error {
         /// The path.
         path: String,
     },
+    /// A shell was asked for and there is none.
+    #[error(
+        "expected a busybox for x86-64 that is linked statically, in the image or on this machine, found none: \
+         install busybox-static in either (Enterprise Linux and Fedora: busybox)"
+    )]
+    NoShell,
     /// modules.dep names a file that is not there.
     #[error("{} is in modules.dep of kernel {kernel} and not on disk: reinstall the kernel's package", path.display())]
     MissingModule {
@@ -289,20 +297,24 @@ pub fn with_trace(initramfs: &[u8], trace: &[u8]) -> Vec<u8> {
 }
 
 /// The name under which an initramfs can be kept: equal keys mean equal bytes.
-pub fn cache_key(image: &Digest, kernel: &str, profile: &Profile, init: &[u8]) -> Digest {
+pub fn cache_key(image: &Digest, kernel: &str, wanted: &Wanted<'_>, init: &[u8]) -> Digest {
     let mut hash = Sha256::new();
-    let format = FORMAT.to_le_bytes();
-    let profile = profile.key();
-    for part in [
-        b"slate initramfs",
-        format.as_slice(),
-        &image.0,
-        kernel.as_bytes(),
-        profile.as_bytes(),
-        init,
-    ] {
+    let mut put = |part: &[u8]| {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
+    };
+    put(b"slate initramfs");
+    put(&FORMAT.to_le_bytes());
+    put(&image.0);
+    put(kernel.as_bytes());
+    put(wanted.profile.key().as_bytes());
+    put(init);
+    put(format!("{:?} {}", wanted.compression, wanted.level).as_bytes());
+    put(wanted.modules.join(" ").as_bytes());
+    for file in wanted.files {
+        put(file.path.as_bytes());
+        put(&file.mode.to_le_bytes());
+        put(&file.bytes);
     }
     Digest(hash.finalize().into())
 }

@@ -152,7 +152,7 @@ impl<'a> ModuleSource<'a> {
 }
 
 impl Error {
-    fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Read {
             path: path.to_owned(),
             source,

@@ -192,7 +192,9 @@ fn same_inputs_give_same_bytes_and_key() {
         once.bytes,
         built(image.path(), &Profile::Virtual).unwrap().bytes
     );
-    let key = |profile: &Profile, init: &[u8]| cache_key(&Digest([7; 32]), KERNEL, profile, init);
+    let key_of =
+        |wanted: &Wanted<'_>, init: &[u8]| cache_key(&Digest([7; 32]), KERNEL, wanted, init);
+    let key = |profile: &Profile, init: &[u8]| key_of(&Wanted::by(profile), init);
     let inventory = |aliases: [&str; 2]| Profile::Inventory(aliases.map(str::to_owned).to_vec());
     assert_eq!(
         key(&inventory(["a", "b"]), b"i"),
@@ -200,6 +202,16 @@ fn same_inputs_give_same_bytes_and_key() {
     );
     assert_ne!(key(&Profile::Virtual, b"i"), key(&Profile::Server, b"i"));
     assert_ne!(key(&Profile::Virtual, b"i"), key(&Profile::Virtual, b"j"));
+    let files = [ExtraFile {
+        path: "/bin/busybox".into(),
+        mode: 0o755,
+        bytes: b"x".to_vec(),
+    }];
+    let with_files = Wanted {
+        files: &files,
+        ..Wanted::by(&Profile::Virtual)
+    };
+    assert_ne!(key_of(&with_files, b"i"), key(&Profile::Virtual, b"i"));
 }
 
 fn built_with<'a>(top: &Path, change: impl FnOnce(&mut Wanted<'a>)) -> Result<Initramfs, Error> {
