@@ -28,6 +28,8 @@ mod switch;
 mod sys;
 mod uevent;
 mod units;
+#[cfg(panic = "abort")]
+mod unwind;
 mod warm;
 
 fn main() {
