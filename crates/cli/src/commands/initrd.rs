@@ -355,6 +355,7 @@ fn say(output: &Path, initramfs: &Initramfs, print: OutputArgs) -> Outcome {
             "compression": initramfs.compression.to_string(),
             "modules": initramfs.modules,
             "firmware": initramfs.firmware,
+            "microcode_bytes": initramfs.microcode_bytes,
         }));
     }
     anstream::println!(

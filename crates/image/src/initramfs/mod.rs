@@ -2,10 +2,12 @@
 //!
 //! What it holds: `/init`; `/modules/NAME.ko`, decompressed, signatures kept; `/modules/table`, by which /init loads
 //! them ([`wire::modtable`]); `/lib/firmware/NAME` where the image has what a module names; `/dev/console` and empty
-//! directories to mount on. The same inputs give the same bytes.
+//! directories to mount on. Before it, where the image has any and the machines are real ones, stands the processors'
+//! microcode. The same inputs give the same bytes.
 
 mod foreign;
 mod index;
+mod microcode;
 mod module;
 mod profile;
 mod shell;
@@ -31,7 +33,7 @@ pub use shell::shell;
 pub use source::ModuleSource;
 
 /// Goes up whenever the same inputs give other bytes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The zstd level for what travels to every node at every boot.
 pub const LEVEL_SMALL: i32 = 19;
@@ -134,6 +136,8 @@ pub struct Initramfs {
     pub modules: Vec<String>,
     /// Names of the firmware files inside, relative to /lib/firmware, sorted.
     pub firmware: Vec<String>,
+    /// How many of `bytes` are processors' microcode; it stands first, uncompressed.
+    pub microcode_bytes: usize,
 }
 
 /// Why there is no initramfs.
@@ -201,6 +205,14 @@ pub enum Error {
          install busybox-static in either (Enterprise Linux and Fedora: busybox)"
     )]
     NoShell,
+    /// More microcode than there can be.
+    #[error("{}: expected at most {max} bytes of microcode: remove what is not a processor's", folder.display())]
+    TooMuchMicrocode {
+        /// Where it lies in the source.
+        folder: PathBuf,
+        /// The most, in bytes.
+        max: usize,
+    },
     /// modules.dep names a file that is not there.
     #[error("{} is in modules.dep of kernel {kernel} and not on disk: reinstall the kernel's package", path.display())]
     MissingModule {
@@ -255,9 +267,17 @@ pub fn build(
     for file in wanted.files {
         contents.add(file)?;
     }
+    let mut bytes = match wanted.profile {
+        // It is the host's business.
+        Profile::Virtual => Vec::new(),
+        _ => microcode::archive(source)?,
+    };
+    let microcode_bytes = bytes.len();
+    let archive = contents.archive()?;
+    bytes.extend(compress(&archive, compression, wanted.level).map_err(Error::Compress)?);
     Ok(Initramfs {
-        bytes: compress(&contents.archive()?, compression, wanted.level)
-            .map_err(Error::Compress)?,
+        bytes,
+        microcode_bytes,
         kernel: table.kernel,
         compression,
         modules: table
@@ -290,7 +310,12 @@ pub fn with_trace(initramfs: &[u8], trace: &[u8]) -> Vec<u8> {
     let mut contents = Contents::default();
     contents.file(TRACE_PATH, 0o644, trace.to_vec());
     match contents.archive() {
-        Ok(archive) => [&archive, initramfs].concat(),
+        Ok(mut archive) => {
+            // Microcode that follows must keep its place.
+            archive.resize(archive.len().next_multiple_of(16), 0);
+            archive.extend_from_slice(initramfs);
+            archive
+        }
         // A trace too large for an archive is no use.
         Err(_) => initramfs.to_vec(),
     }

@@ -86,6 +86,12 @@ impl<'a> ModuleSource<'a> {
         }
     }
 
+    /// Where firmware lies, if the source has any.
+    pub(super) fn firmware_root(&self) -> Option<(&Root<'a>, &Path)> {
+        let top = self.firmware.as_deref()?;
+        Some((&self.root, top))
+    }
+
     /// A firmware file, decompressed; `None` if the image has none of that name. Searched as the kernel does it
     /// (Documentation/driver-api/firmware/fw_search_path.rst).
     pub(super) fn firmware(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {

@@ -77,18 +77,15 @@ fn built(top: &Path, profile: &Profile) -> Result<Initramfs, Error> {
 }
 
 fn members(initramfs: &Initramfs) -> Vec<(String, u32, Vec<u8>)> {
+    let bytes = &initramfs.bytes[initramfs.microcode_bytes..];
     let archive = match initramfs.compression {
-        Compression::Zstd => zstd::decode_all(initramfs.bytes.as_slice()).unwrap(),
+        Compression::Zstd => zstd::decode_all(bytes).unwrap(),
         Compression::Gzip => {
             let mut archive = Vec::new();
-            io::Read::read_to_end(
-                &mut flate2::read::GzDecoder::new(initramfs.bytes.as_slice()),
-                &mut archive,
-            )
-            .unwrap();
+            io::Read::read_to_end(&mut flate2::read::GzDecoder::new(bytes), &mut archive).unwrap();
             archive
         }
-        Compression::None => initramfs.bytes.clone(),
+        Compression::None => bytes.to_vec(),
     };
     cpio::Reader::new(&archive)
         .map(Result::unwrap)
@@ -181,6 +178,51 @@ fn table_tells_how_to_load_them() {
         ["virtio_net"]
     );
     assert_eq!(table.for_modalias("fs-nfs").count(), 0);
+}
+
+#[test]
+fn microcode_stands_first_where_its_processors_want_it() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let put = |name: &str, bytes: &[u8]| {
+        let path = image.path().join("usr/lib/firmware").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let without = built(image.path(), &Profile::Server).unwrap();
+    assert_eq!(without.microcode_bytes, 0);
+    put("intel-ucode/06-55-04", &[1; 1024]);
+    let packed = zstd::bulk::compress(&[2; 2048], 3).unwrap();
+    put("intel-ucode/06-3f-02.zst", &packed);
+    put("intel-ucode/list", b"no microcode");
+    put("amd-ucode/microcode_amd.bin", &[3; 100]);
+    put("amd-ucode/microcode_amd.bin.asc", b"no microcode");
+    let initramfs = built(image.path(), &Profile::Server).unwrap();
+    let microcode = &initramfs.bytes[..initramfs.microcode_bytes];
+    let files: Vec<_> = cpio::Reader::new(microcode)
+        .map(Result::unwrap)
+        .filter(|member| member.mode & cpio::S_IFMT == cpio::S_IFREG)
+        .collect();
+    let intel = [vec![2; 2048], vec![1; 1024]].concat();
+    let expected = [
+        ("kernel/x86/microcode/GenuineIntel.bin", intel.clone()),
+        ("kernel/x86/microcode/AuthenticAMD.bin", vec![3; 100]),
+    ];
+    for (file, (path, bytes)) in files.iter().zip(&expected) {
+        assert_eq!((file.name, file.data), (path.as_bytes(), &bytes[..]));
+    }
+    assert_eq!(files.len(), expected.len());
+    // Also behind the trace of an earlier boot.
+    for whole in [
+        initramfs.bytes.clone(),
+        with_trace(&initramfs.bytes, b"trace"),
+    ] {
+        let at = whole.windows(intel.len()).position(|part| part == intel);
+        assert_eq!(at.map(|at| at % 16), Some(0));
+        assert_eq!(inspect(&whole).unwrap(), Encoding::Zstd);
+    }
+    assert_eq!(members(&initramfs), members(&without));
+    let guest = built(image.path(), &Profile::Virtual).unwrap();
+    assert_eq!(guest.microcode_bytes, 0, "the host has it");
 }
 
 #[test]
