@@ -9,6 +9,7 @@ use wire::beacon::{Beacon, BeaconEvent, Kind};
 use wire::digest::Digest;
 use wire::identity::{BootId, Token};
 use wire::mac::Mac;
+use wire::modtable::is_name;
 use wire::stage::Stage;
 
 use crate::config::DhcpMode;
@@ -26,6 +27,8 @@ const KEPT: usize = 4;
 const MAX_SIGHTINGS: usize = 1024;
 /// A DISCOVER longer ago than this belongs to an earlier attempt.
 const SIGHTING_MS: u64 = 60_000;
+/// Most drivers that are noted of one boot.
+const DRIVERS_MAX: usize = 64;
 /// A boot that stays in one stage for longer is reported.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
@@ -222,6 +225,7 @@ impl Engine {
             last_seq: 0,
             loader_bytes: 0,
             initrd_bytes: 0,
+            drivers: BTreeSet::new(),
         };
         turn.persist(Record::Boot(boot.clone()));
         for old in self.boots.add(boot) {
@@ -368,7 +372,21 @@ impl Engine {
             Kind::Progress => self.reach(turn, mac, stage, &text),
             Kind::Failure => self.fail(turn, mac, stage, text),
             Kind::Info => self.tell(turn, Some(mac), EventKind::Info { stage, text }),
+            Kind::Drivers => self.note_drivers(turn, mac, &text),
         }
+    }
+
+    fn note_drivers(&mut self, turn: &mut Turn, mac: Mac, names: &str) {
+        let Some(boot) = self.boots.current_mut(mac) else {
+            return;
+        };
+        for name in names.split_whitespace().filter(|name| is_name(name)) {
+            if boot.drivers.len() < DRIVERS_MAX {
+                boot.drivers.insert(name.to_owned());
+            }
+        }
+        turn.out
+            .push(crate::Output::Persist(Record::Boot(boot.clone())));
     }
 
     /// Tells of boots that have not moved for too long, each stage once.

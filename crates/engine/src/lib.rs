@@ -271,7 +271,10 @@ impl Engine {
     fn view(&self, node: &Node) -> NodeView {
         let address = self.address_of(node);
         let nfs = address.and_then(|address| self.nfs.get(&address));
-        let mut boots = self.boots.of(node.mac).into_iter().map(boots::view);
+        let boots = self.boots.of(node.mac);
+        let told = boots.iter().find(|boot| !boot.drivers.is_empty());
+        let drivers = told.map(|boot| boot.drivers.clone()).unwrap_or_default();
+        let mut boots = boots.into_iter().map(boots::view);
         NodeView {
             mac: node.mac,
             name: node.name.clone(),
@@ -287,6 +290,7 @@ impl Engine {
             boot: boots.next(),
             former_boots: boots.collect(),
             polled: self.orders.polled(node.mac),
+            drivers,
             nfs: nfs.map(|client| client.counters.clone()),
             nfs_alive: nfs.is_some_and(|client| client.alive),
         }

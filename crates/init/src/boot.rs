@@ -74,6 +74,7 @@ fn boot(args: &'static BootArgs, report: &'static Reporter) -> Result<Infallible
     report.online(network.link.mac);
     let text = format!("{} {}", network.link.name, network.lease.address);
     report.progress(Stage::Network, &text);
+    report.drivers(&modules.drivers());
     stops.at(Break::Network);
     let identity = args.slate.map(|slate| {
         let mac = network.link.mac;

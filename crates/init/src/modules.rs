@@ -71,6 +71,15 @@ impl<'a> Modules<'a> {
         });
     }
 
+    /// The modules in the kernel that were loaded for a device, sorted.
+    pub fn drivers(&self) -> Vec<&str> {
+        let names: BTreeSet<&str> = self.table.aliases.iter().map(|it| &*it.module).collect();
+        // One whose hardware was missing after all was asked for and is not there.
+        let is_there =
+            |name: &&str| self.is_loaded(name) && Path::new("/sys/module").join(name).is_dir();
+        names.into_iter().filter(is_there).collect()
+    }
+
     /// Loads the drivers of one device.
     pub fn load_for(&self, modalias: &str) {
         for name in self.table.for_modalias(modalias) {

@@ -1,6 +1,7 @@
 //! `slate initrd`: an initramfs as a file, for loaders and machines that the daemon does not serve,
 //! and versions that boot with somebody else's.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read as _;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueHint};
+use daemon::control::Client;
 use image::boot::{BOOT_FILE_MAX, BootFiles};
 use image::files::{Files, HostDir};
 use image::initramfs::{
@@ -18,7 +20,7 @@ use image::{Digest, Store, StoredTree, Version};
 use serde_json::json;
 
 use super::image::{open_store, path_failure, resolve};
-use super::upkeep;
+use super::{node, upkeep};
 use crate::args::{DirArgs, OutputArgs};
 use crate::embedded;
 use crate::failure::{Code, Failure, Outcome};
@@ -60,7 +62,7 @@ pub struct UseArgs {
 }
 
 /// What goes into an initramfs, and where it comes from.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Clone)]
 pub struct BuildArgs {
     /// An image, or (with a / in it) a directory: a root file system or the modules of one kernel
     #[arg(value_name = "IMAGE|DIR", value_hint = ValueHint::AnyPath)]
@@ -71,7 +73,8 @@ pub struct BuildArgs {
     /// The kernel's release [default: the newest; for a directory of modules, its name]
     #[arg(long, value_name = "RELEASE")]
     kernel: Option<String>,
-    /// Which network drivers go in: virtual, server or all-nic
+    /// Which network drivers go in: virtual, server, all-nic, or (of a daemon that runs) inventory: what
+    /// its nodes loaded at their last boots
     #[arg(long, default_value = "server")]
     profile: Profile,
     /// A further module, loaded when a device wants it, or at once if it is for no device
@@ -253,6 +256,11 @@ fn list(store: &Store, output: OutputArgs) -> Outcome {
 }
 
 fn build(dirs: &DirArgs, args: &BuildArgs) -> Outcome {
+    let mut args = args.clone();
+    if let Profile::Inventory(names) = &mut args.profile {
+        *names = reported(dirs)?;
+    }
+    let args = &args;
     let initramfs = if args.source.as_os_str().as_encoded_bytes().contains(&b'/') {
         from_directory(args)?
     } else {
@@ -262,6 +270,27 @@ fn build(dirs: &DirArgs, args: &BuildArgs) -> Outcome {
     };
     write(&args.output, &initramfs.bytes)?;
     say(&args.output, &initramfs, args.json)
+}
+
+/// The drivers that any node reported, each once. A node that reported none might not boot with what
+/// the others have.
+fn reported(dirs: &DirArgs) -> Outcome<Vec<String>> {
+    let nodes = node::list(&mut Client::connect(&dirs.run_dir)?)?;
+    let (told, silent): (Vec<_>, Vec<_>) = nodes.iter().partition(|node| !node.drivers.is_empty());
+    if told.is_empty() {
+        return Err(Failure::new("no node has reported its drivers")
+            .hint("boot the nodes once with an initramfs of slate up, or choose --profile all-nic")
+            .code(Code::NotReady));
+    }
+    if !silent.is_empty() {
+        let names: Vec<&str> = silent.iter().map(|node| &*node.name).collect();
+        anstream::eprintln!(
+            "no drivers are known of {}: they boot only if the others' are theirs",
+            names.join(", ")
+        );
+    }
+    let drivers: BTreeSet<&String> = told.iter().flat_map(|node| &node.drivers).collect();
+    Ok(drivers.into_iter().cloned().collect())
 }
 
 fn from_directory(args: &BuildArgs) -> Outcome<Initramfs> {

@@ -93,6 +93,7 @@ fn boot_and_forget(image: &str, kernel: &str, count: u16, secure: bool) {
         assert_eq!(enforces(machine.console()), secure);
     }
     let identities = assert_different(&machines);
+    inventory(&site, image);
     let first = machines[0].console().clone();
     change(&first);
 
@@ -120,6 +121,17 @@ fn boot_and_forget(image: &str, kernel: &str, count: u16, secure: bool) {
         let stuck = lines.iter().find(|line| line.text.contains("stop job"));
         assert!(stuck.is_none(), "{stuck:?}");
     }
+}
+
+/// What the nodes told of their drivers is enough for an initramfs.
+fn inventory(site: &Site, image: &str) {
+    let output = site.path("inventory.img");
+    let output = output.to_str().expect("a path in UTF-8");
+    let build = ["initrd", "build", image, "--profile", "inventory", "--json"];
+    let built = site.slate_json(&[&build[..], &["--output", output]].concat());
+    let modules = built["modules"].as_array().expect("a list");
+    assert!(modules.contains(&"virtio_net".into()), "{modules:?}");
+    assert!(!modules.contains(&"e1000".into()), "{modules:?}");
 }
 
 /// Whether the firmware let only signed loaders run, and the kernel holds on to that.

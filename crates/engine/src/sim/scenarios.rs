@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use wire::beacon::{Beacon, BeaconEvent, Kind};
 use wire::dhcp4::{MAX_BUDGET_BYTES, option};
 use wire::identity::Request as IdentityRequest;
 use wire::stage::Stage;
@@ -461,6 +462,50 @@ fn an_initramfs_that_reports_nothing_is_judged_by_what_it_mounts() {
     assert_eq!(stage, Some(Stage::Initrd));
     let cause = cause.expect("a cause");
     assert!(cause.contains("slate initrd use"), "{cause}");
+}
+
+#[test]
+fn drivers_are_noted_within_bounds_and_outlive_the_next_start() {
+    let mut world = world(4, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    let args = world.machines[0].boot.expect("a boot");
+    let mut seq = 100;
+    let mut tell = |world: &mut World, text: &str| {
+        seq += 1;
+        let beacon = Beacon {
+            boot: args.boot,
+            mac: mac(0),
+            events: vec![BeaconEvent {
+                seq,
+                monotonic_us: 0,
+                kind: Kind::Drivers,
+                stage: Stage::Init,
+                text: text.to_owned(),
+            }],
+        };
+        let from = world.machines[0].held.expect("an address").address;
+        world.input(Input::Beacon {
+            peer: SocketAddrV4::new(from, 40_001),
+            datagram: beacon.encode(&args.token),
+        });
+    };
+    tell(&mut world, "virtio_net ../evil a;b");
+    tell(&mut world, "igb virtio_net");
+    let drivers = |world: &World| world.engine.node(&mac(0)).expect("a node").drivers;
+    assert_eq!(
+        drivers(&world),
+        ["igb", "virtio_net"].map(str::to_owned).into()
+    );
+    let now = world.now;
+    world.machines[0].power_cycle(now);
+    world.boot_all(2 * MINUTE);
+    world.restart();
+    assert_eq!(
+        drivers(&world).len(),
+        2,
+        "what is not told anew is not forgotten"
+    );
 }
 
 #[test]
