@@ -116,7 +116,9 @@ impl<'a> Modules<'a> {
         if self.is_loaded(&module.name) || self.args.is_blacklisted(&module.name) {
             return Ok(());
         }
-        let params = CString::new(self.args.module_params(&module.name))?;
+        // Of a parameter that is given twice the last one counts: that of the command line.
+        let of_line = self.args.module_params(&module.name);
+        let params = CString::new(format!("{} {of_line}", module.options).trim())?;
         let file = File::open(module.path())?;
         // Of two threads that load the same module the kernel lets the second wait.
         match finit_module(&file, &params, 0) {

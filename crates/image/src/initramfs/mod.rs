@@ -8,6 +8,7 @@
 mod foreign;
 mod index;
 mod microcode;
+mod modprobe;
 mod module;
 mod profile;
 mod shell;
@@ -27,6 +28,7 @@ use wire::trace::TRACE_PATH;
 
 pub use foreign::{Encoding, NotInitramfs, inspect};
 use index::Index;
+use modprobe::Modprobe;
 use profile::{CORE, HELPERS, SECOND_HALVES};
 pub use profile::{Profile, UnknownProfile};
 pub use shell::shell;
@@ -241,9 +243,10 @@ pub fn build(
     wanted: &Wanted<'_>,
     init: &[u8],
 ) -> Result<Initramfs, Error> {
-    let index = source.index()?;
+    let modprobe = source.modprobe()?;
+    let index = source.index(&modprobe)?;
     let compression = compression(source, wanted.compression)?;
-    let table = choose(&index, source.kernel(), wanted)?;
+    let table = choose(&index, source.kernel(), wanted, &modprobe)?;
     let mut contents = Contents::default();
     let mut firmware = BTreeSet::new();
     for module in &table.modules {
@@ -345,14 +348,20 @@ pub fn cache_key(image: &Digest, kernel: &str, wanted: &Wanted<'_>, init: &[u8])
 }
 
 /// Which modules go in, and how /init is to load them.
-fn choose(index: &Index, kernel: &str, wanted: &Wanted<'_>) -> Result<Table, Error> {
+fn choose(
+    index: &Index,
+    kernel: &str,
+    wanted: &Wanted<'_>,
+    modprobe: &Modprobe,
+) -> Result<Table, Error> {
     let mut core = core(index, kernel)?;
     let extra = extra(index, kernel, wanted.modules)?;
-    let mut names = wanted.profile.drivers(index);
+    let mut names = &wanted.profile.drivers(index) - &modprobe.blacklisted;
     names.extend(core.iter().cloned());
     let deviceless = extra
         .iter()
-        .filter(|name| !names.contains(*name) && !has_device(index, name));
+        .filter(|name| !names.contains(*name))
+        .filter(|name| !has_device(index, name) || modprobe.blacklisted.contains(*name));
     core.extend(deviceless.cloned());
     names.extend(extra);
     let needed: Vec<_> = names
@@ -360,7 +369,9 @@ fn choose(index: &Index, kernel: &str, wanted: &Wanted<'_>) -> Result<Table, Err
         .flat_map(|name| index.needs(name, &HELPERS))
         .collect();
     names.extend(needed.into_iter().map(|need| need.name));
-    let aliases = names.iter().flat_map(|name| {
+    // As modprobe has it: what is blacklisted is loaded for no device, yet where another one needs it.
+    let for_devices = names.difference(&modprobe.blacklisted);
+    let aliases = for_devices.flat_map(|name| {
         let first = SECOND_HALVES
             .iter()
             .find(|(_, second)| second == name)
@@ -379,6 +390,7 @@ fn choose(index: &Index, kernel: &str, wanted: &Wanted<'_>) -> Result<Table, Err
             .map(|name| Module {
                 name: name.clone(),
                 needs: index.needs(name, &HELPERS),
+                options: modprobe.options.get(name).cloned().unwrap_or_default(),
             })
             .collect(),
         core,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::index::{Index, Texts};
+use super::modprobe::Modprobe;
 use super::module::{self, FILE_BYTES_MAX};
 use super::{Compression, Encoding, Error};
 use crate::files::{Files, Root};
@@ -53,8 +54,16 @@ impl<'a> ModuleSource<'a> {
         &self.kernel
     }
 
-    /// What depmod knows.
-    pub(super) fn index(&self) -> Result<Index, Error> {
+    /// What the image's configuration says of modules; nothing where there is only a directory of them.
+    pub(super) fn modprobe(&self) -> Result<Modprobe, Error> {
+        match self.firmware {
+            Some(_) => Modprobe::read(&self.root),
+            None => Ok(Modprobe::default()),
+        }
+    }
+
+    /// What depmod knows, and which modules go before others by the configuration.
+    pub(super) fn index(&self, modprobe: &Modprobe) -> Result<Index, Error> {
         let dep = self
             .depmod("modules.dep")?
             .ok_or_else(|| Error::NoModules {
@@ -65,7 +74,7 @@ impl<'a> ModuleSource<'a> {
         Ok(Index::parse(&Texts {
             dep,
             alias: optional("modules.alias")?,
-            softdep: optional("modules.softdep")?,
+            softdep: optional("modules.softdep")? + &modprobe.softdep,
             builtin: optional("modules.builtin")?,
         }))
     }

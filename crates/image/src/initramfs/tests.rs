@@ -181,6 +181,68 @@ fn table_tells_how_to_load_them() {
 }
 
 #[test]
+fn the_images_modprobe_configuration_is_obeyed() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let folder = image.path().join("etc/modprobe.d");
+    fs::create_dir_all(&folder).unwrap();
+    let conf =
+        "options virtio_net napi_tx=0\nblacklist tg3\nblacklist sunrpc\noptions unwanted x=1\n";
+    fs::write(folder.join("site.conf"), conf).unwrap();
+    let initramfs = built(image.path(), &Profile::Server).unwrap();
+    assert_eq!(initramfs.modules, ["nfs", "nfsv4", "sunrpc", "virtio_net"]);
+    let table = table(&initramfs);
+    assert_eq!(table.module("virtio_net").unwrap().options, "napi_tx=0");
+    assert_eq!(table.for_modalias("pci:v000014E4d1").count(), 0);
+    // By name everything can be had, as with modprobe.
+    let tg3 = ["tg3".to_owned()];
+    let asked = built_with(image.path(), |it| it.modules = &tg3).unwrap();
+    assert_eq!(self::table(&asked).core, ["nfs", "nfsv4", "tg3"]);
+}
+
+#[test]
+fn modules_lie_wherever_modules_dep_says() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let modules = image.path().join("usr/lib/modules").join(KERNEL);
+    let put = |path: &Path, bytes: &[u8]| {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    // DKMS, a vendor's package, and one that an older kernel's package brought.
+    let updated = zstd::bulk::compress(&elf_with(b"updated"), 3).unwrap();
+    put(&modules.join("updates/dkms/virtio_net.ko.zst"), &updated);
+    put(&modules.join("extra/helper.ko"), &elf_with(b"helper"));
+    let other = image.path().join("usr/lib/modules/5.14.0-1");
+    put(
+        &other.join("extra/igb.ko"),
+        &elf_with(b"igb of another kernel"),
+    );
+    fs::create_dir(modules.join("weak-updates")).unwrap();
+    let link = modules.join("weak-updates/igb.ko");
+    std::os::unix::fs::symlink("/lib/modules/5.14.0-1/extra/igb.ko", link).unwrap();
+    let dep = fs::read_to_string(modules.join("modules.dep")).unwrap();
+    let dep = dep.replace("kernel/virtio_net.ko:", "updates/dkms/virtio_net.ko.zst:")
+        + "extra/helper.ko:\nweak-updates/igb.ko:\n";
+    fs::write(modules.join("modules.dep"), dep).unwrap();
+    let soft = "softdep igb pre: helper\nsoftdep virtio_net post: helper\n";
+    fs::write(modules.join("modules.softdep"), soft).unwrap();
+
+    let initramfs = built(image.path(), &Profile::Server).unwrap();
+    let members = members(&initramfs);
+    let content = |name: &str| &members.iter().find(|(at, ..)| at == name).unwrap().2;
+    assert_eq!(content("modules/virtio_net.ko"), &elf_with(b"updated"));
+    assert_eq!(
+        content("modules/igb.ko"),
+        &elf_with(b"igb of another kernel")
+    );
+    assert_eq!(content("modules/helper.ko"), &elf_with(b"helper"));
+    let table = table(&initramfs);
+    let needs = &table.module("igb").unwrap().needs;
+    assert!(needs[0].name == "helper" && needs[0].optional);
+    let needs = &table.module("virtio_net").unwrap().needs;
+    assert!(needs.is_empty(), "what follows it helps nobody before");
+}
+
+#[test]
 fn microcode_stands_first_where_its_processors_want_it() {
     let image = image("CONFIG_RD_ZSTD=y\n");
     let put = |name: &str, bytes: &[u8]| {
