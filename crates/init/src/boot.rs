@@ -70,6 +70,12 @@ fn boot(args: &'static BootArgs, report: &'static Reporter) -> Result<Infallible
     uevent::watch(modules);
     thread::spawn(move || modules.coldplug());
     network::loopback();
+    if !args.vlans.is_empty() {
+        modules.load("8021q");
+    }
+    if !args.bonds.is_empty() {
+        modules.load("bonding");
+    }
     let network = bring_up(args, report)?;
     report.online(network.link.mac);
     let text = format!("{} {}", network.link.name, network.lease.address);

@@ -23,6 +23,7 @@ mod orders;
 mod owners;
 mod report;
 mod rtnl;
+mod stacks;
 mod stops;
 mod switch;
 mod sys;

@@ -12,6 +12,7 @@ mod identical;
 mod images;
 mod keeper;
 mod libnfs;
+mod links;
 mod native;
 mod node;
 mod orders;
