@@ -91,7 +91,13 @@ pub fn files(network: &Configured) -> Vec<Text> {
         ),
     ];
     if network.stacked {
-        // It would take the interfaces below for its own to configure.
+        // Both would take the interfaces below for their own to configure, networkd because of `ip=`
+        // on the command line (systemd-network-generator(8)).
+        files.push(text(
+            "/run/systemd/network/06-slate-below.network".into(),
+            0o644,
+            format!("[Match]\nMACAddress={mac}\nType=ether\n\n[Link]\nUnmanaged=yes\n"),
+        ));
         files.push(text(
             "/run/NetworkManager/conf.d/slate.conf".into(),
             0o644,
@@ -248,8 +254,9 @@ mod tests {
                 .starts_with("[Match]\nName=vlan5\n\n[Network]\n")
         );
         let paths: Vec<_> = files.iter().map(|it| it.path.as_str()).collect();
-        assert_eq!(paths[2..], ["/run/NetworkManager/conf.d/slate.conf"]);
-        assert!(files[2].content.ends_with("=mac:02:00:00:00:00:01\n"));
+        assert_eq!(paths[3..], ["/run/NetworkManager/conf.d/slate.conf"]);
+        assert!(files[2].content.ends_with("[Link]\nUnmanaged=yes\n"));
+        assert!(files[3].content.ends_with("=mac:02:00:00:00:00:01\n"));
     }
 
     #[test]
