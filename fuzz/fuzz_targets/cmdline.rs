@@ -6,6 +6,7 @@ use wire::cmdline::BootArgs;
 
 fuzz_target!(|line: &str| {
     let (args, _) = BootArgs::parse(line);
+    let _ = args.breaks();
     if let Ok(rendered) = args.render() {
         assert_eq!(BootArgs::parse(&rendered), (args, vec![]));
     }

@@ -9,6 +9,7 @@ mod nfs;
 mod ours;
 mod peer;
 mod row;
+mod start;
 
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;

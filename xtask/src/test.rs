@@ -81,6 +81,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Tcpdump,
         Tool::Libnfs,
         Tool::Dnsmasq,
+        Tool::Busybox,
     ];
     let built = install::ensure_build();
     install::ensure(&tools, &[NFTABLES, REGISTRY])?;

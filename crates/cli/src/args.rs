@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use wire::cmdline::Break;
 
 use crate::commands::initrd::InitrdCommand;
 
@@ -74,7 +75,7 @@ pub enum Command {
     /// Import, build and look at images
     #[command(subcommand)]
     Image(ImageCommand),
-    /// Build an initramfs as a file
+    /// Build an initramfs as a file, or boot a version with one of your own
     #[command(subcommand)]
     Initrd(InitrdCommand),
     /// Look at nodes and name them
@@ -150,6 +151,9 @@ pub struct UpArgs {
     /// Which network drivers the nodes' initramfs carries
     #[arg(long, value_name = "SET", value_enum, default_value = "all")]
     pub drivers: Drivers,
+    /// Put a shell (busybox) into the nodes' initramfs, for rd.break among kernel arguments
+    #[arg(long)]
+    pub debug_shell: bool,
     /// The TCP port that kernels and initrds are fetched from
     #[arg(long, value_name = "PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     pub http_port: u16,
@@ -234,6 +238,15 @@ pub struct TryArgs {
     /// Print one JSON document at the end instead of the live view
     #[arg(long)]
     pub json: bool,
+    /// Open a shell on the consoles when a boot comes to this stage: init, network, mount or
+    /// switch-root, or by a name of dracut's rd.break
+    #[arg(long = "break", value_name = "STAGE", conflicts_with = "once", value_parser = break_at)]
+    pub break_at: Option<Break>,
+}
+
+fn break_at(name: &str) -> Result<Break, String> {
+    let place = Break::named(name).filter(|_| !name.is_empty());
+    place.ok_or_else(|| format!("expected {}", Break::EXPECTED))
 }
 
 /// What can be done beside a running `slate try`.

@@ -157,6 +157,69 @@ fn what_is_no_image_is_not_imported() {
 }
 
 #[test]
+fn a_version_boots_with_an_initramfs_of_somebody_elses() {
+    let place = Place::new();
+    place.write("root/boot/config-1.0", "CONFIG_RD_GZIP=y\n");
+    place.image();
+    let slate = |words: &[&str]| run(place.slate(words));
+    place.write("text", "no initramfs\n");
+    let refused = slate(&["initrd", "use", "tiny", "text"]);
+    fails(refused, USAGE, &["expected a cpio archive", "dracut"]);
+    let missing = slate(&["initrd", "use", "tiny", "nothing"]);
+    fails(missing, FAILED, &["reading nothing"]);
+    let archive = archive("init");
+    fs::write(place.path("plain"), &archive).expect("a file");
+    fs::write(place.path("cut"), &archive[..archive.len() - 100]).expect("a file");
+    let cut = slate(&["initrd", "use", "tiny", "cut"]);
+    fails(cut, USAGE, &["is damaged"]);
+    let unknown = slate(&["initrd", "use", "none", "plain"]);
+    fails(unknown, FAILED, &["none:latest"]);
+    // Nothing but its beginning tells, and this kernel knows gzip only.
+    fs::write(place.path("lz4"), b"\x02\x21\x4c\x18").expect("a file");
+    let lz4 = slate(&["initrd", "use", "tiny", "lz4"]);
+    fails(lz4, USAGE, &["CONFIG_RD_LZ4", "dracut --gzip"]);
+
+    let own = || -> serde_json::Value {
+        let list = succeeds(slate(&["initrd", "list", "--json"]));
+        serde_json::from_str(&list).expect("JSON")
+    };
+    assert_eq!(own(), serde_json::json!([]));
+    let used = succeeds(slate(&["initrd", "use", "tiny", "plain"]));
+    says(&used, &["--reset"]);
+    assert_eq!(own()[0]["bytes"], archive.len());
+    assert_eq!(own()[0]["tags"][0], "tiny:latest");
+    says(
+        &succeeds(slate(&["image", "show", "tiny"])),
+        &["Initrd  your own"],
+    );
+    succeeds(slate(&["initrd", "use", "tiny", "--reset"]));
+    assert_eq!(own(), serde_json::json!([]));
+    succeeds(slate(&["initrd", "use", "tiny", "plain"]));
+    succeeds(slate(&["image", "rm", "tiny", "--force"]));
+    succeeds(slate(&["image", "gc"]));
+    let left = fs::read_dir(place.path("state/store/initrds")).expect("a folder");
+    assert_eq!(left.count(), 0, "it goes with its version");
+}
+
+/// An uncompressed initramfs with one file.
+fn archive(name: &str) -> Vec<u8> {
+    let mut writer = wire::cpio::Writer::new();
+    let member = wire::cpio::Member {
+        name: name.as_bytes(),
+        ino: 1,
+        mode: wire::cpio::S_IFREG | 0o755,
+        uid: 0,
+        gid: 0,
+        nlink: 1,
+        mtime: 0,
+        rdev: (0, 0),
+        data: b"#!/bin/sh\n",
+    };
+    writer.push(&member).expect("a member");
+    writer.finish()
+}
+
+#[test]
 fn a_container_image_that_is_damaged_or_one_of_many_says_so() {
     let place = Place::new();
     place.image();

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use engine::{BootFile, Content, Digest};
 use image::boot::{BOOT_FILE_MAX, BootFiles};
 use image::files::Root;
-use image::initramfs::{self, ModuleSource, Profile, Wanted};
+use image::initramfs::{self, ExtraFile, ModuleSource, Profile, Wanted};
+use image::store::InitrdStamp;
 use image::{Store, StoredTree};
 
 use crate::trace::Traces;
@@ -20,6 +21,8 @@ use crate::trace::Traces;
 const HELD_MAX: usize = 32;
 
 type Slot = Arc<OnceLock<Result<Bytes, String>>>;
+/// A file of a version; the stamp is that of an initramfs which is not ours.
+type Key = (Digest, BootFile, Option<InitrdStamp>);
 
 /// Finds and builds boot files; shared by every thread that sends them.
 pub struct Contents {
@@ -27,8 +30,9 @@ pub struct Contents {
     cache: PathBuf,
     init: Arc<[u8]>,
     profile: Profile,
+    shell: bool,
     traces: Traces,
-    held: Mutex<HashMap<(Digest, BootFile), Slot>>,
+    held: Mutex<HashMap<Key, Slot>>,
 }
 
 impl Contents {
@@ -40,8 +44,14 @@ impl Contents {
             cache,
             init,
             profile,
+            shell: false,
             held: Mutex::default(),
         }
+    }
+
+    /// Puts a shell into every initramfs, for `rd.break`.
+    pub fn with_shell(self, shell: bool) -> Contents {
+        Contents { shell, ..self }
     }
 
     /// What boots read, learned and kept beside the initramfs.
@@ -53,7 +63,7 @@ impl Contents {
     /// from now on is in their initramfs.
     pub fn learn(&self, digest: Digest) {
         match self.traces.finish(digest, || self.store.open_tree(digest)) {
-            Ok(true) => drop(self.lock().remove(&(digest, BootFile::Initrd))),
+            Ok(true) => drop(self.lock().remove(&self.key(digest, BootFile::Initrd))),
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, %digest, "what its boot reads is not kept"),
         }
@@ -69,33 +79,47 @@ impl Contents {
 
     /// A boot file of a version.
     pub fn file(&self, digest: Digest, file: BootFile) -> Result<Bytes, String> {
-        let slot = self.slot(digest, file);
+        let key = self.key(digest, file);
+        let slot = self.slot(key);
         let result = slot.get_or_init(|| self.make_aside(digest, file)).clone();
         if result.is_err() {
             // What failed may succeed once its cause (a full disk) is gone.
-            self.lock().remove(&(digest, file));
+            self.lock().remove(&key);
         }
         result
     }
 
     /// How far a version's initramfs is: `ready`, `building` or `idle`.
     pub fn progress(&self, digest: Digest) -> &'static str {
-        match self.lock().get(&(digest, BootFile::Initrd)) {
+        match self.lock().get(&self.key(digest, BootFile::Initrd)) {
             None => "idle",
             Some(slot) if slot.get().is_none() => "building",
             Some(_) => "ready",
         }
     }
 
-    fn slot(&self, digest: Digest, file: BootFile) -> Slot {
-        let mut held = self.lock();
-        if held.len() >= HELD_MAX && !held.contains_key(&(digest, file)) {
-            held.retain(|(other, _), _| *other == digest);
-        }
-        Arc::clone(held.entry((digest, file)).or_default())
+    fn key(&self, digest: Digest, file: BootFile) -> Key {
+        let foreign = match file {
+            // What cannot be told now is told by whoever reads it.
+            BootFile::Initrd => self.store.initrd(digest).unwrap_or_default(),
+            _ => None,
+        };
+        (digest, file, foreign)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(Digest, BootFile), Slot>> {
+    fn slot(&self, key: Key) -> Slot {
+        let mut held = self.lock();
+        if !held.contains_key(&key) {
+            let (digest, file, _) = key;
+            held.retain(|it, _| (it.0, it.1) != (digest, file));
+            if held.len() >= HELD_MAX {
+                held.retain(|it, _| it.0 == digest);
+            }
+        }
+        Arc::clone(held.entry(key).or_default())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Slot>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -121,6 +145,10 @@ impl Contents {
             BootFile::Kernel => read(&tree, &boot.kernel.vmlinuz),
             BootFile::Shim => read(&tree, &boot.shim.map_err(|error| error.to_string())?),
             BootFile::Grub => read(&tree, &boot.grub.map_err(|error| error.to_string())?),
+            BootFile::Initrd if self.is_foreign(digest)? => {
+                let read = self.store.read_initrd(digest);
+                read.map(Bytes::from).map_err(|error| error.to_string())
+            }
             BootFile::Initrd => {
                 let initrd = self.initrd(digest, &tree, &boot.kernel.version)?;
                 Ok(match self.traces.get(digest) {
@@ -131,16 +159,33 @@ impl Contents {
         }
     }
 
+    /// Whether somebody's own initramfs takes the place of ours.
+    fn is_foreign(&self, digest: Digest) -> Result<bool, String> {
+        let foreign = self.store.initrd(digest);
+        foreign
+            .map(|it| it.is_some())
+            .map_err(|error| error.to_string())
+    }
+
     fn initrd(&self, digest: Digest, tree: &StoredTree, kernel: &str) -> Result<Bytes, String> {
-        let key = initramfs::cache_key(&digest, kernel, &self.profile, &self.init);
+        let shell = self.shell.then(|| initramfs::shell(tree)).transpose();
+        let shell: Vec<ExtraFile> = shell
+            .map_err(|error| error.to_string())?
+            .into_iter()
+            .collect();
+        let wanted = Wanted {
+            files: &shell,
+            ..Wanted::by(&self.profile)
+        };
+        let key = initramfs::cache_key(&digest, kernel, &wanted, &self.init);
         let path = self.cache.join(format!("initrd-{key}"));
         if let Ok(bytes) = fs::read(&path) {
             return Ok(bytes.into());
         }
         let started = Instant::now();
         let source = ModuleSource::in_image(tree, kernel);
-        let built = initramfs::build(&source, &Wanted::by(&self.profile), &self.init)
-            .map_err(|error| error.to_string())?;
+        let built =
+            initramfs::build(&source, &wanted, &self.init).map_err(|error| error.to_string())?;
         let seconds = started.elapsed().as_secs_f32();
         tracing::info!(%digest, bytes = built.bytes.len(), seconds, "initramfs built");
         if let Err(error) = keep(&path, &built.bytes) {

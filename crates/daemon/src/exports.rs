@@ -17,7 +17,8 @@ use crate::tree::Served;
 /// How often the store is looked at for changes made by other processes.
 const POLL: Duration = Duration::from_secs(1);
 
-/// What the store had: its generation, versions and tags.
+/// What the store had: its generation, which also changes with an initramfs that takes ours' place,
+/// versions and tags.
 type Seen = (u64, Vec<Digest>, Vec<Tag>);
 
 /// Follows one store.
@@ -167,6 +168,7 @@ impl Follower {
             tag: tag.tag.clone(),
             digest: tag.digest,
             files: files.into(),
+            foreign_initrd: self.store.initrd(tag.digest).is_ok_and(|it| it.is_some()),
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct Options {
     pub console_login: bool,
     /// Which drivers the initramfs carries.
     pub drivers: Drivers,
+    /// Whether the initramfs carries a shell, for `rd.break`.
+    pub debug_shell: bool,
     /// The static `/init` that goes into the initramfs.
     pub init: Arc<[u8]>,
     /// User to become once sockets and directories are open; `None` = `slate` where that
@@ -66,6 +68,7 @@ impl Options {
             extra_kernel_args: String::new(),
             console_login: false,
             drivers: Drivers::AllNetwork,
+            debug_shell: false,
             init: init.into(),
             user: None,
             notices: None,

@@ -185,12 +185,13 @@ impl Daemon {
         let (hub, messages) = sync_channel(QUEUE_MAX);
         let journal = Arc::new(Journal::new(state.events()?));
         let nfs = Arc::new(start_nfs(&keys, &hub)?);
-        let contents = Arc::new(Contents::new(
+        let contents = Contents::new(
             open_store(&options)?,
             cache,
             Arc::clone(&options.init),
             profile(options.drivers),
-        ));
+        );
+        let contents = Arc::new(contents.with_shell(options.debug_shell));
         let images = Arc::default();
         let (refresh, asked) = channel();
         let mut follower = Follower {

@@ -42,6 +42,7 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
             bytes: nfs.bytes,
             by_op: nfs.by_op,
         },
+        drivers: view.drivers.into_iter().collect(),
         mounted: view.nfs_alive,
         ssh_host_key: host_key,
         name: view.name,

@@ -9,6 +9,7 @@ use wire::beacon::{Beacon, BeaconEvent, Kind};
 use wire::digest::Digest;
 use wire::identity::{BootId, Token};
 use wire::mac::Mac;
+use wire::modtable::is_name;
 use wire::stage::Stage;
 
 use crate::config::DhcpMode;
@@ -26,6 +27,8 @@ const KEPT: usize = 4;
 const MAX_SIGHTINGS: usize = 1024;
 /// A DISCOVER longer ago than this belongs to an earlier attempt.
 const SIGHTING_MS: u64 = 60_000;
+/// Most drivers that are noted of one boot.
+const DRIVERS_MAX: usize = 64;
 /// A boot that stays in one stage for longer is reported.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
@@ -222,6 +225,7 @@ impl Engine {
             last_seq: 0,
             loader_bytes: 0,
             initrd_bytes: 0,
+            drivers: BTreeSet::new(),
         };
         turn.persist(Record::Boot(boot.clone()));
         for old in self.boots.add(boot) {
@@ -282,6 +286,15 @@ impl Engine {
                     after_ms,
                 },
             );
+        }
+    }
+
+    /// A node's root was mounted. Where its initramfs does not say so, this does.
+    pub(crate) fn mounted_in_silence(&mut self, turn: &mut Turn, mac: Mac) {
+        let boot = self.boots.current(mac);
+        let boot = boot.filter(|boot| reached(boot) == Some(Stage::Initrd));
+        if boot.is_some_and(|boot| self.is_silent(boot)) {
+            self.reach(turn, mac, Stage::Mount, "its initramfs reports no more");
         }
     }
 
@@ -364,7 +377,21 @@ impl Engine {
             Kind::Progress => self.reach(turn, mac, stage, &text),
             Kind::Failure => self.fail(turn, mac, stage, text),
             Kind::Info => self.tell(turn, Some(mac), EventKind::Info { stage, text }),
+            Kind::Drivers => self.note_drivers(turn, mac, &text),
         }
+    }
+
+    fn note_drivers(&mut self, turn: &mut Turn, mac: Mac, names: &str) {
+        let Some(boot) = self.boots.current_mut(mac) else {
+            return;
+        };
+        for name in names.split_whitespace().filter(|name| is_name(name)) {
+            if boot.drivers.len() < DRIVERS_MAX {
+                boot.drivers.insert(name.to_owned());
+            }
+        }
+        turn.out
+            .push(crate::Output::Persist(Record::Boot(boot.clone())));
     }
 
     /// Tells of boots that have not moved for too long, each stage once.
@@ -388,7 +415,13 @@ impl Engine {
             let stage = reached(boot).unwrap_or(Stage::Firmware);
             let since = last_progress(boot);
             let mac = boot.mac;
-            let done = stage == Stage::MultiUser || self.boots.reported.get(&id) == Some(&stage);
+            let silent = self.is_silent(boot);
+            let last = if silent {
+                Stage::Mount
+            } else {
+                Stage::MultiUser
+            };
+            let done = stage >= last || self.boots.reported.get(&id) == Some(&stage);
             if done || boot.timeline.is_empty() {
                 continue;
             }
@@ -397,7 +430,12 @@ impl Engine {
                 continue;
             }
             self.boots.reported.insert(id, stage);
-            let cause = next_step(stage, beside).to_owned();
+            let cause = if silent && stage == Stage::Initrd {
+                NOT_MOUNTED
+            } else {
+                next_step(stage, beside)
+            };
+            let cause = cause.to_owned();
             let for_ms = now.millis_since(since);
             let next = Stage::ALL.into_iter().find(|it| *it > stage);
             self.note_failure(turn, mac, next.unwrap_or(stage), &cause);
@@ -415,6 +453,10 @@ impl Engine {
         self.boots.reported.retain(|id, _| by_id.contains_key(id));
     }
 }
+
+/// What is wrong where an initramfs that reports nothing was sent.
+const NOT_MOUNTED: &str = "kernel and the initramfs of slate initrd use were sent but no root was mounted: look at its \
+     console, and whether that initramfs has the node's network driver and knows NFS";
 
 /// What should have come next, and where to look; `beside` another DHCP server.
 fn next_step(stage: Stage, beside: bool) -> &'static str {

@@ -5,7 +5,7 @@ use wire::stage::Stage;
 
 use crate::boots::{is_up, reached};
 use crate::event::EventKind;
-use crate::record::{Fallback, Node, Record};
+use crate::record::{Boot, Fallback, Node, Record};
 use crate::{Engine, Turn};
 
 /// How many boots of a version must fail, one after another, before another one is given.
@@ -41,7 +41,8 @@ impl Engine {
         let wanted = self.wanted_version(Some(node)).ok()?;
         let boots = self.boots.of(node.mac);
         // Before it has asked for all that its version boots with, the version is not to blame.
-        let failed = boots.iter().take_while(|boot| !is_up(boot)).filter(|boot| {
+        let failed = boots.iter().take_while(|boot| !self.came_up(boot));
+        let failed = failed.filter(|boot| {
             boot.image == Some(wanted)
                 && reached(boot) >= Some(Stage::Initrd)
                 && node.image_set.is_none_or(|set| boot.started > set)
@@ -49,12 +50,24 @@ impl Engine {
         if failed.count() < FAILED_BOOTS {
             return None;
         }
-        let last_up = boots.iter().find(|boot| is_up(boot));
+        let last_up = boots.iter().find(|boot| self.came_up(boot));
         let instead = last_up.and_then(|boot| boot.image)?;
         let is_there = instead != wanted && self.versions.contains(&instead);
         is_there.then_some(Fallback {
             failed: wanted,
             instead,
         })
+    }
+
+    /// Whether a boot came as far as its version can tell.
+    fn came_up(&self, boot: &Boot) -> bool {
+        let mounted = || reached(boot) >= Some(Stage::Mount);
+        is_up(boot) || (self.is_silent(boot) && mounted())
+    }
+
+    /// Whether a boot's initramfs reports nothing.
+    pub(crate) fn is_silent(&self, boot: &Boot) -> bool {
+        let image = boot.image.and_then(|version| self.tagged(version));
+        image.is_some_and(|image| image.foreign_initrd)
     }
 }

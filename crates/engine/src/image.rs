@@ -57,6 +57,9 @@ pub struct ImageInfo {
     pub digest: Digest,
     /// For each boot file its presence, or why the version has none (shown to users).
     pub files: BTreeMap<BootFile, Result<(), String>>,
+    /// Whether its initramfs is somebody else's: a boot of it reports nothing, and counts as up once
+    /// its root is mounted.
+    pub foreign_initrd: bool,
 }
 
 /// An image by name and tag, written `NAME` or `NAME:TAG`.

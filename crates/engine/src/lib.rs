@@ -233,6 +233,7 @@ impl Engine {
             }
             Input::Nfs { address, activity } => self.nfs(&mut turn, address, activity),
             Input::Images { images, versions } => {
+                self.forget_other_initrds(&images);
                 self.images = images;
                 self.versions = versions;
                 self.unpin_followers(&mut turn);
@@ -292,7 +293,10 @@ impl Engine {
     fn view(&self, node: &Node) -> NodeView {
         let address = self.address_of(node);
         let nfs = address.and_then(|address| self.nfs.get(&address));
-        let mut boots = self.boots.of(node.mac).into_iter().map(boots::view);
+        let boots = self.boots.of(node.mac);
+        let told = boots.iter().find(|boot| !boot.drivers.is_empty());
+        let drivers = told.map(|boot| boot.drivers.clone()).unwrap_or_default();
+        let mut boots = boots.into_iter().map(boots::view);
         NodeView {
             mac: node.mac,
             name: node.name.clone(),
@@ -309,6 +313,7 @@ impl Engine {
             boot: boots.next(),
             former_boots: boots.collect(),
             polled: self.orders.polled(node.mac),
+            drivers,
             nfs: nfs.map(|client| client.counters.clone()),
             nfs_alive: nfs.is_some_and(|client| client.alive),
         }
@@ -425,6 +430,7 @@ impl Engine {
                 if !known {
                     self.tell(turn, Some(mac), EventKind::NfsMounted { address });
                 }
+                self.mounted_in_silence(turn, mac);
             }
             NfsActivity::Gone => {
                 // A machine that merely connects and hangs up, again and again, says nothing new.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use wire::digest::Digest;
 
-use crate::image::BootFile;
+use crate::image::{BootFile, ImageInfo};
 use crate::io::Output;
 use crate::{Engine, Turn};
 
@@ -39,6 +39,16 @@ impl Engine {
             .chain(of_nodes)
         {
             self.prepare(turn, version);
+        }
+    }
+
+    /// Of versions whose initramfs is another one by this list, nothing is ready.
+    pub(crate) fn forget_other_initrds(&mut self, images: &[ImageInfo]) {
+        for image in images {
+            let known = self.tagged(image.digest);
+            if known.is_some_and(|it| it.foreign_initrd != image.foreign_initrd) {
+                self.readiness.remove(&image.digest);
+            }
         }
     }
 

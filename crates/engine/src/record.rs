@@ -2,6 +2,7 @@
 //! [`Record::Removed`] deletes it. Handing the surviving records to [`crate::Engine::new`], in any
 //! order, restores the engine.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize, Serializer};
@@ -188,6 +189,9 @@ pub struct Boot {
     pub loader_bytes: u64,
     /// Bytes of initramfs sent.
     pub initrd_bytes: u64,
+    /// Modules that its initramfs loaded for its devices, by its own word.
+    #[serde(default)]
+    pub drivers: BTreeSet<String>,
 }
 
 /// Tokens are secrets and do not print themselves; the state database is their one home.

@@ -633,6 +633,7 @@ fn image() -> ImageInfo {
         tag: "latest".into(),
         digest: DIGEST,
         files: BootFile::ALL.map(|file| (file, Ok(()))).into(),
+        foreign_initrd: false,
     }
 }
 

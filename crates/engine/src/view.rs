@@ -1,5 +1,6 @@
 //! Nodes as users see them.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,8 @@ pub struct NodeView {
     pub former_boots: Vec<BootView>,
     /// When its agent last asked for orders.
     pub polled: Option<Timestamp>,
+    /// Modules that its initramfs loaded for its devices when it last told.
+    pub drivers: BTreeSet<String>,
     /// What it did over NFS since the daemon started.
     pub nfs: Option<NfsCounters>,
     /// Whether it uses NFS now.

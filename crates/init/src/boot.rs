@@ -1,7 +1,7 @@
 //! The boot as a straight list of steps.
 
 use std::convert::Infallible;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::mount::{MountFlags, mount};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::system::{RebootCommand, reboot, sethostname};
-use wire::cmdline::{BootArgs, NfsRoot};
+use wire::cmdline::{BootArgs, Break, NfsRoot};
 use wire::identity::Document;
 use wire::stage::Stage;
 use wire::trace::TRACE_PATH;
@@ -22,6 +22,7 @@ use crate::failure::{Failure, Remedy};
 use crate::modules::Modules;
 use crate::network::{self, Configured};
 use crate::report::{BEACON_PATH, Reporter, monotonic_us};
+use crate::stops::Stops;
 use crate::{exchange, mount as root_mount, switch, uevent, warm};
 
 /// How long a node shows what is wrong with its configuration before it tries another boot.
@@ -61,16 +62,26 @@ fn boot(args: &'static BootArgs, report: &'static Reporter) -> Result<Infallible
         let hint = "write root=nfs:SERVER:/PATH on the kernel command line";
         Failure::lasting(Stage::Mount, "no usable root=", hint)
     })?;
+    let mut stops = Stops::wanted(args, report);
+    stops.at(Break::Init);
     let modules: &Modules<'_> = Box::leak(Box::new(Modules::open(args, report)));
     warn_of_other_kernel(modules, report);
     let core = thread::spawn(move || modules.load_core());
     uevent::watch(modules);
     thread::spawn(move || modules.coldplug());
     network::loopback();
+    if !args.vlans.is_empty() {
+        modules.load("8021q");
+    }
+    if !args.bonds.is_empty() {
+        modules.load("bonding");
+    }
     let network = bring_up(args, report)?;
     report.online(network.link.mac);
     let text = format!("{} {}", network.link.name, network.lease.address);
     report.progress(Stage::Network, &text);
+    report.drivers(&modules.drivers());
+    stops.at(Break::Network);
     let identity = args.slate.map(|slate| {
         let mac = network.link.mac;
         thread::spawn(move || exchange::fetch(&slate, mac, report))
@@ -82,7 +93,8 @@ fn boot(args: &'static BootArgs, report: &'static Reporter) -> Result<Infallible
         .map(|it| it.join().unwrap_or_else(|_| Err(panicked())))
         .transpose()?;
     leave_agent(report);
-    enter(args, &network, document.as_ref(), report)
+    stops.at(Break::Mount);
+    enter(args, &network, document.as_ref(), &mut stops)
 }
 
 fn panicked() -> Failure {
@@ -209,8 +221,9 @@ fn enter(
     args: &BootArgs,
     network: &Configured,
     document: Option<&Document>,
-    report: &Reporter,
+    stops: &mut Stops<'_>,
 ) -> Result<Infallible, Failure> {
+    let report = stops.report;
     let hint = "does the image hold a complete system?";
     switch::switch_root().map_err(|error| {
         Failure::lasting(Stage::SwitchRoot, format!("switch_root: {error}"), hint)
@@ -218,12 +231,7 @@ fn enter(
     adopt(network, document, report);
     let init = args.init.as_deref().unwrap_or("/sbin/init");
     report.progress(Stage::SwitchRoot, init);
-    if let Some(datagram) = report.datagram() {
-        let _ = adopt::write(BEACON_PATH, 0o600, &datagram);
-    }
-    if args.wants_shell() {
-        shell(report);
-    }
+    stops.at(Break::SwitchRoot);
     if Path::new(warm::TRACE).exists()
         && let Err(error) = Command::new(AGENT_PATH)
             .arg0("@slate-warm")
@@ -232,26 +240,13 @@ fn enter(
     {
         report.info(Stage::SwitchRoot, &format!("reading ahead: {error}"));
     }
+    // Last: the agent goes on counting from it, and what has a number twice is heard once.
+    if let Some(datagram) = report.datagram() {
+        let _ = adopt::write(BEACON_PATH, 0o600, &datagram);
+    }
     let error = Command::new(init).args(&args.init_args).exec();
     let cause = format!("starting {init}: {error}");
     Err(Failure::lasting(Stage::SwitchRoot, cause, hint))
-}
-
-/// `rd.break`: the image's shell in the finished root; the boot goes on when it ends.
-fn shell(report: &Reporter) {
-    report.info(
-        Stage::SwitchRoot,
-        "rd.break: a shell; the boot goes on after exit",
-    );
-    let console = File::options().read(true).write(true).open("/dev/console");
-    let ended = console.and_then(|it| {
-        let (output, errors) = (it.try_clone()?, it.try_clone()?);
-        let mut shell = Command::new("/bin/sh");
-        shell.stdin(it).stdout(output).stderr(errors).status()
-    });
-    if let Err(error) = ended {
-        report.failure(Stage::SwitchRoot, &format!("rd.break: /bin/sh: {error}"));
-    }
 }
 
 /// Says what is wrong, long enough to be read, then reboots into what may be a better plan.

@@ -71,13 +71,14 @@ pub fn hosts(image: &str, nodes: &[(Ipv4Addr, String)]) -> String {
 
 /// All files for systemd-networkd, udev and NetworkManager; who is not installed reads none.
 pub fn files(network: &Configured) -> Vec<Text> {
-    let uuid = uuid(network.link.mac);
+    let mac = network.link.mac;
+    let uuid = uuid(mac);
     let text = |path: String, mode, content| Text {
         path,
         mode,
         content,
     };
-    vec![
+    let mut files = vec![
         text(
             "/run/systemd/network/05-slate.network".into(),
             0o644,
@@ -86,8 +87,25 @@ pub fn files(network: &Configured) -> Vec<Text> {
         text(
             "/run/systemd/network/05-slate.link".into(),
             0o644,
-            link(network.link.mac),
+            link(mac),
         ),
+    ];
+    if network.stacked {
+        // Both would take the interfaces below for their own to configure, networkd because of `ip=`
+        // on the command line (systemd-network-generator(8)).
+        files.push(text(
+            "/run/systemd/network/06-slate-below.network".into(),
+            0o644,
+            format!("[Match]\nMACAddress={mac}\nType=ether\n\n[Link]\nUnmanaged=yes\n"),
+        ));
+        files.push(text(
+            "/run/NetworkManager/conf.d/slate.conf".into(),
+            0o644,
+            format!("[keyfile]\nunmanaged-devices=mac:{mac}\n"),
+        ));
+        return files;
+    }
+    files.extend([
         text(
             "/run/NetworkManager/system-connections/slate.nmconnection".into(),
             0o600,
@@ -98,16 +116,20 @@ pub fn files(network: &Configured) -> Vec<Text> {
             0o644,
             format!("[device]\nmanaged=1\nconnection-uuid={uuid}\n"),
         ),
-    ]
+    ]);
+    files
 }
 
 /// The root lies behind this interface: its address stays, whatever happens to lease or daemon.
-/// VLANs and bridges have the same address but another type.
+/// VLANs and bridges over it have the same address but another type; a VLAN or a bond of the command
+/// line keeps its name.
 fn networkd(network: &Configured) -> String {
-    let mut out = format!(
-        "[Match]\nMACAddress={}\nType=ether\n\n[Network]\nKeepConfiguration=yes\n",
-        network.link.mac
-    );
+    let this = if network.stacked {
+        format!("Name={}\n", network.link.name)
+    } else {
+        format!("MACAddress={}\nType=ether\n", network.link.mac)
+    };
+    let mut out = format!("[Match]\n{this}\n[Network]\nKeepConfiguration=yes\n");
     if network.dhcp {
         out.push_str(
             "DHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\nSendRelease=no\nUseHostname=no\nUseDomains=yes\n",
@@ -216,7 +238,25 @@ mod tests {
                 mtu: None,
             },
             dhcp,
+            stacked: false,
         }
+    }
+
+    #[test]
+    fn a_vlan_keeps_its_name_and_what_is_below_is_left_alone() {
+        let mut vlan = network(true);
+        vlan.link.name = "vlan5".into();
+        vlan.stacked = true;
+        let files = files(&vlan);
+        assert!(
+            files[0]
+                .content
+                .starts_with("[Match]\nName=vlan5\n\n[Network]\n")
+        );
+        let paths: Vec<_> = files.iter().map(|it| it.path.as_str()).collect();
+        assert_eq!(paths[3..], ["/run/NetworkManager/conf.d/slate.conf"]);
+        assert!(files[2].content.ends_with("[Link]\nUnmanaged=yes\n"));
+        assert!(files[3].content.ends_with("=mac:02:00:00:00:00:01\n"));
     }
 
     #[test]

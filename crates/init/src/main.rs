@@ -23,10 +23,14 @@ mod orders;
 mod owners;
 mod report;
 mod rtnl;
+mod stacks;
+mod stops;
 mod switch;
 mod sys;
 mod uevent;
 mod units;
+#[cfg(panic = "abort")]
+mod unwind;
 mod warm;
 
 fn main() {

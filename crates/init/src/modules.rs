@@ -71,6 +71,15 @@ impl<'a> Modules<'a> {
         });
     }
 
+    /// The modules in the kernel that were loaded for a device, sorted.
+    pub fn drivers(&self) -> Vec<&str> {
+        let names: BTreeSet<&str> = self.table.aliases.iter().map(|it| &*it.module).collect();
+        // One whose hardware was missing after all was asked for and is not there.
+        let is_there =
+            |name: &&str| self.is_loaded(name) && Path::new("/sys/module").join(name).is_dir();
+        names.into_iter().filter(is_there).collect()
+    }
+
     /// Loads the drivers of one device.
     pub fn load_for(&self, modalias: &str) {
         for name in self.table.for_modalias(modalias) {
@@ -107,7 +116,9 @@ impl<'a> Modules<'a> {
         if self.is_loaded(&module.name) || self.args.is_blacklisted(&module.name) {
             return Ok(());
         }
-        let params = CString::new(self.args.module_params(&module.name))?;
+        // Of a parameter that is given twice the last one counts: that of the command line.
+        let of_line = self.args.module_params(&module.name);
+        let params = CString::new(format!("{} {of_line}", module.options).trim())?;
         let file = File::open(module.path())?;
         // Of two threads that load the same module the kernel lets the second wait.
         match finit_module(&file, &params, 0) {

@@ -15,7 +15,7 @@ use wire::stage::Stage;
 use crate::failure::{Failure, Remedy};
 
 /// Where the finished root is mounted.
-pub const ROOT: &str = "/root";
+pub const ROOT: &str = "/sysroot";
 const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
 /// The layers as the kernel lists them (proc_pid_mountinfo(5)): nobody sees them once they are

@@ -17,6 +17,7 @@ use crate::dhcp::{Answer, Client, Lease};
 use crate::failure::Failure;
 use crate::report::Reporter;
 use crate::rtnl::{self, Link, Message, Socket};
+use crate::stacks::Stacks;
 use crate::sys;
 
 /// After this long without the interface that `BOOTIF=` names, any other will do.
@@ -33,6 +34,8 @@ pub struct Configured {
     pub lease: Lease,
     /// Whether the address came by DHCP and has to be renewed by somebody.
     pub dhcp: bool,
+    /// Whether it is a VLAN or a bond, made over others that have its MAC as well.
+    pub stacked: bool,
 }
 
 /// Configures one interface; tries for ever.
@@ -47,6 +50,7 @@ pub fn bring_up(args: &BootArgs, report: &Reporter, random: u64) -> Result<Confi
         reported: Instant::now(),
         links: BTreeMap::new(),
         runners: BTreeMap::new(),
+        stacks: Stacks::new(args, report),
     };
     let configured = race.run(&socket).map_err(|error| no_netlink(&error))?;
     apply(&configured, args).map_err(|error| {
@@ -58,7 +62,8 @@ pub fn bring_up(args: &BootArgs, report: &Reporter, random: u64) -> Result<Confi
         )
     })?;
     for link in race.links.values() {
-        if link.index != configured.link.index {
+        // What the others stand on carries the root.
+        if link.index != configured.link.index && !race.stacks.is_part(&link.name) {
             let _ = request(&rtnl::set_link(link.index, false, None));
         }
     }
@@ -78,6 +83,7 @@ struct Race<'a> {
     reported: Instant,
     links: BTreeMap<u32, Link>,
     runners: BTreeMap<u32, Runner>,
+    stacks: Stacks<'a>,
 }
 
 struct Runner {
@@ -136,7 +142,9 @@ impl Race<'_> {
         match message {
             Message::Link(link) => {
                 let known = self.links.insert(link.index, link.clone());
-                if !link.up && known.is_none_or(|known| known.up) {
+                self.stacks.seen(&link);
+                let sets_up = !self.stacks.is_member(&link.name);
+                if sets_up && !link.up && known.is_none_or(|known| known.up) {
                     let _ = request(&rtnl::set_link(link.index, true, None));
                 }
                 if !link.carrier {
@@ -165,9 +173,11 @@ impl Race<'_> {
             }
             match plan(self.args, &link.name) {
                 Plan::Leave => {}
+                Plan::Static(_) | Plan::Dhcp if self.stacks.leaves_alone(&link.name) => {}
                 Plan::Static(fixed) => {
                     return Some(Configured {
                         lease: static_lease(fixed, self.args),
+                        stacked: self.stacks.is_made(&link.name),
                         link,
                         dhcp: false,
                     });
@@ -198,6 +208,8 @@ impl Race<'_> {
 
     fn is_wanted(&self, link: &Link) -> bool {
         match self.args.bootif {
+            // A bond has the address of any of its members.
+            Some(_) if self.stacks.is_made(&link.name) => true,
             Some(mac) => mac == link.mac || self.started.elapsed() > BOOTIF_PATIENCE,
             None => true,
         }
@@ -237,6 +249,7 @@ impl Race<'_> {
                 None
             }
             Answer::Lease(lease) => Some(Configured {
+                stacked: self.stacks.is_made(&self.links.get(&index)?.name),
                 link: self.links.get(&index)?.clone(),
                 lease,
                 dhcp: true,
@@ -332,7 +345,7 @@ fn apply(configured: &Configured, args: &BootArgs) -> std::io::Result<()> {
     Ok(())
 }
 
-fn request(message: &[u8]) -> std::io::Result<()> {
+pub(crate) fn request(message: &[u8]) -> std::io::Result<()> {
     Socket::open(false)?.call(message)
 }
 

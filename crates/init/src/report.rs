@@ -9,7 +9,7 @@ use std::net::{SocketAddrV4, UdpSocket};
 use std::sync::Mutex;
 
 use rustix::time::{ClockId, clock_gettime};
-use wire::beacon::{Beacon, BeaconEvent, Kind};
+use wire::beacon::{Beacon, BeaconEvent, Kind, MAX_TEXT_BYTES};
 use wire::cmdline::SlateArgs;
 use wire::identity::BootId;
 use wire::mac::Mac;
@@ -84,6 +84,13 @@ impl Reporter {
         self.event(Kind::Info, stage, text);
     }
 
+    /// These modules drive devices of this node.
+    pub fn drivers(&self, names: &[&str]) {
+        for text in texts(names, MAX_TEXT_BYTES) {
+            self.event(Kind::Drivers, Stage::Init, &text);
+        }
+    }
+
     /// For the log only.
     pub fn log(&self, text: &str) {
         self.lock().kmsg(6, text);
@@ -104,6 +111,7 @@ impl Reporter {
         let (level, mark) = match kind {
             Kind::Failure => (3, "failed: "),
             Kind::Progress | Kind::Info => (5, ""),
+            Kind::Drivers => (6, "drivers: "),
         };
         inner.kmsg(level, &format!("{stage}: {mark}{text}"));
         inner.record(kind, stage, text);
@@ -163,9 +171,36 @@ impl Inner {
     }
 }
 
+/// The names, apart by spaces, in as few texts of at most `bytes_max` as they fit in.
+fn texts(names: &[&str], bytes_max: usize) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::new();
+    for name in names.iter().filter(|name| name.len() <= bytes_max) {
+        match texts.last_mut() {
+            Some(text) if text.len() + 1 + name.len() <= bytes_max => {
+                text.push(' ');
+                text.push_str(name);
+            }
+            _ => texts.push((*name).to_owned()),
+        }
+    }
+    texts
+}
+
 /// Microseconds since the kernel started.
 pub fn monotonic_us() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_names_take_several_texts() {
+        assert_eq!(texts(&[], 10), [""; 0]);
+        assert_eq!(texts(&["igb", "ixgbe", "tg3"], 9), ["igb ixgbe", "tg3"]);
+        assert_eq!(texts(&["longer_than_any", "a"], 5), ["a"]);
+    }
 }

@@ -25,9 +25,15 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_CREATE_REPLACE: u16 = 0x500;
+const NLM_F_CREATE_NEW: u16 = 0x600;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VLAN_ID: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
@@ -141,6 +147,24 @@ pub fn set_link(index: u32, up: bool, mtu: Option<u16>) -> Vec<u8> {
     message(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, &body, &attributes)
 }
 
+/// Makes an interface for one VLAN over another interface (linux/if_link.h, `IFLA_VLAN_ID`).
+pub fn add_vlan(name: &str, id: u16, parent: u32) -> Vec<u8> {
+    let name = [name.as_bytes(), &[0]].concat();
+    let mut data = Vec::new();
+    attribute(&mut data, IFLA_VLAN_ID, &id.to_ne_bytes());
+    let mut info = Vec::new();
+    attribute(&mut info, IFLA_INFO_KIND, b"vlan");
+    attribute(&mut info, IFLA_INFO_DATA, &data);
+    let parent = parent.to_ne_bytes();
+    let attributes = [
+        (IFLA_LINK, &parent[..]),
+        (IFLA_IFNAME, &name[..]),
+        (IFLA_LINKINFO, &info[..]),
+    ];
+    let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_NEW;
+    message(RTM_NEWLINK, flags, &[0; 16], &attributes)
+}
+
 /// Gives an interface an address for ever.
 pub fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Vec<u8> {
     let mut body = vec![libc::AF_INET as u8, prefix, 0, 0, 0, 0, 0, 0];
@@ -195,14 +219,18 @@ fn message(kind: u16, flags: u16, body: &[u8], attributes: &[(u16, &[u8])]) -> V
     out[8..12].copy_from_slice(&1u32.to_ne_bytes());
     out.extend_from_slice(body);
     for (kind, value) in attributes {
-        out.extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
-        out.extend_from_slice(&kind.to_ne_bytes());
-        out.extend_from_slice(value);
-        out.resize(out.len().next_multiple_of(4), 0);
+        attribute(&mut out, *kind, value);
     }
     let length = out.len() as u32;
     out[..4].copy_from_slice(&length.to_ne_bytes());
     out
+}
+
+fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    out.extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(value);
+    out.resize(out.len().next_multiple_of(4), 0);
 }
 
 /// The messages of one datagram.

@@ -1,7 +1,9 @@
 //! The programs that the lab needs, and how to get those that are missing.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use crate::qemu::Firmware;
 use crate::uml::Uml;
@@ -29,6 +31,8 @@ pub enum Tool {
     Libnfs,
     /// `dnsmasq`, a DHCP server.
     Dnsmasq,
+    /// `busybox` as one program without libraries.
+    Busybox,
 }
 
 impl Tool {
@@ -45,6 +49,7 @@ impl Tool {
             Self::Tcpdump => "tcpdump",
             Self::Libnfs => "nfs-ls",
             Self::Dnsmasq => "dnsmasq",
+            Self::Busybox => "busybox",
         }
     }
 
@@ -61,6 +66,7 @@ impl Tool {
             Self::Tcpdump => "look at packets",
             Self::Libnfs => "read over NFS with another client than the kernel's",
             Self::Dnsmasq => "be another DHCP server",
+            Self::Busybox => "have a shell in the initramfs",
         }
     }
 
@@ -69,6 +75,7 @@ impl Tool {
         match self {
             Self::Firmware => Firmware::find(false).is_some(),
             Self::UserModeLinux => find_program(self.name()).is_some() && Uml::modules().is_some(),
+            Self::Busybox => find_program(self.name()).is_some_and(|path| is_static(&path)),
             _ => find_program(self.name()).is_some(),
         }
     }
@@ -102,6 +109,8 @@ impl Tool {
             (Self::Libnfs, Suse) => return None,
             (Self::Dnsmasq, Debian) => "dnsmasq-base",
             (Self::Dnsmasq, _) => "dnsmasq",
+            (Self::Busybox, Debian | Suse) => "busybox-static",
+            (Self::Busybox, _) => "busybox",
         })
     }
 }
@@ -234,6 +243,14 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
         .map(|folder| folder.join(name))
         .find(|candidate| candidate.is_file())
+}
+
+/// Whether a program names no dynamic loader, as its first page would.
+fn is_static(program: &Path) -> bool {
+    let mut head = [0; 4096];
+    let read = File::open(program).and_then(|mut file| file.read(&mut head));
+    let loader = b"ld-linux";
+    read.is_ok() && !head.windows(loader.len()).any(|part| part == loader)
 }
 
 #[cfg(test)]

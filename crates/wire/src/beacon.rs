@@ -37,11 +37,13 @@ pub enum Kind {
     Failure = 2,
     /// Worth knowing, no change of stage.
     Info = 3,
+    /// The text names kernel modules that drive devices of the node, apart by spaces.
+    Drivers = 4,
 }
 
 impl Kind {
     fn from_code(code: u8) -> Option<Kind> {
-        [Kind::Progress, Kind::Failure, Kind::Info]
+        [Kind::Progress, Kind::Failure, Kind::Info, Kind::Drivers]
             .into_iter()
             .find(|kind| *kind as u8 == code)
     }

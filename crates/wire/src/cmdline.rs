@@ -3,12 +3,13 @@
 //!
 //! The syntax is dracut's (dracut.cmdline(7)), so that a command line made for a dracut initramfs
 //! means the same here: `root=nfs[4]:[SERVER:]PATH[:OPTIONS]`, `root=/dev/nfs nfsroot=`, `ip=`,
-//! `nameserver=`, `BOOTIF=`, `rd.break`, `rd.driver.blacklist=`. Words are split and unquoted as
+//! `vlan=`, `bond=`, `nameserver=`, `BOOTIF=`, `rd.break`, `rd.driver.blacklist=`. Words are split and unquoted as
 //! the kernel does it (lib/cmdline.c, `next_arg`). Parameters that mean nothing here stay in
 //! [`BootArgs::extra`]; malformed ones are left out and reported by name.
 //!
 //! Parsing never panics. Rendering refuses what the kernel's quoting cannot express.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::identity::{BootId, Token};
 use crate::mac::Mac;
+use crate::stage::Stage;
 
 /// The longest command line that every architecture's kernel keeps, in bytes, without its NUL.
 pub const MAX_CMDLINE_BYTES: usize = 2047;
@@ -27,6 +29,10 @@ pub struct BootArgs {
     pub root: Option<NfsRoot>,
     /// `ip=`, in order; none means DHCP.
     pub ip: Vec<Ip>,
+    /// `vlan=`, in order: interfaces made over others.
+    pub vlans: Vec<Vlan>,
+    /// `bond=`, in order.
+    pub bonds: Vec<Bond>,
     /// `nameserver=`, in order.
     pub nameservers: Vec<Ipv4Addr>,
     /// `BOOTIF=`: the interface that the firmware booted from.
@@ -105,6 +111,31 @@ pub struct StaticIp {
     pub dns: Vec<Ipv4Addr>,
 }
 
+/// `NAME:DEVICE`: a tagged network over an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// The new interface's name: `vlan5`, `vlan0005`, `eth0.5`, `eth0.0005`.
+    pub name: String,
+    /// The VLAN's number, 1 to 4094: the last digits of the name.
+    pub id: u16,
+    /// The interface that it is made over.
+    pub parent: String,
+}
+
+/// `[NAME[:INTERFACE,…[:OPTION=VALUE,…[:MTU]]]]`: several interfaces as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bond {
+    /// The new interface's name; `bond0` where none was given.
+    pub name: String,
+    /// What it is made of; `eth0` and `eth1` where nothing was given.
+    pub members: Vec<String>,
+    /// The kernel's options (Documentation/networking/bonding.rst), in order; `mode=balance-rr`
+    /// where none were given.
+    pub options: Vec<(String, String)>,
+    /// Maximum transmission unit to set, in bytes.
+    pub mtu: Option<u16>,
+}
+
 /// How to reach the daemon, and what proves that this boot is the one it planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlateArgs {
@@ -169,6 +200,12 @@ impl BootArgs {
         for ip in &self.ip {
             out.put("ip", &ip.to_string())?;
         }
+        for vlan in &self.vlans {
+            out.put("vlan", &vlan.to_string())?;
+        }
+        for bond in &self.bonds {
+            out.put("bond", &bond.to_string())?;
+        }
         for server in &self.nameservers {
             out.put("nameserver", &server.to_string())?;
         }
@@ -196,9 +233,21 @@ impl BootArgs {
         Some(last.value.as_deref().unwrap_or(""))
     }
 
-    /// Whether `rd.break` asks for a shell.
-    pub fn wants_shell(&self) -> bool {
-        self.param("rd.break").is_some()
+    /// Where `rd.break` asks for a shell, each place once; and values that name none.
+    pub fn breaks(&self) -> (BTreeSet<Break>, Vec<CmdlineError>) {
+        let (mut places, mut errors) = (BTreeSet::new(), Vec::new());
+        for param in self.extra.iter().filter(|param| param.name == "rd.break") {
+            let name = param.value.as_deref().unwrap_or("");
+            match Break::named(name) {
+                Some(place) => drop(places.insert(place)),
+                None => errors.push(CmdlineError::Malformed {
+                    name: "rd.break".to_owned(),
+                    expected: Break::EXPECTED,
+                    got: shortened(name),
+                }),
+            }
+        }
+        (places, errors)
     }
 
     /// Whether `net.ifnames=0` asks for the kernel's names (`eth0`).
@@ -232,6 +281,50 @@ impl BootArgs {
             .filter(|param| matches!(&*param.name, "modprobe.blacklist" | "rd.driver.blacklist"))
             .flat_map(|param| param.value.as_deref().unwrap_or("").split(','))
             .any(|name| name.replace('-', "_") == wanted)
+    }
+}
+
+/// Where an initramfs has its shell, if it has one: a busybox.
+pub const SHELL_PATH: &str = "/bin/busybox";
+
+/// Where a boot can stop for a shell, in the order in which it comes there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Break {
+    /// Before anything is loaded or configured.
+    Init,
+    /// The network is configured, nothing is mounted.
+    Network,
+    /// The root is mounted, nothing of it runs.
+    Mount,
+    /// In the finished root, before its init.
+    SwitchRoot,
+}
+
+impl Break {
+    /// Every value of `rd.break`.
+    pub const EXPECTED: &str = "init, network, mount or switch-root, or dracut's cmdline, pre-udev, \
+        pre-trigger, initqueue, pre-mount, pre-pivot or cleanup";
+
+    /// The place that a value of `rd.break` means. Dracut's names (dracut.cmdline(7)) mean the place
+    /// that comes nearest, except for `mount`, which is our own stage of that name.
+    pub fn named(name: &str) -> Option<Break> {
+        Some(match name {
+            "init" | "cmdline" | "pre-udev" | "pre-trigger" | "initqueue" => Break::Init,
+            "network" | "pre-mount" => Break::Network,
+            "mount" | "pre-pivot" | "cleanup" => Break::Mount,
+            "switch-root" | "" => Break::SwitchRoot,
+            _ => return None,
+        })
+    }
+
+    /// The stage that has just been reached there.
+    pub fn stage(self) -> Stage {
+        match self {
+            Break::Init => Stage::Init,
+            Break::Network => Stage::Network,
+            Break::Mount => Stage::Mount,
+            Break::SwitchRoot => Stage::SwitchRoot,
+        }
     }
 }
 
@@ -361,6 +454,8 @@ impl Parser {
                 Ok(())
             }
             "ip" => Ip::parse(value).map(|ip| self.args.ip.push(ip)),
+            "vlan" => Vlan::parse(value).map(|vlan| self.args.vlans.push(vlan)),
+            "bond" => Bond::parse(value).map(|bond| self.args.bonds.push(bond)),
             "nameserver" => ipv4(value).map(|server| self.args.nameservers.push(server)),
             "BOOTIF" => bootif(value).map(|mac| self.args.bootif = Some(mac)),
             "slate.server" => parsed(value, "ADDRESS:PORT").map(|it| self.server = Some(it)),
@@ -603,6 +698,82 @@ impl fmt::Display for StaticIp {
                 .try_for_each(|server| write!(f, ":{server}")),
         }
     }
+}
+
+impl Vlan {
+    fn parse(value: &str) -> Result<Vlan, &'static str> {
+        const EXPECTED: &str =
+            "NAME:INTERFACE, with a name such as vlan5 or eth0.5 that ends in 1 to 4094";
+        let (name, parent) = value.split_once(':').ok_or(EXPECTED)?;
+        let digits = name.len() - name.trim_end_matches(|it: char| it.is_ascii_digit()).len();
+        let id = name[name.len() - digits..].parse().map_err(|_| EXPECTED)?;
+        if !is_interface(name) || !is_interface(parent) || !(1..=4094).contains(&id) {
+            return Err(EXPECTED);
+        }
+        Ok(Vlan {
+            name: name.to_owned(),
+            id,
+            parent: parent.to_owned(),
+        })
+    }
+}
+
+/// As `vlan=` takes it.
+impl fmt::Display for Vlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.parent)
+    }
+}
+
+impl Bond {
+    fn parse(value: &str) -> Result<Bond, &'static str> {
+        const EXPECTED: &str = "NAME:INTERFACE,INTERFACE:mode=MODE,OPTION=VALUE:MTU";
+        let mut fields = value.splitn(4, ':');
+        let mut field = |default: &'static str| {
+            let given = fields.next().filter(|text| !text.is_empty());
+            given.unwrap_or(default).to_owned()
+        };
+        let (name, members) = (field("bond0"), field("eth0,eth1"));
+        let (options, mtu) = (field("mode=balance-rr"), field(""));
+        let members: Vec<String> = members.split(',').map(str::to_owned).collect();
+        let option = |text: &str| {
+            let (name, value) = text.split_once('=')?;
+            let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+            (!name.is_empty() && name.bytes().all(is_plain))
+                .then(|| (name.to_owned(), value.to_owned()))
+        };
+        let options: Option<Vec<_>> = options.split(',').map(option).collect();
+        if !is_interface(&name) || !members.iter().all(|it| is_interface(it)) {
+            return Err(EXPECTED);
+        }
+        Ok(Bond {
+            name,
+            members,
+            options: options.ok_or(EXPECTED)?,
+            mtu: optional(&mtu, "an MTU in bytes")?,
+        })
+    }
+}
+
+/// As `bond=` takes it.
+impl fmt::Display for Bond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:", self.name, self.members.join(","))?;
+        for (at, (name, value)) in self.options.iter().enumerate() {
+            write!(f, "{}{name}={value}", if at == 0 { "" } else { "," })?;
+        }
+        match self.mtu {
+            Some(mtu) => write!(f, ":{mtu}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether an interface can have this name (net/core/dev.c, `dev_valid_name`); and no `,`, which a
+/// list of them is written with.
+fn is_interface(name: &str) -> bool {
+    let fine = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b',' | b'"');
+    (1..=15).contains(&name.len()) && name.bytes().all(fine) && !matches!(name, "." | "..")
 }
 
 fn text(text: &Option<String>) -> &str {
@@ -922,8 +1093,66 @@ mod tests {
         let args = clean("modprobe.blacklist=r8169,be2net rd.driver.blacklist=virtio-net");
         assert!(args.is_blacklisted("be2net") && args.is_blacklisted("virtio_net"));
         assert!(!args.is_blacklisted("e1000e"));
-        let args = clean("usb-storage.quirks=a:b usb_storage.x rd.break");
+        let args = clean("usb-storage.quirks=a:b usb_storage.x");
         assert_eq!(args.module_params("usb_storage"), "quirks=a:b x");
-        assert!(args.wants_shell());
+    }
+
+    #[test]
+    fn interfaces_over_others() {
+        let args = clean(
+            "vlan=vlan0005:eth0 vlan=bond0.7:bond0 bond=bond0:eth0,eth1:mode=802.3ad,miimon=100:9000",
+        );
+        let ids: Vec<_> = args.vlans.iter().map(|it| (it.id, &*it.parent)).collect();
+        assert_eq!(ids, [(5, "eth0"), (7, "bond0")]);
+        let bond = &args.bonds[0];
+        assert_eq!((&*bond.name, bond.mtu), ("bond0", Some(9000)));
+        assert_eq!(bond.members, ["eth0", "eth1"]);
+        assert_eq!(bond.options[1], ("miimon".to_owned(), "100".to_owned()));
+        let defaults = clean("bond=");
+        assert_eq!(
+            defaults.bonds[0].to_string(),
+            "bond0:eth0,eth1:mode=balance-rr"
+        );
+        for args in [args, defaults] {
+            assert_eq!(BootArgs::parse(&args.render().unwrap()), (args, vec![]));
+        }
+        for wrong in [
+            "vlan=vlan5",
+            "vlan=vlan:eth0",
+            "vlan=vlan4095:eth0",
+            "vlan=vlan0:eth0",
+            "vlan=a/5:eth0",
+            "vlan=vlan5:a,b",
+            "bond=bond0:eth0,:mode=1",
+            "bond=bond0:eth0:../x=1",
+            "bond=bond0:eth0:mode",
+            "bond=bond0:eth0:mode=1:big",
+            "bond=a_name_too_long_for_it:eth0",
+        ] {
+            let (args, errors) = BootArgs::parse(wrong);
+            assert_eq!((args.vlans.len(), args.bonds.len()), (0, 0), "{wrong}");
+            assert_eq!(errors.len(), 1, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn breaks_of_dracut_and_our_stages() {
+        let breaks = |line: &str| {
+            let (places, errors) = clean(line).breaks();
+            (places.into_iter().collect::<Vec<_>>(), errors.len())
+        };
+        assert_eq!(breaks("quiet"), (vec![], 0));
+        assert_eq!(breaks("rd.break"), (vec![Break::SwitchRoot], 0));
+        let line = "rd.break=pre-pivot rd.break=cmdline rd.break=initqueue rd.break=pre-mount";
+        let all = [Break::Init, Break::Network, Break::Mount];
+        assert_eq!(breaks(line), (all.to_vec(), 0));
+        for stage in ["init", "network", "mount", "switch-root"] {
+            let (places, errors) = clean(&format!("rd.break={stage}")).breaks();
+            let stages: Vec<&str> = places.iter().map(|it| it.stage().name()).collect();
+            assert_eq!((stages, errors), (vec![stage], vec![]));
+        }
+        let (places, errors) = clean("rd.break=premount").breaks();
+        assert!(places.is_empty());
+        assert!(errors[0].to_string().contains("pre-mount"), "{errors:?}");
     }
 }

@@ -196,6 +196,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What follows the members that were read: after the last one, what follows the archive.
+    pub fn rest(&self) -> &'a [u8] {
+        self.archive.get(self.at..).unwrap_or_default()
+    }
+
     fn member(&mut self) -> Result<Option<Member<'a>>, Error> {
         let start = self.at;
         let header = self.take(HEADER_BYTES)?;

@@ -6,6 +6,7 @@
 //! slate-modules 1 6.1.0-18-amd64
 //! module nfs grace sunrpc lockd netfs fscache
 //! module r8169 libphy mdio_devres ?realtek
+//! options r8169 eee_enable=0
 //! core nfs
 //! core overlay
 //! alias pci:v00001AF4d00001000sv*sd*bc*sc*i* virtio_pci
@@ -13,6 +14,8 @@
 //! - `module NAME NEED…`: NAME exists; everything that must be loaded before it, whole and in load order, so that
 //!   nobody has to recurse: load each NEED, then NAME. A NEED with `?` helps, but its failure or absence from the
 //!   initramfs is no error (a soft dependency).
+//! - `options NAME TEXT`: the parameters that NAME, on a line before, is loaded with, as finit_module(2) takes
+//!   them. Without a line it has none.
 //! - `core NAME`: load at once, in this order, whatever the hardware is (file systems).
 //! - `alias PATTERN NAME`: load NAME for a device whose `modalias` matches PATTERN ([`matches`]).
 //!
@@ -95,6 +98,8 @@ pub struct Module {
     pub name: String,
     /// All that goes before it, in load order.
     pub needs: Vec<Need>,
+    /// Its parameters, as finit_module(2) takes them.
+    pub options: String,
 }
 
 /// A module that another one needs.
@@ -150,6 +155,9 @@ impl Table {
                 );
             }
             out.push('\n');
+            if !module.options.is_empty() {
+                let _ = writeln!(out, "options {} {}", module.name, module.options);
+            }
         }
         for name in &self.core {
             let _ = writeln!(out, "core {name}");
@@ -187,15 +195,22 @@ impl Table {
                 max: LINE_BYTES_MAX,
             });
         }
-        let (kind, rest) = line
-            .split_once(' ')
-            .ok_or(wrong("\"module\", \"core\" or \"alias\" and a name"))?;
+        let (kind, rest) = line.split_once(' ').ok_or(wrong(
+            "\"module\", \"options\", \"core\" or \"alias\" and a name",
+        ))?;
         match kind {
             "module" => {
                 at_most(number, "modules", self.modules.len(), MODULES_MAX)?;
                 self.modules.push(
                     module_of(number, rest).map_err(|error| error.unwrap_or(wrong(MODULE_LINE)))?,
                 );
+            }
+            "options" => {
+                let expected = "\"options NAME TEXT\" after the module's line";
+                let (name, text) = rest.split_once(' ').ok_or(wrong(expected))?;
+                let module = self.modules.iter_mut().find(|module| module.name == name);
+                let module = module.filter(|_| is_options(text)).ok_or(wrong(expected))?;
+                module.options = text.to_owned();
             }
             "core" => {
                 at_most(number, "core modules", self.core.len(), MODULES_MAX)?;
@@ -206,7 +221,7 @@ impl Table {
                 self.aliases
                     .push(alias_of(rest).ok_or(wrong("\"alias PATTERN NAME\""))?);
             }
-            _ => return Err(wrong("\"module\", \"core\" or \"alias\"")),
+            _ => return Err(wrong("\"module\", \"options\", \"core\" or \"alias\"")),
         }
         Ok(())
     }
@@ -231,6 +246,11 @@ pub fn is_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Whether a table can carry these parameters of a module.
+pub fn is_options(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 2048 && text.bytes().all(|it| matches!(it, b' '..=b'~'))
 }
 
 /// Whether a table can carry this pattern.
@@ -330,7 +350,11 @@ fn module_of(line: usize, rest: &str) -> Result<Module, Option<Error>> {
             optional,
         });
     }
-    Ok(Module { name, needs })
+    Ok(Module {
+        name,
+        needs,
+        options: String::new(),
+    })
 }
 
 fn alias_of(rest: &str) -> Option<Alias> {
@@ -365,6 +389,7 @@ mod tests {
         module sunrpc\n\
         module nfs sunrpc\n\
         module r8169 libphy ?realtek\n\
+        options r8169 eee_enable=0 name=\"a b\"\n\
         core nfs\n\
         alias pci:v000010ECd00008168sv*sd*bc*sc*i* r8169\n";
 
@@ -380,6 +405,10 @@ mod tests {
             }
         );
         assert_eq!(table.module("r8169").unwrap().path(), "/modules/r8169.ko");
+        assert_eq!(
+            table.module("r8169").unwrap().options,
+            "eee_enable=0 name=\"a b\""
+        );
         assert_eq!(table.core, ["nfs"]);
         assert_eq!(table.encode(), SAMPLE);
     }
@@ -412,6 +441,7 @@ mod tests {
             "module a  b",
             "module a ?",
             "core a b",
+            "options a b=1",
             "alias x",
             "x y",
         ] {

@@ -11,11 +11,12 @@ use super::boot::{IMAGE, archive, cache};
 use super::ours::Ours;
 use super::peer::{UNSHARE, in_namespace};
 use super::row::{Report, Row, median};
-use super::{Options, seconds};
+use super::{Options, seconds, start};
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
 
-const NAME: &str = "dracut";
+/// The peer's name in the results.
+pub const NAME: &str = "dracut";
 /// The compression that sizes are compared in, on both sides.
 const SMALL: &str = "19";
 
@@ -51,15 +52,19 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     if !is_root() {
         bail!("the benchmark unpacks an image and runs dracut in it: run it as root");
     }
-    install::ensure(&[Tool::Mmdebstrap], &[UNSHARE])?;
+    let tools = [&[Tool::Mmdebstrap][..], &start::TOOLS].concat();
+    install::ensure(&tools, &[UNSHARE])?;
     let folder = target_directory()?.join("bench");
     let cache = cache(&folder);
     let program = dist::build()?;
     // Its archive is what both sides build from.
-    Ours::prepare(program.clone(), folder.join("ours"), IMAGE, &cache)?;
+    let ours = Ours::prepare(program.clone(), folder.join("ours"), IMAGE, &cache)?;
     let site = Site::prepare(&archive(&cache)?, &folder.join("initrd"), program)?;
     let mut rows = sizes(&site, options)?;
     rows.push(build(&site, options)?);
+    let theirs = site.folder.join("theirs.img");
+    let dracut = (!options.ours).then_some(theirs.as_path());
+    rows.extend(start::rows(&ours, &site.folder, dracut, options)?);
     Ok(Report {
         name: "initrd",
         conditions: conditions(options.rounds)?,
@@ -106,13 +111,12 @@ impl Site {
         serde_json::from_slice(&output.stdout).context("reading what slate initrd build says")
     }
 
-    /// Builds dracut's; its size in bytes.
+    /// Builds dracut's, and leaves it in the folder; its size in bytes.
     fn theirs(&self, more: &[&str]) -> anyhow::Result<u64> {
         must_succeed(in_namespace(DRACUT).arg(&self.root).args(more)).context("running dracut")?;
         let built = self.root.join("boot/initrd.bench");
-        let bytes = std::fs::metadata(&built)
-            .with_context(|| format!("reading {}", built.display()))?
-            .len();
+        let bytes = std::fs::copy(&built, self.folder.join("theirs.img"))
+            .with_context(|| format!("copying {}", built.display()))?;
         std::fs::remove_file(&built).with_context(|| format!("removing {}", built.display()))?;
         Ok(bytes)
     }
@@ -195,6 +199,12 @@ fn conditions(rounds: usize) -> anyhow::Result<Vec<(&'static str, String)>> {
             format!(
                 "sizes: zstd -{SMALL} on both sides; build: each side's default, profile server"
             ),
+        ),
+        (
+            "boots",
+            "QEMU (TCG) with OVMF, 1 CPU, 2048 MiB, virtio; our servers, the recipe's command line; \
+             ours: profile virtual; dracut's as the last build left it; memory once"
+                .to_owned(),
         ),
     ])
 }

@@ -110,6 +110,23 @@ impl Ours {
         must_succeed(build.stdout(Stdio::null()))
     }
 
+    /// Writes the initramfs of the image, as small as nodes get it.
+    pub fn write_initrd(&self, initrd: &Path, profile: &str) -> anyhow::Result<()> {
+        let mut build = self.slate(&["initrd", "build", &self.image, "--profile", profile]);
+        build.args(["--level", "19", "--output"]).arg(initrd);
+        must_succeed(build.stdout(Stdio::null()))
+    }
+
+    /// Has the image boot with this initramfs, or with our own again.
+    pub fn use_initrd(&self, initrd: Option<&Path>) -> anyhow::Result<()> {
+        let mut command = self.slate(&["initrd", "use", &self.image]);
+        match initrd {
+            Some(initrd) => command.arg(initrd),
+            None => command.arg("--reset"),
+        };
+        must_succeed(command.stdout(Stdio::null()))
+    }
+
     /// What an earlier boot of the image read, if one has been seen.
     pub fn trace(&self) -> anyhow::Result<Option<Vec<u8>>> {
         let traces = self.traces().into_iter();

@@ -15,6 +15,7 @@ const UNSAFE: &[&str] = &[
     "crates/image/src/store/map.rs",
     "crates/image/src/sys.rs",
     "crates/init/src/sys.rs",
+    "crates/init/src/unwind.rs",
     "crates/lab/src/process.rs",
     "crates/nfs/src/sys.rs",
 ];

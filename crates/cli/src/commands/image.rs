@@ -478,6 +478,7 @@ fn version_json(version: &Version) -> Value {
         "bytes": version.bytes,
         "created_ms": unix_ms(version.created),
         "damage": version.damage,
+        "own_initrd_bytes": version.initrd_bytes,
     })
 }
 
@@ -525,6 +526,8 @@ struct Page {
     kernel: Result<(String, PathBuf, u64), String>,
     shim: Result<(PathBuf, u64), String>,
     grub: Result<(PathBuf, u64), String>,
+    /// The size of an initramfs in the place of ours, in bytes.
+    own_initrd: Option<u64>,
     findings: Vec<Finding>,
 }
 
@@ -567,6 +570,7 @@ fn page(store: &Store, digest: Digest) -> Outcome<Page> {
         kernel,
         shim,
         grub,
+        own_initrd: store.initrd(digest)?.map(|it| it.bytes),
         findings: judge(&tree)?,
     })
 }
@@ -609,6 +613,7 @@ impl Page {
             "kernel": kernel,
             "shim": loader(&self.shim),
             "grub": loader(&self.grub),
+            "own_initrd_bytes": self.own_initrd,
             "findings": findings_json(&self.findings),
         })
     }
@@ -631,8 +636,15 @@ impl Page {
             ("Shim", loader(&self.shim)),
             ("GRUB", loader(&self.grub)),
         ];
-        let rows = rows.map(|(name, value)| format!("{name:<8}{value}\n"));
-        rows.concat() + &findings_lines(&self.findings)
+        let initrd = self.own_initrd.map(|bytes| {
+            let size = render::bytes(bytes);
+            ("Initrd", format!("your own ({size}), by slate initrd use"))
+        });
+        let rows = rows.into_iter().chain(initrd);
+        let rows: String = rows
+            .map(|(name, value)| format!("{name:<8}{value}\n"))
+            .collect();
+        rows + &findings_lines(&self.findings)
     }
 }
 

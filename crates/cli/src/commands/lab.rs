@@ -11,9 +11,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use daemon::control::{Client, EventRecord, NodeChange, NodeView, Request};
-use image::Store;
+use image::{Store, initramfs};
 use lab::{Firmware, Hardware, MacAddress, Machine, Network, Process, Qemu, Tool, find_tools};
 use owo_colors::OwoColorize as _;
+use wire::cmdline::Break;
 
 use crate::args::{TryArgs, TryCommand};
 use crate::commands::report::{Document, Node, Root, SHOW_ROOT, parse_root};
@@ -44,6 +45,9 @@ pub fn run(args: &TryArgs) -> Outcome {
     remove_stale();
     let cache = cache_dir();
     let store = prepare_image(args, &cache)?;
+    if wants_shell(args) {
+        find_shell(&store, &args.image)?;
+    }
     let scratch = Scratch::new(&store, &cache)?;
     let lab = Lab::start(args, scratch)?;
     lab.serve(args, &interrupted)
@@ -131,6 +135,23 @@ fn remove_stale() {
     }
 }
 
+/// Whether the initramfs must bring a shell: before the root's own can run.
+fn wants_shell(args: &TryArgs) -> bool {
+    args.break_at.is_some_and(|it| it != Break::SwitchRoot)
+}
+
+/// Says what is missing before machines are powered on.
+fn find_shell(store: &Path, image: &str) -> Outcome {
+    let store = Store::open(store)?;
+    let tree = store.open_tree(images::resolve(&store, image)?)?;
+    match initramfs::shell(&tree) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::because("looking for a shell", &error)
+            .hint("install it here: apt-get install busybox-static")
+            .code(Code::NotReady)),
+    }
+}
+
 /// A run's own state; the store and the initramfs in it are the cache's.
 struct Scratch {
     path: PathBuf,
@@ -198,6 +219,15 @@ impl Lab {
                 Failure::because(format!("offering the console of {name}"), &error)
             })?;
             lab.machines.push(machine);
+        }
+        if let Some(place) = args.break_at.filter(|_| !args.json) {
+            anstream::println!(
+                "At {} a shell opens on the console, and the boot goes on after exit:",
+                place.stage()
+            );
+            for machine in &lab.machines {
+                anstream::println!("  sudo slate try console {}", machine.name());
+            }
         }
         Ok(lab)
     }
@@ -338,6 +368,10 @@ impl Lab {
 fn start_daemon(args: &TryArgs, network: &Network, scratch: &Scratch) -> Outcome<Process> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::because("finding this program", &error))?;
+    let mut kernel_args = "console=tty0 console=ttyS0,115200n8".to_owned();
+    if let Some(place) = args.break_at {
+        kernel_args += &format!(" rd.break={}", place.stage());
+    }
     let mut command = Command::new(program);
     command
         .args([
@@ -354,11 +388,9 @@ fn start_daemon(args: &TryArgs, network: &Network, scratch: &Scratch) -> Outcome
             "--image",
             &args.image,
         ])
-        .args([
-            "--kernel-args",
-            "console=tty0 console=ttyS0,115200n8",
-            "--json",
-        ])
+        .arg("--json")
+        .arg(format!("--kernel-args={kernel_args}"))
+        .args(wants_shell(args).then_some("--debug-shell"))
         .arg("--state-dir")
         .arg(scratch.state())
         .arg("--run-dir")

@@ -336,6 +336,9 @@ fn show_text(node: &NodeView) -> String {
     if !node.kernel_args.is_empty() {
         lines.push(line("Kernel", &node.kernel_args));
     }
+    if !node.drivers.is_empty() {
+        lines.push(line("Drivers", &node.drivers.join(" ")));
+    }
     if let Some(seen) = node.seen_ms {
         lines.push(line("Seen", &render::ago(seen)));
     }
@@ -472,6 +475,7 @@ mod tests {
             loader_bytes: 13_000_000,
             initrd_bytes: 1_900_000,
             nfs: NfsView::default(),
+            drivers: Vec::new(),
             mounted: false,
             ssh_host_key: "ssh-ed25519 AAAA".into(),
         }

@@ -373,6 +373,7 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
         node_lease,
         kernel_args,
         console_login,
+        debug_shell,
         drivers,
         http_port,
         nfs_port,
@@ -399,6 +400,7 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
     option("run-dir", Some(dirs.run_dir.display().to_string()));
     let flags = [
         ("--console-login", *console_login),
+        ("--debug-shell", *debug_shell),
         ("--open-firewall", *open_firewall),
         ("--json", *json),
     ];
@@ -492,6 +494,7 @@ mod tests {
             "--http-port=8080",
             "--nfs-port=2050",
             "--console-login",
+            "--debug-shell",
             "--open-firewall",
             "--json",
             "--state-dir=/srv/x",

@@ -40,6 +40,7 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
             Drivers::All => daemon::Drivers::AllNetwork,
             Drivers::Virtual => daemon::Drivers::Virtual,
         },
+        debug_shell: args.debug_shell,
         notices: Some(notices),
         ..Options::new(&args.interface, Arc::<[u8]>::from(embedded::init()))
     };

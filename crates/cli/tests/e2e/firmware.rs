@@ -48,6 +48,7 @@ find "$modules" -name '*.ko' -print0 | xargs -0 -n 50 -P 2 xz --check=crc32 -0
 chroot . depmod "$release"
 printf 'NAME="Rocky Linux"\nID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.5"\n\
 PLATFORM_ID="platform:el9"\nPRETTY_NAME="Rocky Linux 9.5 (Blue Onyx)"\n' > usr/lib/os-release
+printf 'options virtio_net napi_tx=0\nblacklist virtio_rng\n' > etc/modprobe.d/site.conf
 rm -f etc/os-release
 ln -s ../usr/lib/os-release etc/os-release
 "#;
@@ -74,6 +75,10 @@ fn an_image_in_the_shape_of_enterprise_linux_9_boots() {
     let console = machine.console();
     let name = guest(console, ". /etc/os-release && echo $ID");
     assert_eq!(name, "rocky");
+    // Its modprobe.d counts from the first driver on.
+    let option = guest(console, "cat /sys/module/virtio_net/parameters/napi_tx");
+    assert_eq!(option, "N");
+    guest(console, "! test -d /sys/module/virtio_rng");
     // Modules that /init had no use for load from the image, compressed as they are.
     guest(console, "modprobe dummy && test -d /sys/module/dummy");
 }
@@ -93,6 +98,7 @@ fn boot_and_forget(image: &str, kernel: &str, count: u16, secure: bool) {
         assert_eq!(enforces(machine.console()), secure);
     }
     let identities = assert_different(&machines);
+    inventory(&site, image);
     let first = machines[0].console().clone();
     change(&first);
 
@@ -120,6 +126,17 @@ fn boot_and_forget(image: &str, kernel: &str, count: u16, secure: bool) {
         let stuck = lines.iter().find(|line| line.text.contains("stop job"));
         assert!(stuck.is_none(), "{stuck:?}");
     }
+}
+
+/// What the nodes told of their drivers is enough for an initramfs.
+fn inventory(site: &Site, image: &str) {
+    let output = site.path("inventory.img");
+    let output = output.to_str().expect("a path in UTF-8");
+    let build = ["initrd", "build", image, "--profile", "inventory", "--json"];
+    let built = site.slate_json(&[&build[..], &["--output", output]].concat());
+    let modules = built["modules"].as_array().expect("a list");
+    assert!(modules.contains(&"virtio_net".into()), "{modules:?}");
+    assert!(!modules.contains(&"e1000".into()), "{modules:?}");
 }
 
 /// Whether the firmware let only signed loaders run, and the kernel holds on to that.

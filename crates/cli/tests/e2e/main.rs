@@ -3,6 +3,8 @@
 //! These need root and, the first time, the distribution's packages: `cargo xtask test` runs them.
 //! A test that cannot run here prints why, as `skipped: reason`, and passes.
 
+mod breaks;
+mod dracut;
 mod firmware;
 mod groups;
 mod harness;
@@ -10,6 +12,7 @@ mod identical;
 mod images;
 mod keeper;
 mod libnfs;
+mod links;
 mod native;
 mod node;
 mod orders;

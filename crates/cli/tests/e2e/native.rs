@@ -163,18 +163,17 @@ fn wait_kept(site: &Site, mac: MacAddress) {
 
 /// The initramfs of User-Mode Linux nodes.
 pub(crate) fn initrd(site: &Site) -> PathBuf {
+    initrd_with(site, &[])
+}
+
+/// The same with further options.
+pub(crate) fn initrd_with(site: &Site, options: &[&str]) -> PathBuf {
     let modules = Uml::modules().expect("its modules are installed");
     let initrd = site.path("initrd");
     let place = |path: &PathBuf| path.to_str().expect("a path in UTF-8").to_owned();
-    site.slate(&[
-        "initrd",
-        "build",
-        &place(&modules),
-        "--profile",
-        "virtual",
-        "--output",
-        &place(&initrd),
-    ]);
+    let (modules, output) = (place(&modules), place(&initrd));
+    let build = ["initrd", "build", &modules, "--profile", "virtual"];
+    site.slate(&[&build[..], &["--output", &output], options].concat());
     initrd
 }
 

@@ -306,6 +306,9 @@ pub struct NodeView {
     pub initrd_bytes: u64,
     /// NFS traffic of the current boot.
     pub nfs: NfsView,
+    /// Modules that its initramfs loaded for its devices when it last told, sorted.
+    #[serde(default)]
+    pub drivers: Vec<String>,
     /// Whether it has an NFS connection now.
     pub mounted: bool,
     /// Its SSH host key, `ssh-ed25519 AAAA…`.

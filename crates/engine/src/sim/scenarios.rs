@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use wire::beacon::{Beacon, BeaconEvent, Kind};
 use wire::dhcp4::{MAX_BUDGET_BYTES, option};
 use wire::identity::Request as IdentityRequest;
 use wire::stage::Stage;
@@ -426,6 +427,111 @@ fn a_node_follows_its_tag_from_the_version_that_failed_to_the_next() {
     retag(&mut world, DIGEST);
     let view = world.engine.node(&mac(0)).expect("a node");
     assert_eq!((view.failed_image, view.next_image), (None, Some(DIGEST)));
+}
+
+#[test]
+fn an_initramfs_that_reports_nothing_is_judged_by_what_it_mounts() {
+    let mut world = world(4, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    world.images[0].foreign_initrd = true;
+    retag(&mut world, NEXT);
+    world.machines[0].silent = true;
+    let mut boot = |mounts: bool| {
+        let now = world.now;
+        world.machines[0].power_cycle(now);
+        world.boot_all(5 * MINUTE);
+        let address = world.machines[0].held.expect("an address").address;
+        for activity in [NfsActivity::Mounted, NfsActivity::Gone] {
+            if mounts {
+                world.input(Input::Nfs { address, activity });
+            }
+        }
+        let failure = failure_of(&world, 0);
+        world.run_until(20 * MINUTE, |_| false);
+        let view = world.engine.node(&mac(0)).expect("a node");
+        let late = failure_of(&world, 0);
+        let boot = view.boot.expect("a boot");
+        assert_eq!(failure, None);
+        (boot.stage, late.map(|it| it.cause), fell_back(&world))
+    };
+    for _ in 0..3 {
+        assert_eq!(boot(true), (Some(Stage::Mount), None, 0));
+    }
+    let (stage, cause, _) = boot(false);
+    assert_eq!(stage, Some(Stage::Initrd));
+    let cause = cause.expect("a cause");
+    assert!(cause.contains("slate initrd use"), "{cause}");
+}
+
+#[test]
+fn drivers_are_noted_within_bounds_and_outlive_the_next_start() {
+    let mut world = world(4, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    let args = world.machines[0].boot.expect("a boot");
+    let mut seq = 100;
+    let mut tell = |world: &mut World, text: &str| {
+        seq += 1;
+        let beacon = Beacon {
+            boot: args.boot,
+            mac: mac(0),
+            events: vec![BeaconEvent {
+                seq,
+                monotonic_us: 0,
+                kind: Kind::Drivers,
+                stage: Stage::Init,
+                text: text.to_owned(),
+            }],
+        };
+        let from = world.machines[0].held.expect("an address").address;
+        world.input(Input::Beacon {
+            peer: SocketAddrV4::new(from, 40_001),
+            datagram: beacon.encode(&args.token),
+        });
+    };
+    tell(&mut world, "virtio_net ../evil a;b");
+    tell(&mut world, "igb virtio_net");
+    let drivers = |world: &World| world.engine.node(&mac(0)).expect("a node").drivers;
+    assert_eq!(
+        drivers(&world),
+        ["igb", "virtio_net"].map(str::to_owned).into()
+    );
+    let now = world.now;
+    world.machines[0].power_cycle(now);
+    world.boot_all(2 * MINUTE);
+    world.restart();
+    assert_eq!(
+        drivers(&world).len(),
+        2,
+        "what is not told anew is not forgotten"
+    );
+}
+
+#[test]
+fn another_initramfs_is_made_ready_anew() {
+    let mut world = world(4, GOOD);
+    world.run_until(MINUTE, |_| false);
+    let mut orders = |foreign: bool| {
+        world.images[0].foreign_initrd = foreign;
+        let images = Input::Images {
+            images: world.images.clone(),
+            versions: [DIGEST].into(),
+        };
+        let outputs = world.engine.handle(world.now, images);
+        let ordered = |it: &&Output| {
+            matches!(
+                it,
+                Output::Prepare {
+                    version: DIGEST,
+                    ..
+                }
+            )
+        };
+        outputs.iter().filter(ordered).count()
+    };
+    let counts = [false, true, true, false].map(&mut orders);
+    assert_eq!(counts, [0, 1, 0, 1]);
 }
 
 #[test]

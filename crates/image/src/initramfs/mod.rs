@@ -2,11 +2,16 @@
 //!
 //! What it holds: `/init`; `/modules/NAME.ko`, decompressed, signatures kept; `/modules/table`, by which /init loads
 //! them ([`wire::modtable`]); `/lib/firmware/NAME` where the image has what a module names; `/dev/console` and empty
-//! directories to mount on. The same inputs give the same bytes.
+//! directories to mount on. Before it, where the image has any and the machines are real ones, stands the processors'
+//! microcode. The same inputs give the same bytes.
 
+mod foreign;
 mod index;
+mod microcode;
+mod modprobe;
 mod module;
 mod profile;
+mod shell;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,13 +26,16 @@ use wire::digest::Digest;
 use wire::modtable::{Alias, Module, TABLE_PATH, Table, canonical};
 use wire::trace::TRACE_PATH;
 
+pub use foreign::{Encoding, NotInitramfs, inspect};
 use index::Index;
+use modprobe::Modprobe;
 use profile::{CORE, HELPERS, SECOND_HALVES};
 pub use profile::{Profile, UnknownProfile};
+pub use shell::shell;
 pub use source::ModuleSource;
 
 /// Goes up whenever the same inputs give other bytes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The zstd level for what travels to every node at every boot.
 pub const LEVEL_SMALL: i32 = 19;
@@ -130,6 +138,8 @@ pub struct Initramfs {
     pub modules: Vec<String>,
     /// Names of the firmware files inside, relative to /lib/firmware, sorted.
     pub firmware: Vec<String>,
+    /// How many of `bytes` are processors' microcode; it stands first, uncompressed.
+    pub microcode_bytes: usize,
 }
 
 /// Why there is no initramfs.
@@ -191,6 +201,20 @@ pub enum Error {
         /// The path.
         path: String,
     },
+    /// A shell was asked for and there is none.
+    #[error(
+        "expected a busybox for x86-64 that is linked statically, in the image or on this machine, found none: \
+         install busybox-static in either (Enterprise Linux and Fedora: busybox)"
+    )]
+    NoShell,
+    /// More microcode than there can be.
+    #[error("{}: expected at most {max} bytes of microcode: remove what is not a processor's", folder.display())]
+    TooMuchMicrocode {
+        /// Where it lies in the source.
+        folder: PathBuf,
+        /// The most, in bytes.
+        max: usize,
+    },
     /// modules.dep names a file that is not there.
     #[error("{} is in modules.dep of kernel {kernel} and not on disk: reinstall the kernel's package", path.display())]
     MissingModule {
@@ -219,9 +243,10 @@ pub fn build(
     wanted: &Wanted<'_>,
     init: &[u8],
 ) -> Result<Initramfs, Error> {
-    let index = source.index()?;
+    let modprobe = source.modprobe()?;
+    let index = source.index(&modprobe)?;
     let compression = compression(source, wanted.compression)?;
-    let table = choose(&index, source.kernel(), wanted)?;
+    let table = choose(&index, source.kernel(), wanted, &modprobe)?;
     let mut contents = Contents::default();
     let mut firmware = BTreeSet::new();
     for module in &table.modules {
@@ -245,9 +270,17 @@ pub fn build(
     for file in wanted.files {
         contents.add(file)?;
     }
+    let mut bytes = match wanted.profile {
+        // It is the host's business.
+        Profile::Virtual => Vec::new(),
+        _ => microcode::archive(source)?,
+    };
+    let microcode_bytes = bytes.len();
+    let archive = contents.archive()?;
+    bytes.extend(compress(&archive, compression, wanted.level).map_err(Error::Compress)?);
     Ok(Initramfs {
-        bytes: compress(&contents.archive()?, compression, wanted.level)
-            .map_err(Error::Compress)?,
+        bytes,
+        microcode_bytes,
         kernel: table.kernel,
         compression,
         modules: table
@@ -280,40 +313,55 @@ pub fn with_trace(initramfs: &[u8], trace: &[u8]) -> Vec<u8> {
     let mut contents = Contents::default();
     contents.file(TRACE_PATH, 0o644, trace.to_vec());
     match contents.archive() {
-        Ok(archive) => [&archive, initramfs].concat(),
+        Ok(mut archive) => {
+            // Microcode that follows must keep its place.
+            archive.resize(archive.len().next_multiple_of(16), 0);
+            archive.extend_from_slice(initramfs);
+            archive
+        }
         // A trace too large for an archive is no use.
         Err(_) => initramfs.to_vec(),
     }
 }
 
 /// The name under which an initramfs can be kept: equal keys mean equal bytes.
-pub fn cache_key(image: &Digest, kernel: &str, profile: &Profile, init: &[u8]) -> Digest {
+pub fn cache_key(image: &Digest, kernel: &str, wanted: &Wanted<'_>, init: &[u8]) -> Digest {
     let mut hash = Sha256::new();
-    let format = FORMAT.to_le_bytes();
-    let profile = profile.key();
-    for part in [
-        b"slate initramfs",
-        format.as_slice(),
-        &image.0,
-        kernel.as_bytes(),
-        profile.as_bytes(),
-        init,
-    ] {
+    let mut put = |part: &[u8]| {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
+    };
+    put(b"slate initramfs");
+    put(&FORMAT.to_le_bytes());
+    put(&image.0);
+    put(kernel.as_bytes());
+    put(wanted.profile.key().as_bytes());
+    put(init);
+    put(format!("{:?} {}", wanted.compression, wanted.level).as_bytes());
+    put(wanted.modules.join(" ").as_bytes());
+    for file in wanted.files {
+        put(file.path.as_bytes());
+        put(&file.mode.to_le_bytes());
+        put(&file.bytes);
     }
     Digest(hash.finalize().into())
 }
 
 /// Which modules go in, and how /init is to load them.
-fn choose(index: &Index, kernel: &str, wanted: &Wanted<'_>) -> Result<Table, Error> {
+fn choose(
+    index: &Index,
+    kernel: &str,
+    wanted: &Wanted<'_>,
+    modprobe: &Modprobe,
+) -> Result<Table, Error> {
     let mut core = core(index, kernel)?;
     let extra = extra(index, kernel, wanted.modules)?;
-    let mut names = wanted.profile.drivers(index);
+    let mut names = &wanted.profile.drivers(index) - &modprobe.blacklisted;
     names.extend(core.iter().cloned());
     let deviceless = extra
         .iter()
-        .filter(|name| !names.contains(*name) && !has_device(index, name));
+        .filter(|name| !names.contains(*name))
+        .filter(|name| !has_device(index, name) || modprobe.blacklisted.contains(*name));
     core.extend(deviceless.cloned());
     names.extend(extra);
     let needed: Vec<_> = names
@@ -321,7 +369,9 @@ fn choose(index: &Index, kernel: &str, wanted: &Wanted<'_>) -> Result<Table, Err
         .flat_map(|name| index.needs(name, &HELPERS))
         .collect();
     names.extend(needed.into_iter().map(|need| need.name));
-    let aliases = names.iter().flat_map(|name| {
+    // As modprobe has it: what is blacklisted is loaded for no device, yet where another one needs it.
+    let for_devices = names.difference(&modprobe.blacklisted);
+    let aliases = for_devices.flat_map(|name| {
         let first = SECOND_HALVES
             .iter()
             .find(|(_, second)| second == name)
@@ -340,6 +390,7 @@ fn choose(index: &Index, kernel: &str, wanted: &Wanted<'_>) -> Result<Table, Err
             .map(|name| Module {
                 name: name.clone(),
                 needs: index.needs(name, &HELPERS),
+                options: modprobe.options.get(name).cloned().unwrap_or_default(),
             })
             .collect(),
         core,

@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use wire::modtable::canonical;
+
 use super::index::Index;
 
 /// Which machines an initramfs is for: it has network drivers for no others.
@@ -16,13 +18,13 @@ pub enum Profile {
     Server,
     /// Every Ethernet driver of the kernel.
     AllNic,
-    /// The devices with these modaliases, as nodes reported them.
+    /// These modules, as nodes reported what drives their devices.
     Inventory(Vec<String>),
 }
 
 /// A word that names no profile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected profile virtual, server or all-nic, got {got:?}")]
+#[error("expected profile virtual, server, all-nic or inventory, got {got:?}")]
 pub struct UnknownProfile {
     /// The word.
     pub got: String,
@@ -84,7 +86,9 @@ impl Profile {
             Self::Virtual => owned(&[&VIRTUAL]),
             Self::Server => owned(&[&VIRTUAL, &SERVER, &LINKS]),
             Self::AllNic => &owned(&[&VIRTUAL, &LINKS]) | &ethernet(index),
-            Self::Inventory(modaliases) => &owned(&[&LINKS]) | &for_devices(index, modaliases),
+            Self::Inventory(names) => {
+                &owned(&[&LINKS]) | &names.iter().map(|name| canonical(name)).collect()
+            }
         };
         for (first, second) in SECOND_HALVES {
             if drivers.contains(first) {
@@ -98,11 +102,11 @@ impl Profile {
     /// The profile's part of a cache key: equal for equal choices.
     pub(super) fn key(&self) -> String {
         match self {
-            Self::Inventory(modaliases) => {
-                let sorted: BTreeSet<&str> = modaliases.iter().map(String::as_str).collect();
+            Self::Inventory(names) => {
+                let sorted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
                 sorted
                     .into_iter()
-                    .fold(self.to_string(), |key, modalias| key + "\n" + modalias)
+                    .fold(self.to_string(), |key, name| key + "\n" + name)
             }
             _ => self.to_string(),
         }
@@ -128,6 +132,8 @@ impl FromStr for Profile {
             "virtual" => Ok(Self::Virtual),
             "server" => Ok(Self::Server),
             "all-nic" => Ok(Self::AllNic),
+            // Whoever knows the nodes fills it in.
+            "inventory" => Ok(Self::Inventory(Vec::new())),
             _ => Err(UnknownProfile {
                 got: word.to_owned(),
             }),
@@ -149,31 +155,6 @@ fn ethernet(index: &Index) -> BTreeSet<String> {
         .paths()
         .filter(|(_, path)| is_ethernet(path))
         .map(|(name, _)| name.to_owned())
-        .collect()
-}
-
-/// Devices also want drivers for sound, disks and so on, which the running system loads.
-fn for_devices(index: &Index, modaliases: &[String]) -> BTreeSet<String> {
-    const WANTED: [&str; 6] = [
-        "drivers/net/",
-        "drivers/virtio/",
-        "drivers/hv/",
-        "drivers/xen/",
-        "drivers/char/hw_random/",
-        "drivers/bus/",
-    ];
-    let wanted = |name: &str| {
-        let path = index
-            .path(name)
-            .map(|path| path.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        WANTED.iter().any(|part| path.contains(part)) && !path.contains("drivers/net/wireless/")
-    };
-    modaliases
-        .iter()
-        .flat_map(|modalias| index.for_alias(modalias))
-        .filter(|name| wanted(name))
-        .map(str::to_owned)
         .collect()
 }
 
@@ -213,16 +194,22 @@ mod tests {
     }
 
     #[test]
-    fn inventory_takes_network_drivers_only() {
-        let reported = ["pci:v0000AC3Ed00000001sv", "pci:v00008086d00000001"]
-            .map(str::to_owned)
-            .to_vec();
-        assert_eq!(drivers(&Profile::Inventory(reported)), ["acme"]);
+    fn inventory_takes_what_was_reported_and_exists() {
+        let reported = ["mlx4_core", "virtio-net", "gone"].map(str::to_owned);
+        assert_eq!(
+            drivers(&Profile::Inventory(reported.to_vec())),
+            ["mlx4_core", "mlx4_en", "virtio_net"]
+        );
     }
 
     #[test]
     fn names_are_read_back() {
-        for profile in [Profile::Virtual, Profile::Server, Profile::AllNic] {
+        for profile in [
+            Profile::Virtual,
+            Profile::Server,
+            Profile::AllNic,
+            Profile::Inventory(Vec::new()),
+        ] {
             assert_eq!(profile.to_string().parse(), Ok(profile));
         }
         assert!("dracut".parse::<Profile>().is_err());

@@ -4,8 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::index::{Index, Texts};
+use super::modprobe::Modprobe;
 use super::module::{self, FILE_BYTES_MAX};
-use super::{Compression, Error};
+use super::{Compression, Encoding, Error};
 use crate::files::{Files, Root};
 
 /// Most bytes of one of depmod's files or of a kernel's configuration.
@@ -53,8 +54,16 @@ impl<'a> ModuleSource<'a> {
         &self.kernel
     }
 
-    /// What depmod knows.
-    pub(super) fn index(&self) -> Result<Index, Error> {
+    /// What the image's configuration says of modules; nothing where there is only a directory of them.
+    pub(super) fn modprobe(&self) -> Result<Modprobe, Error> {
+        match self.firmware {
+            Some(_) => Modprobe::read(&self.root),
+            None => Ok(Modprobe::default()),
+        }
+    }
+
+    /// What depmod knows, and which modules go before others by the configuration.
+    pub(super) fn index(&self, modprobe: &Modprobe) -> Result<Index, Error> {
         let dep = self
             .depmod("modules.dep")?
             .ok_or_else(|| Error::NoModules {
@@ -65,7 +74,7 @@ impl<'a> ModuleSource<'a> {
         Ok(Index::parse(&Texts {
             dep,
             alias: optional("modules.alias")?,
-            softdep: optional("modules.softdep")?,
+            softdep: optional("modules.softdep")? + &modprobe.softdep,
             builtin: optional("modules.builtin")?,
         }))
     }
@@ -84,6 +93,12 @@ impl<'a> ModuleSource<'a> {
         } else {
             Err(Error::NotAModule { path })
         }
+    }
+
+    /// Where firmware lies, if the source has any.
+    pub(super) fn firmware_root(&self) -> Option<(&Root<'a>, &Path)> {
+        let top = self.firmware.as_deref()?;
+        Some((&self.root, top))
     }
 
     /// A firmware file, decompressed; `None` if the image has none of that name. Searched as the kernel does it
@@ -113,16 +128,28 @@ impl<'a> ModuleSource<'a> {
 
     /// The best compression that the kernel undoes: by its configuration, else by its age.
     pub(super) fn compression(&self) -> Result<Compression, Error> {
+        let config = self.config()?;
+        Ok(config.map_or_else(|| by_release(&self.kernel), |config| by_config(&config)))
+    }
+
+    /// Whether the kernel unpacks an initramfs of this encoding, as far as its configuration tells.
+    pub fn unpacks(&self, encoding: Encoding) -> Result<bool, Error> {
+        let (Some(option), Some(config)) = (encoding.option(), self.config()?) else {
+            return Ok(true);
+        };
+        let wanted = format!("{option}=y");
+        Ok(config.lines().any(|line| line == wanted))
+    }
+
+    /// The kernel's configuration, where the source has it.
+    fn config(&self) -> Result<Option<String>, Error> {
         for path in &self.configs {
-            if let Some(config) = self
-                .root
-                .text(path, TEXT_BYTES_MAX)
-                .map_err(Error::reading(path))?
-            {
-                return Ok(by_config(&config));
+            let config = self.root.text(path, TEXT_BYTES_MAX);
+            if let Some(config) = config.map_err(Error::reading(path))? {
+                return Ok(Some(config));
             }
         }
-        Ok(by_release(&self.kernel))
+        Ok(None)
     }
 
     fn depmod(&self, name: &str) -> Result<Option<String>, Error> {
@@ -140,7 +167,7 @@ impl<'a> ModuleSource<'a> {
 }
 
 impl Error {
-    fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Read {
             path: path.to_owned(),
             source,

@@ -77,18 +77,15 @@ fn built(top: &Path, profile: &Profile) -> Result<Initramfs, Error> {
 }
 
 fn members(initramfs: &Initramfs) -> Vec<(String, u32, Vec<u8>)> {
+    let bytes = &initramfs.bytes[initramfs.microcode_bytes..];
     let archive = match initramfs.compression {
-        Compression::Zstd => zstd::decode_all(initramfs.bytes.as_slice()).unwrap(),
+        Compression::Zstd => zstd::decode_all(bytes).unwrap(),
         Compression::Gzip => {
             let mut archive = Vec::new();
-            io::Read::read_to_end(
-                &mut flate2::read::GzDecoder::new(initramfs.bytes.as_slice()),
-                &mut archive,
-            )
-            .unwrap();
+            io::Read::read_to_end(&mut flate2::read::GzDecoder::new(bytes), &mut archive).unwrap();
             archive
         }
-        Compression::None => initramfs.bytes.clone(),
+        Compression::None => bytes.to_vec(),
     };
     cpio::Reader::new(&archive)
         .map(Result::unwrap)
@@ -184,6 +181,113 @@ fn table_tells_how_to_load_them() {
 }
 
 #[test]
+fn the_images_modprobe_configuration_is_obeyed() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let folder = image.path().join("etc/modprobe.d");
+    fs::create_dir_all(&folder).unwrap();
+    let conf =
+        "options virtio_net napi_tx=0\nblacklist tg3\nblacklist sunrpc\noptions unwanted x=1\n";
+    fs::write(folder.join("site.conf"), conf).unwrap();
+    let initramfs = built(image.path(), &Profile::Server).unwrap();
+    assert_eq!(initramfs.modules, ["nfs", "nfsv4", "sunrpc", "virtio_net"]);
+    let table = table(&initramfs);
+    assert_eq!(table.module("virtio_net").unwrap().options, "napi_tx=0");
+    assert_eq!(table.for_modalias("pci:v000014E4d1").count(), 0);
+    // By name everything can be had, as with modprobe.
+    let tg3 = ["tg3".to_owned()];
+    let asked = built_with(image.path(), |it| it.modules = &tg3).unwrap();
+    assert_eq!(self::table(&asked).core, ["nfs", "nfsv4", "tg3"]);
+}
+
+#[test]
+fn modules_lie_wherever_modules_dep_says() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let modules = image.path().join("usr/lib/modules").join(KERNEL);
+    let put = |path: &Path, bytes: &[u8]| {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    // DKMS, a vendor's package, and one that an older kernel's package brought.
+    let updated = zstd::bulk::compress(&elf_with(b"updated"), 3).unwrap();
+    put(&modules.join("updates/dkms/virtio_net.ko.zst"), &updated);
+    put(&modules.join("extra/helper.ko"), &elf_with(b"helper"));
+    let other = image.path().join("usr/lib/modules/5.14.0-1");
+    put(
+        &other.join("extra/igb.ko"),
+        &elf_with(b"igb of another kernel"),
+    );
+    fs::create_dir(modules.join("weak-updates")).unwrap();
+    let link = modules.join("weak-updates/igb.ko");
+    std::os::unix::fs::symlink("/lib/modules/5.14.0-1/extra/igb.ko", link).unwrap();
+    let dep = fs::read_to_string(modules.join("modules.dep")).unwrap();
+    let dep = dep.replace("kernel/virtio_net.ko:", "updates/dkms/virtio_net.ko.zst:")
+        + "extra/helper.ko:\nweak-updates/igb.ko:\n";
+    fs::write(modules.join("modules.dep"), dep).unwrap();
+    let soft = "softdep igb pre: helper\nsoftdep virtio_net post: helper\n";
+    fs::write(modules.join("modules.softdep"), soft).unwrap();
+
+    let initramfs = built(image.path(), &Profile::Server).unwrap();
+    let members = members(&initramfs);
+    let content = |name: &str| &members.iter().find(|(at, ..)| at == name).unwrap().2;
+    assert_eq!(content("modules/virtio_net.ko"), &elf_with(b"updated"));
+    assert_eq!(
+        content("modules/igb.ko"),
+        &elf_with(b"igb of another kernel")
+    );
+    assert_eq!(content("modules/helper.ko"), &elf_with(b"helper"));
+    let table = table(&initramfs);
+    let needs = &table.module("igb").unwrap().needs;
+    assert!(needs[0].name == "helper" && needs[0].optional);
+    let needs = &table.module("virtio_net").unwrap().needs;
+    assert!(needs.is_empty(), "what follows it helps nobody before");
+}
+
+#[test]
+fn microcode_stands_first_where_its_processors_want_it() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let put = |name: &str, bytes: &[u8]| {
+        let path = image.path().join("usr/lib/firmware").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let without = built(image.path(), &Profile::Server).unwrap();
+    assert_eq!(without.microcode_bytes, 0);
+    put("intel-ucode/06-55-04", &[1; 1024]);
+    let packed = zstd::bulk::compress(&[2; 2048], 3).unwrap();
+    put("intel-ucode/06-3f-02.zst", &packed);
+    put("intel-ucode/list", b"no microcode");
+    put("amd-ucode/microcode_amd.bin", &[3; 100]);
+    put("amd-ucode/microcode_amd.bin.asc", b"no microcode");
+    let initramfs = built(image.path(), &Profile::Server).unwrap();
+    let microcode = &initramfs.bytes[..initramfs.microcode_bytes];
+    let files: Vec<_> = cpio::Reader::new(microcode)
+        .map(Result::unwrap)
+        .filter(|member| member.mode & cpio::S_IFMT == cpio::S_IFREG)
+        .collect();
+    let intel = [vec![2; 2048], vec![1; 1024]].concat();
+    let expected = [
+        ("kernel/x86/microcode/GenuineIntel.bin", intel.clone()),
+        ("kernel/x86/microcode/AuthenticAMD.bin", vec![3; 100]),
+    ];
+    for (file, (path, bytes)) in files.iter().zip(&expected) {
+        assert_eq!((file.name, file.data), (path.as_bytes(), &bytes[..]));
+    }
+    assert_eq!(files.len(), expected.len());
+    // Also behind the trace of an earlier boot.
+    for whole in [
+        initramfs.bytes.clone(),
+        with_trace(&initramfs.bytes, b"trace"),
+    ] {
+        let at = whole.windows(intel.len()).position(|part| part == intel);
+        assert_eq!(at.map(|at| at % 16), Some(0));
+        assert_eq!(inspect(&whole).unwrap(), Encoding::Zstd);
+    }
+    assert_eq!(members(&initramfs), members(&without));
+    let guest = built(image.path(), &Profile::Virtual).unwrap();
+    assert_eq!(guest.microcode_bytes, 0, "the host has it");
+}
+
+#[test]
 fn same_inputs_give_same_bytes_and_key() {
     let image = image("CONFIG_RD_GZIP=y\n");
     let once = built(image.path(), &Profile::Virtual).unwrap();
@@ -192,7 +296,9 @@ fn same_inputs_give_same_bytes_and_key() {
         once.bytes,
         built(image.path(), &Profile::Virtual).unwrap().bytes
     );
-    let key = |profile: &Profile, init: &[u8]| cache_key(&Digest([7; 32]), KERNEL, profile, init);
+    let key_of =
+        |wanted: &Wanted<'_>, init: &[u8]| cache_key(&Digest([7; 32]), KERNEL, wanted, init);
+    let key = |profile: &Profile, init: &[u8]| key_of(&Wanted::by(profile), init);
     let inventory = |aliases: [&str; 2]| Profile::Inventory(aliases.map(str::to_owned).to_vec());
     assert_eq!(
         key(&inventory(["a", "b"]), b"i"),
@@ -200,6 +306,16 @@ fn same_inputs_give_same_bytes_and_key() {
     );
     assert_ne!(key(&Profile::Virtual, b"i"), key(&Profile::Server, b"i"));
     assert_ne!(key(&Profile::Virtual, b"i"), key(&Profile::Virtual, b"j"));
+    let files = [ExtraFile {
+        path: "/bin/busybox".into(),
+        mode: 0o755,
+        bytes: b"x".to_vec(),
+    }];
+    let with_files = Wanted {
+        files: &files,
+        ..Wanted::by(&Profile::Virtual)
+    };
+    assert_ne!(key_of(&with_files, b"i"), key(&Profile::Virtual, b"i"));
 }
 
 fn built_with<'a>(top: &Path, change: impl FnOnce(&mut Wanted<'a>)) -> Result<Initramfs, Error> {

@@ -17,7 +17,7 @@ pub struct Collected {
     pub versions: Vec<Digest>,
     /// Objects, images included.
     pub objects: u64,
-    /// Their bytes.
+    /// Their bytes, and those of the initramfs that versions had in the place of ours.
     pub bytes: u64,
     /// Kept versions that cannot be read. What they need is not known: no object was removed.
     pub unreadable: Vec<Digest>,
@@ -46,6 +46,7 @@ impl Store {
                 Err(_) => collected.unreadable.push(digest),
             }
         }
+        collected.bytes += self.collect_initrds(dry_run, &collected.versions)?;
         if !dry_run {
             self.clean_tmp()?;
             self.disk.sync_dir(&self.images())?;

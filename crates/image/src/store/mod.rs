@@ -7,6 +7,7 @@
 //! images/refs/NAME/TAG    a tag: a link to ../../4e67ea…
 //! images/refs/@pins/4e67…  a version that is kept without a tag
 //! history/NAME/TAG        what the tag named before
+//! initrds/4e67ea…         an initramfs that a version boots with in the place of ours
 //! tmp/PID.N/              an import that is under way
 //! lock, tags.lock         held by flock: shared by imports, alone by gc; by whoever moves a tag
 //! ```
@@ -22,6 +23,7 @@ mod disk;
 #[cfg(test)]
 mod faults;
 mod history;
+mod initrd;
 mod map;
 pub(crate) mod objects;
 pub(crate) mod session;
@@ -43,6 +45,7 @@ use wire::digest::Digest;
 pub use self::collect::Collected;
 use self::disk::Disk;
 pub use self::history::Move;
+pub use self::initrd::InitrdStamp;
 use self::objects::{Objects, object_path};
 use self::session::Session;
 pub use self::verify::{Damage, Verified};
@@ -99,6 +102,8 @@ pub struct Version {
     pub files: u64,
     /// When it was published.
     pub created: SystemTime,
+    /// The size of the initramfs that it boots with in the place of ours, in bytes.
+    pub initrd_bytes: Option<u64>,
     /// Why it cannot be read, if so; its sizes are 0 then.
     pub damage: Option<String>,
 }
@@ -361,6 +366,7 @@ impl Store {
             let created = link.symlink_metadata().and_then(|meta| meta.modified());
             Ok(Version {
                 digest,
+                initrd_bytes: self.initrd(digest)?.map(|it| it.bytes),
                 tags: names.remove(&digest).unwrap_or_default(),
                 bytes: totals.bytes,
                 files: totals.files,
@@ -433,7 +439,8 @@ impl Store {
         map_image(digest, &path, file, Arc::clone(&self.objects))
     }
 
-    /// A value that changes whenever a tag is moved, made or removed, by whichever process.
+    /// A value that changes whenever a tag is moved, made or removed, or a version's initramfs
+    /// replaced, by whichever process.
     /// Cheap: one system call.
     pub fn generation(&self) -> Result<u64> {
         let refs = self.refs();

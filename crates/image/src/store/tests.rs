@@ -973,6 +973,71 @@ fn power_cuts(objects: usize) -> Result<()> {
 }
 
 #[test]
+fn an_initramfs_is_kept_as_long_as_its_version() -> Result<()> {
+    let (_dir, store) = new_store();
+    let to = Publish::Import { name: "a" };
+    let (one, two) = (
+        import(&store, &small("one"), to)?,
+        import(&store, &small("two"), to)?,
+    );
+    assert_eq!(store.initrd(one)?, None);
+    assert!(!store.reset_initrd(one)?);
+    let generation = store.generation()?;
+    store.use_initrd(one, b"first")?;
+    store.use_initrd(two, b"second")?;
+    assert_ne!(store.generation()?, generation, "the daemon must notice");
+    let before = store.initrd(one)?;
+    store.use_initrd(one, b"other")?;
+    assert_ne!(store.initrd(one)?, before, "same size, other content");
+    assert_eq!(store.read_initrd(one)?, b"other");
+    assert_eq!(store.gc(&[], true)?.bytes, 0);
+    store.remove_tag("a", "next")?;
+    let foresight = store.gc(&[], true)?;
+    assert_eq!(store.read_initrd(two)?, b"second", "only said");
+    assert_eq!(foresight, store.gc(&[], false)?);
+    assert!(foresight.bytes > b"second".len() as u64);
+    assert_eq!(
+        (store.initrd(two)?, store.read_initrd(one)?.len()),
+        (None, 5)
+    );
+    assert!(matches!(
+        store.use_initrd(two, b"x"),
+        Err(Error::NoSuchVersion { .. })
+    ));
+    assert!(store.reset_initrd(one)? && store.initrd(one)?.is_none());
+    Ok(())
+}
+
+/// An initramfs that half a power cut left would boot no node.
+#[test]
+fn a_power_cut_while_an_initramfs_is_replaced() -> Result<()> {
+    for step in 0.. {
+        let (_dir, store) = new_store();
+        let version = import(&store, &small("x"), Publish::Import { name: "x" })?;
+        store.use_initrd(version, b"old")?;
+        let disk = Disk::default();
+        let cut = Store::open_on(store.path(), disk.clone())?;
+        disk.faults.cut_at(step);
+        let outcome = cut.use_initrd(version, b"newer");
+        let power_failed = disk.faults.is_cut();
+        disk.faults.lose_volatile();
+        let content = store.read_initrd(version)?;
+        assert!(
+            [&b"old"[..], b"newer"].contains(&&content[..]),
+            "step {step}"
+        );
+        assert!(outcome.is_err() || content == b"newer", "step {step}");
+        store.use_initrd(version, b"newest")?;
+        assert_eq!(store.read_initrd(version)?, b"newest");
+        if !power_failed {
+            assert!(step > 3, "it makes more changes than that");
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_power_cut_while_a_store_is_made() -> Result<()> {
     for step in 0.. {
         let dir = TempDir::new().expect("a directory");
