@@ -42,8 +42,9 @@ fn engine(beside: bool) -> Engine {
         tag: "latest".into(),
         digest: Digest([7; 32]),
         files: BootFile::ALL.map(|file| (file, Ok(()))).into(),
+        no_http: Default::default(),
     };
-    let _ = engine.handle(Timestamp(0), Input::Images(vec![image]));
+    let _ = engine.handle(Timestamp(0), Input::Images { versions: [image.digest].into(), images: vec![image] });
     if beside {
         let node = "52:54:00:00:00:01".into();
         let _ = engine.handle(Timestamp(0), Input::Command(Command::Plan { node }));

@@ -3,6 +3,7 @@
 //! These need root and, the first time, the distribution's packages: `cargo xtask test` runs them.
 //! A test that cannot run here prints why, as `skipped: reason`, and passes.
 
+mod chains;
 mod firmware;
 mod groups;
 mod harness;
@@ -14,6 +15,7 @@ mod native;
 mod node;
 mod orders;
 mod proxy;
+mod relay;
 mod restart;
 mod seed;
 mod service;

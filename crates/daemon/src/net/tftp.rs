@@ -212,7 +212,13 @@ mod tests {
     fn starter(dir: &std::path::Path, hub: Inbox) -> Starter {
         let store = image::Store::open(dir.join("store")).unwrap();
         let profile = image::initramfs::Profile::Virtual;
-        let contents = Contents::new(store, dir.to_owned(), Vec::new().into(), profile);
+        let contents = Contents::new(
+            store,
+            dir.to_owned(),
+            dir.to_owned(),
+            Vec::new().into(),
+            profile,
+        );
         Starter {
             contents: Arc::new(contents),
             hub,
