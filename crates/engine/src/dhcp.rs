@@ -180,6 +180,10 @@ impl Engine {
             } else {
                 self.boots.saw_firmware(mac, turn.now);
             }
+            // It may not go on without a file to boot from, so that this is the only chance to tell.
+            if let Some(Err(cause)) = self.first_file(mac, request.client) {
+                self.fail(turn, mac, Stage::Firmware, cause);
+            }
         }
         let wanted = request.message.address_option(option::REQUESTED_ADDRESS);
         let address = self.choose(turn, request, wanted);

@@ -49,7 +49,8 @@ fn fetched(site: &Site, mac: MacAddress) -> Vec<String> {
             text(&event["detail"], "path").trim_start_matches('/')
         );
         let path = path.replace(&site.digest, "DIGEST");
-        if !paths.contains(&path) {
+        // Where PXELINUX asks again: the initramfs was not ready.
+        if !paths.contains(&path) && path != "tftp pxelinux.cfg/default" {
             paths.push(path);
         }
     }

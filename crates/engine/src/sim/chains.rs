@@ -391,6 +391,73 @@ fn relays_get_addresses_of_the_network_that_they_speak_for() {
     }
 }
 
+/// What a machine gets under a name, or why not.
+fn fetches(world: &mut World, from: Ipv4Addr, path: &str) -> Result<Content, String> {
+    let request = HttpRequest {
+        method: "GET".into(),
+        target: path.into(),
+        body: Vec::new(),
+    };
+    let peer = SocketAddrV4::new(from, 3000);
+    let answer = world.ask(Input::Http { peer, request }).expect("an answer");
+    match (answer.status, answer.body) {
+        (200, HttpBody::Content(content)) => Ok(content),
+        (_, HttpBody::Content(content)) => {
+            Err(String::from_utf8(bytes_of(&content)).expect("text"))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn each_name_is_what_its_loader_means_by_it() {
+    let mut world = world(1, GOOD, &BootFile::ALL);
+    power_on(&mut world, Chain::Uefi);
+    world.boot_all(2 * MINUTE);
+    let own = world.machines[0].address(world.now).expect("an address");
+    let loaders = BootFile::ALL.into_iter().filter(|it| it.is_loader());
+    for file in loaders {
+        let digest = DIGEST;
+        for path in [format!("/{}", file.name()), format!("//{}", file.name())] {
+            let got = fetches(&mut world, own, &path);
+            assert_eq!(got, Ok(Content::File { digest, file }), "{path}");
+        }
+    }
+    let of = mac(0);
+    let cases = [
+        ("/grub/arm64-efi/grub.cfg".to_owned(), "set timeout=0"),
+        (format!("/grub/{of}.cfg"), "set timeout=0"),
+        ("/autoexec.ipxe".to_owned(), "#!ipxe"),
+        (format!("/ipxe/{}.ipxe", &of.bootif()[3..]), "#!ipxe"),
+        (format!("/pxelinux.cfg/{}", of.bootif()), "SAY "),
+        ("/pxelinux.cfg/0A4D0005".to_owned(), "SAY "),
+        ("/pxelinux.cfg/default".to_owned(), "SAY "),
+    ];
+    for (path, begins) in cases {
+        let config = fetches(&mut world, own, &path).expect("a configuration");
+        let config = String::from_utf8(bytes_of(&config)).expect("text");
+        assert!(config.starts_with(begins), "{path}: {config}");
+        let kernel = format!("boot/{DIGEST}/vmlinuz");
+        assert!(config.contains(&kernel), "{path}: {config}");
+    }
+    let other = mac(1);
+    for path in [
+        format!("/grub/{other}.cfg"),
+        format!("/pxelinux.cfg/{}", other.bootif()),
+        "/pxelinux.cfg/../autoexec.ipxe".to_owned(),
+        "/pxelinux.cfg/0A4D00".to_owned(),
+        "/vmlinuz".to_owned(),
+    ] {
+        assert!(fetches(&mut world, own, &path).is_err(), "{path}");
+    }
+    // Who is no node gets no loader and no token.
+    let stranger = Ipv4Addr::new(10, 77, 0, 250);
+    assert!(fetches(&mut world, stranger, "/undionly.kpxe").is_err());
+    let config = fetches(&mut world, stranger, "/autoexec.ipxe").expect("a message");
+    let config = String::from_utf8(bytes_of(&config)).expect("text");
+    assert!(config.contains("is no node's address"), "{config}");
+}
+
 #[test]
 fn pxelinux_gets_its_options() {
     let mut world = world(1, GOOD, &[BootFile::Pxelinux, BootFile::Ldlinux]);

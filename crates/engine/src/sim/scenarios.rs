@@ -343,7 +343,7 @@ fn a_missing_loader_is_an_event_with_its_cause() {
     let told = world
         .events
         .iter()
-        .find(|it| matches!(it.kind, EventKind::Failed { .. }));
+        .find(|it| it.node.is_some() && matches!(it.kind, EventKind::Failed { .. }));
     let told = told.expect("an event");
     assert_eq!(told.node.as_deref(), Some("node1"));
     let failure = failure_of(&world, 0).expect("a failure");
