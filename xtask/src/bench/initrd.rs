@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::boot::{IMAGE, archive, cache};
 use super::ours::Ours;
 use super::peer::{UNSHARE, in_namespace};
-use super::row::{Report, Row, median};
+use super::row::{Better, Report, Row, median};
 use super::{Options, seconds};
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
@@ -133,6 +133,7 @@ fn sizes(site: &Site, options: &Options) -> anyhow::Result<Vec<Row>> {
     ] {
         let built = site.ours(profile, &["--compression", "zstd", "--level", SMALL])?;
         rows.push(Row {
+            better: Better::Lower,
             name,
             unit: "B",
             ours: number(&built, "bytes")?,
@@ -141,6 +142,7 @@ fn sizes(site: &Site, options: &Options) -> anyhow::Result<Vec<Row>> {
         init = Some(number(&built, "init_bytes")?);
     }
     rows.push(Row {
+        better: Better::Lower,
         name: "init-bytes",
         unit: "B",
         ours: init.context("no initramfs was built")?,
@@ -168,6 +170,7 @@ fn build(site: &Site, options: &Options) -> anyhow::Result<Row> {
         );
     }
     Ok(Row {
+        better: Better::Lower,
         name: "build",
         unit: "s",
         ours: median(ours),
