@@ -2,6 +2,7 @@
 
 mod boot;
 mod capture;
+mod dhcp;
 mod files;
 mod ganesha;
 mod image;
@@ -17,7 +18,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use lab::Network;
 
-const KNOWN: &str = "boot, http, image, initrd, nfs, tftp";
+const KNOWN: &str = "boot, dhcp, http, image, initrd, nfs, tftp";
 /// How often each side is measured unless `--rounds` says otherwise.
 const ROUNDS: usize = 3;
 /// Clients that call at once unless `--clients` says otherwise.
@@ -45,6 +46,10 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
             nfs::generate(order)?;
             return Ok(ExitCode::SUCCESS);
         }
+        (dhcp::GENERATOR, []) => {
+            dhcp::generate()?;
+            return Ok(ExitCode::SUCCESS);
+        }
         (files::GENERATOR, [order]) => {
             files::generate(order)?;
             return Ok(ExitCode::SUCCESS);
@@ -56,6 +61,7 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         "boot" => boot::run(&options)?,
         "image" => image::run(&options)?,
         "initrd" => initrd::run(&options)?,
+        "dhcp" => dhcp::run(&options)?,
         "http" => files::http(&options)?,
         "nfs" => nfs::run(&options)?,
         "tftp" => files::tftp(&options)?,

@@ -12,7 +12,7 @@ mod knfsd;
 mod load;
 mod outcome;
 mod pcap;
-mod percentile;
+pub mod percentile;
 mod recording;
 mod replay;
 mod source;
