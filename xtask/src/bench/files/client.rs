@@ -121,6 +121,11 @@ impl Receiver<'_> {
             };
             let next = ((self.done + 1) as u16).to_be_bytes();
             let datagram = &buffer[..length];
+            // The first acknowledgement was lost, or is late.
+            if datagram.starts_with(&[0, 6]) && self.done == 0 {
+                self.acknowledge()?;
+                continue;
+            }
             ensure!(datagram.starts_with(&[0, 3]), "expected DATA");
             if datagram[2..4] != next {
                 // Something was lost: ask for what follows, once in a window.
