@@ -5,13 +5,15 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use engine::{
-    BootFile, Command, Config, DhcpMode, Digest, Engine, HttpRequest, ImageInfo, Input, Interface, InterfaceId,
-    Output, Record, Timestamp,
+    BootFile, Command, Config, Content, DhcpMode, Digest, Engine, HttpBody, HttpRequest, ImageInfo,
+    Input, Interface, InterfaceId, Mac, Output, Record, TftpAnswer, Timestamp,
 };
 use libfuzzer_sys::fuzz_target;
-use wire::dhcp4::{Message, MessageType};
+use wire::dhcp4::{MAX_BUDGET_BYTES, Message, MessageType, option};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// Of a DHCP message, with the cookie.
+const HEADER_BYTES: usize = 240;
 const INTERFACE: InterfaceId = InterfaceId(1);
 
 fuzz_target!(|script: (bool, Vec<(u8, u32, Vec<u8>)>)| {
@@ -36,14 +38,24 @@ fn engine(beside: bool) -> Engine {
     if beside {
         interface.dhcp = DhcpMode::Proxy;
     }
-    let mut engine = Engine::new(Config::new(vec![interface]), [1; 32], Vec::new());
+    let relayed = interface.behind(Ipv4Addr::new(10, 88, 0, 1), 24);
+    let mut config = Config::new(vec![interface, relayed]);
+    config.default_image = Some("debian".parse().expect("an image's name"));
+    let mut engine = Engine::new(config, [1; 32], Vec::new());
     let image = ImageInfo {
         name: "debian".into(),
         tag: "latest".into(),
         digest: Digest([7; 32]),
         files: BootFile::ALL.map(|file| (file, Ok(()))).into(),
+        no_http: Default::default(),
     };
-    let _ = engine.handle(Timestamp(0), Input::Images(vec![image]));
+    let _ = engine.handle(
+        Timestamp(0),
+        Input::Images {
+            versions: [image.digest].into(),
+            images: vec![image],
+        },
+    );
     if beside {
         let node = "52:54:00:00:00:01".into();
         let _ = engine.handle(Timestamp(0), Input::Command(Command::Plan { node }));
@@ -54,7 +66,12 @@ fn engine(beside: bool) -> Engine {
 fn input(kind: u8, bytes: Vec<u8>) -> Input {
     let host = Ipv4Addr::new(10, 77, 0, kind);
     let peer = SocketAddrV4::new(host, 1024);
-    match kind % 7 {
+    match kind % 8 {
+        7 => Input::Dhcp {
+            interface: INTERFACE,
+            source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
+            packet: firmware(kind, &bytes),
+        },
         0 => Input::Dhcp {
             interface: INTERFACE,
             source: peer,
@@ -94,7 +111,48 @@ fn input(kind: u8, bytes: Vec<u8>) -> Input {
     }
 }
 
+/// A message whose header is whole, as firmware or a relay sends it: what varies are the options.
+fn firmware(kind: u8, options: &[u8]) -> Vec<u8> {
+    let mut message = Message::request(Mac([0x52, 0x54, 0, 0, 0, 1]), 7);
+    if kind & 8 != 0 {
+        message.giaddr = Ipv4Addr::new(10, 88, 0, 1);
+    }
+    message.push(
+        option::CLASS,
+        if kind & 16 == 0 {
+            *b"PXEClient:"
+        } else {
+            *b"HTTPClient"
+        },
+    );
+    let mut packet = message.encode(MAX_BUDGET_BYTES);
+    packet.truncate(HEADER_BYTES + 12);
+    packet.extend_from_slice(options);
+    packet
+}
+
+/// A configuration is lines of printable text, whatever was asked.
+fn check_text(output: &Output) {
+    let content = match output {
+        Output::Http(answer) => match &answer.body {
+            HttpBody::Content(content) => content,
+            HttpBody::Identity(_) => return,
+        },
+        Output::Tftp {
+            answer: TftpAnswer::Transfer { content, .. },
+            ..
+        } => content,
+        _ => return,
+    };
+    if let Content::Bytes(bytes) = content {
+        let plain = |it: &u8| *it == b'\n' || (b' '..=b'~').contains(it);
+        let config = bytes.starts_with(b"#!ipxe") || bytes.starts_with(b"SAY ");
+        assert!(!config || bytes.iter().all(plain), "{bytes:?}");
+    }
+}
+
 fn check(beside: bool, before: &[Output], output: &Output) {
+    check_text(output);
     let Output::Dhcp { packet, .. } = output else {
         return;
     };

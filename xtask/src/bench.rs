@@ -2,6 +2,8 @@
 
 mod boot;
 mod capture;
+mod dhcp;
+mod files;
 mod ganesha;
 mod image;
 mod initrd;
@@ -14,8 +16,10 @@ mod start;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use lab::Network;
 
+const KNOWN: &str = "boot, dhcp, http, image, initrd, nfs, tftp";
 /// How often each side is measured unless `--rounds` says otherwise.
 const ROUNDS: usize = 3;
 /// Clients that call at once unless `--clients` says otherwise.
@@ -27,7 +31,7 @@ struct Options {
     rounds: usize,
     /// Leave the peer out.
     ours: bool,
-    /// Clients that call at once in `bench nfs`.
+    /// Clients that call or fetch at once, where many do.
     clients: usize,
     /// The loads of `bench nfs` that are wanted; none means all.
     only: Vec<String>,
@@ -36,19 +40,33 @@ struct Options {
 /// Runs the benchmark that `arguments` name.
 pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let Some((&name, rest)) = arguments.split_first() else {
-        bail!("which benchmark? known: boot, image, initrd, nfs");
+        bail!("which benchmark? known: {KNOWN}");
     };
-    if let (nfs::GENERATOR, [order]) = (name, rest) {
-        nfs::generate(order)?;
-        return Ok(ExitCode::SUCCESS);
+    match (name, rest) {
+        (nfs::GENERATOR, [order]) => {
+            nfs::generate(order)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        (dhcp::GENERATOR, []) => {
+            dhcp::generate()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        (files::GENERATOR, [order]) => {
+            files::generate(order)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
     }
     let options = Options::parse(rest)?;
     let report = match name {
         "boot" => boot::run(&options)?,
         "image" => image::run(&options)?,
         "initrd" => initrd::run(&options)?,
+        "dhcp" => dhcp::run(&options)?,
+        "http" => files::http(&options)?,
         "nfs" => nfs::run(&options)?,
-        _ => bail!("unknown benchmark: {name}; known: boot, image, initrd, nfs"),
+        "tftp" => files::tftp(&options)?,
+        _ => bail!("unknown benchmark: {name}; known: {KNOWN}"),
     };
     if options.json {
         println!("{:#}", report.as_json());
@@ -82,6 +100,16 @@ fn script(text: &str) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     command
+}
+
+/// Runs a program on a network to its end; what it printed.
+fn run_there(network: &Network, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    let output = network.run(command)?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program}: {}", message.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// How long something takes, in seconds.

@@ -23,6 +23,10 @@ cargo xtask CHORE
                              turn; --ours leaves the peer out
   bench nfs [--rounds N] [--clients N] [--only LOAD,...] [--ours] [--json]
                              call our NFS server and NFS-Ganesha in turn: what a call costs
+  bench tftp|http [--rounds N] [--clients N] [--ours] [--json]
+                             fetch a kernel from us and from other servers in turn
+  bench dhcp [--rounds N] [--ours] [--json]
+                             leases for each second, from us and from other servers in turn
   tidy                       the rules of the architecture
   lint                       formatting and clippy
   dist                       the release binary: target/dist/slate";

@@ -33,6 +33,30 @@ const REGISTRY: install::Extra = install::Extra {
     purpose: "be a registry of container images",
 };
 
+/// Loaders that machines fetch where their image has none.
+const IPXE: install::Extra = install::Extra {
+    path: "/usr/lib/ipxe/undionly.kpxe",
+    package: "ipxe",
+    purpose: "boot machines by iPXE",
+};
+const PXELINUX: install::Extra = install::Extra {
+    path: "/usr/lib/PXELINUX/pxelinux.0",
+    package: "pxelinux",
+    purpose: "boot machines with a BIOS",
+};
+const SYSLINUX: install::Extra = install::Extra {
+    path: "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+    package: "syslinux-common",
+    purpose: "boot machines with a BIOS",
+};
+
+/// What stands between two networks.
+const RELAY: install::Extra = install::Extra {
+    path: "/usr/sbin/dhcrelay",
+    package: "isc-dhcp-relay",
+    purpose: "be a DHCP relay",
+};
+
 /// The tests that boot machines, as package and test target.
 const END_TO_END: [(&str, &str); 3] = [("lab", "machines"), ("cli", "errors"), ("cli", "e2e")];
 /// Tests of the long matrix begin with this.
@@ -74,6 +98,7 @@ fn install_everything() -> anyhow::Result<()> {
     let tools = [
         Tool::Qemu,
         Tool::Firmware,
+        Tool::IpxeRoms,
         Tool::UserModeLinux,
         Tool::Iproute,
         Tool::SshClient,
@@ -84,7 +109,10 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Busybox,
     ];
     let built = install::ensure_build();
-    install::ensure(&tools, &[NFTABLES, REGISTRY])?;
+    install::ensure(
+        &tools,
+        &[NFTABLES, REGISTRY, IPXE, PXELINUX, SYSLINUX, RELAY],
+    )?;
     built
 }
 

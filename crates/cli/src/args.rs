@@ -136,6 +136,9 @@ pub struct UpArgs {
     /// Addresses for machines without a fixed one [default: the upper half of the network]
     #[arg(long, value_name = "FIRST-LAST")]
     pub range: Option<AddressRange>,
+    /// A network behind a DHCP relay, by its router: 10.88.0.1/24
+    #[arg(long, value_name = "ROUTER/BITS")]
+    pub relayed: Vec<RelayedNetwork>,
     /// How long an address is lent to a machine that is no node
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(60..))]
     pub lease: Option<u32>,
@@ -154,6 +157,9 @@ pub struct UpArgs {
     /// Put a shell (busybox) into the nodes' initramfs, for rd.break among kernel arguments
     #[arg(long)]
     pub debug_shell: bool,
+    /// What UEFI machines load first, where it is there
+    #[arg(long, value_name = "LOADER", value_enum, default_value = "shim")]
+    pub loader: UefiLoader,
     /// The TCP port that kernels and initrds are fetched from
     #[arg(long, value_name = "PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     pub http_port: u16,
@@ -175,6 +181,15 @@ pub enum Drivers {
     All,
     /// Virtual machines' cards only: a smaller, faster initramfs
     Virtual,
+}
+
+/// What UEFI machines load first.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UefiLoader {
+    /// The distribution's signed shim and GRUB: Secure Boot may stay on
+    Shim,
+    /// iPXE, which fetches kernel and initramfs over HTTP: Secure Boot must be off
+    Ipxe,
 }
 
 /// How the daemon answers DHCP.
@@ -211,6 +226,37 @@ impl FromStr for AddressRange {
             return Err(format!("{first} comes after {last}"));
         }
         Ok(Self { first, last })
+    }
+}
+
+/// A network by its router's address and the length of its prefix, `ROUTER/BITS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayedNetwork {
+    pub router: Ipv4Addr,
+    pub prefix: u8,
+}
+
+impl FromStr for RelayedNetwork {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected =
+            || format!("expected ROUTER/BITS such as 10.88.0.1/24, with 8 to 30 bits, got {text}");
+        let (router, prefix) = text.split_once('/').ok_or_else(expected)?;
+        let router: Ipv4Addr = router.parse().map_err(|_| expected())?;
+        let prefix: u8 = prefix.parse().map_err(|_| expected())?;
+        let hosts = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        let host = u32::from(router) & hosts;
+        if !(8..=30).contains(&prefix) || host == 0 || host == hosts {
+            return Err(expected());
+        }
+        Ok(Self { router, prefix })
+    }
+}
+
+impl fmt::Display for RelayedNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.router, self.prefix)
     }
 }
 

@@ -1,15 +1,15 @@
 //! The bytes of boot files: taken out of stored images, the initramfs built once and kept.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use engine::{BootFile, Content, Digest};
-use image::boot::{BOOT_FILE_MAX, BootFiles};
+use image::boot::{BOOT_FILE_MAX, BootFiles, Loader, grub_speaks_http};
 use image::files::Root;
 use image::initramfs::{self, ExtraFile, ModuleSource, Profile, Wanted};
 use image::store::InitrdStamp;
@@ -28,6 +28,8 @@ type Key = (Digest, BootFile, Option<InitrdStamp>);
 pub struct Contents {
     store: Store,
     cache: PathBuf,
+    /// Loaders for images that have none of their own.
+    loaders: PathBuf,
     init: Arc<[u8]>,
     profile: Profile,
     shell: bool,
@@ -36,12 +38,20 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Contents of the images in `store`; initramfs are kept in the folder `cache`.
-    pub fn new(store: Store, cache: PathBuf, init: Arc<[u8]>, profile: Profile) -> Contents {
+    /// Contents of the images in `store`; initramfs are kept in the folder `cache`, and loaders of
+    /// images that have none are those in the folder `loaders`.
+    pub fn new(
+        store: Store,
+        cache: PathBuf,
+        loaders: PathBuf,
+        init: Arc<[u8]>,
+        profile: Profile,
+    ) -> Contents {
         Contents {
             store,
             traces: Traces::new(cache.clone()),
             cache,
+            loaders,
             init,
             profile,
             shell: false,
@@ -87,6 +97,64 @@ impl Contents {
             self.lock().remove(&key);
         }
         result
+    }
+
+    /// The loaders that images may do without, as they lie in the folder for them: each name with
+    /// its size and time. What is held of them is forgotten where they have changed.
+    pub fn look_at_loaders(&self, known: &LocalLoaders) -> LocalLoaders {
+        let found: LocalLoaders = BootFile::ALL
+            .into_iter()
+            .filter(|file| may_be_local(*file))
+            .filter_map(|file| {
+                let about = fs::metadata(self.loaders.join(file.name())).ok()?;
+                let is_file = about.is_file() && about.len() <= BOOT_FILE_MAX;
+                is_file.then_some((file, (about.len(), about.modified().ok())))
+            })
+            .collect();
+        if found != *known {
+            self.lock().retain(|(_, file, _), _| !may_be_local(*file));
+        }
+        found
+    }
+
+    /// Why a version lacks a loader, if it does.
+    pub fn lacks(
+        &self,
+        tree: &StoredTree,
+        file: BootFile,
+        local: &LocalLoaders,
+    ) -> Result<(), String> {
+        let Some(loader) = loader(file) else {
+            return Ok(());
+        };
+        let missing = match loader.find(tree).map_err(|error| error.to_string())? {
+            Ok(_) => return Ok(()),
+            Err(missing) => missing,
+        };
+        if local.contains_key(&file) {
+            return Ok(());
+        }
+        Err(self.with_local(file, &missing.to_string()))
+    }
+
+    /// Why a version's loader cannot go on over HTTP, if it is there and cannot.
+    pub fn lacks_http(&self, tree: &StoredTree, file: BootFile) -> Option<String> {
+        if !matches!(file, BootFile::Grub | BootFile::GrubArm64) {
+            return None;
+        }
+        let path = loader(file)?.find(tree).ok()?.ok()?;
+        let bytes = read(tree, &path).ok()?;
+        (!grub_speaks_http(&bytes)).then(|| {
+            "the image's GRUB has no HTTP (Debian 12's has none, Debian 13's has): boot the machine by PXE, which is TFTP, or take an image with a newer GRUB, or install ipxe in the image where Secure Boot is off".to_owned()
+        })
+    }
+
+    fn with_local(&self, file: BootFile, cause: &str) -> String {
+        if !may_be_local(file) {
+            return cause.to_owned();
+        }
+        let place = self.loaders.join(file.name());
+        format!("{cause}, or copy it to {}", place.display())
     }
 
     /// How far a version's initramfs is: `ready`, `building` or `idle`.
@@ -143,8 +211,6 @@ impl Contents {
         let boot = BootFiles::of(&tree).map_err(|error| error.to_string())?;
         match file {
             BootFile::Kernel => read(&tree, &boot.kernel.vmlinuz),
-            BootFile::Shim => read(&tree, &boot.shim.map_err(|error| error.to_string())?),
-            BootFile::Grub => read(&tree, &boot.grub.map_err(|error| error.to_string())?),
             BootFile::Initrd if self.is_foreign(digest)? => {
                 let read = self.store.read_initrd(digest);
                 read.map(Bytes::from).map_err(|error| error.to_string())
@@ -156,6 +222,26 @@ impl Contents {
                     None => initrd,
                 })
             }
+            file => self.loader(&tree, file),
+        }
+    }
+
+    fn loader(&self, tree: &StoredTree, file: BootFile) -> Result<Bytes, String> {
+        let loader = loader(file).ok_or("no loader")?;
+        let missing = match loader.find(tree).map_err(|error| error.to_string())? {
+            Ok(path) => return read(tree, &path),
+            Err(missing) => missing.to_string(),
+        };
+        if !may_be_local(file) {
+            return Err(missing);
+        }
+        let path = self.loaders.join(file.name());
+        match fs::read(&path) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(self.with_local(file, &missing))
+            }
+            Err(error) => Err(format!("reading {}: {error}", path.display())),
         }
     }
 
@@ -193,6 +279,31 @@ impl Contents {
         }
         Ok(built.bytes.into())
     }
+}
+
+/// The loaders of images that have none of their own, with their sizes and times.
+pub type LocalLoaders = BTreeMap<BootFile, (u64, Option<SystemTime>)>;
+
+fn loader(file: BootFile) -> Option<Loader> {
+    Some(match file {
+        BootFile::Shim => Loader::Shim,
+        BootFile::Grub => Loader::Grub,
+        BootFile::ShimArm64 => Loader::ShimArm64,
+        BootFile::GrubArm64 => Loader::GrubArm64,
+        BootFile::IpxeUefi => Loader::IpxeUefi,
+        BootFile::IpxeBios => Loader::IpxeBios,
+        BootFile::Pxelinux => Loader::Pxelinux,
+        BootFile::Ldlinux => Loader::Ldlinux,
+        BootFile::Kernel | BootFile::Initrd => return None,
+    })
+}
+
+/// Loaders that no vendor signs together with its kernel may come from elsewhere than the image.
+fn may_be_local(file: BootFile) -> bool {
+    matches!(
+        file,
+        BootFile::IpxeUefi | BootFile::IpxeBios | BootFile::Pxelinux | BootFile::Ldlinux
+    )
 }
 
 fn read(tree: &StoredTree, path: &Path) -> Result<Bytes, String> {

@@ -10,7 +10,7 @@ use engine::{BootFile, Digest, ImageInfo, Input};
 use image::boot::BootFiles;
 use image::{Store, Tag};
 
-use crate::content::Contents;
+use crate::content::{Contents, LocalLoaders};
 use crate::hub::{Inbox, Message};
 use crate::tree::Served;
 
@@ -18,8 +18,8 @@ use crate::tree::Served;
 const POLL: Duration = Duration::from_secs(1);
 
 /// What the store had: its generation, which also changes with an initramfs that takes ours' place,
-/// versions and tags.
-type Seen = (u64, Vec<Digest>, Vec<Tag>);
+/// versions and tags; and what loaders are beside it.
+type Seen = (u64, Vec<Digest>, Vec<Tag>, LocalLoaders);
 
 /// Follows one store.
 pub struct Follower {
@@ -73,7 +73,8 @@ impl Follower {
             return true;
         }
         self.export(&now.1, &now.2);
-        let images: Vec<ImageInfo> = now.2.iter().map(|tag| self.describe(tag)).collect();
+        let describe = |tag| self.describe(tag, &now.3);
+        let images: Vec<ImageInfo> = now.2.iter().map(describe).collect();
         let versions = now.1.iter().copied().collect();
         self.seen = Some(now);
         self.images
@@ -85,10 +86,16 @@ impl Follower {
     }
 
     fn look(&self) -> image::Result<Seen> {
+        let known = self
+            .seen
+            .as_ref()
+            .map(|it| it.3.clone())
+            .unwrap_or_default();
         Ok((
             self.store.generation()?,
             self.store.versions()?,
             self.store.tags()?,
+            self.contents.look_at_loaders(&known),
         ))
     }
 
@@ -142,26 +149,27 @@ impl Follower {
     }
 
     /// Which boot files a version has. The initramfs is built when it is first wanted.
-    fn describe(&self, tag: &Tag) -> ImageInfo {
-        let boot = self
+    fn describe(&self, tag: &Tag, local: &LocalLoaders) -> ImageInfo {
+        let tree = self
             .store
             .open_tree(tag.digest)
             .map_err(|error| error.to_string());
-        let boot = boot.and_then(|tree| BootFiles::of(&tree).map_err(|error| error.to_string()));
-        let files = match boot {
-            Ok(boot) => [
-                (BootFile::Kernel, Ok(())),
-                (BootFile::Initrd, Ok(())),
-                (
-                    BootFile::Shim,
-                    boot.shim.map(drop).map_err(|error| error.to_string()),
-                ),
-                (
-                    BootFile::Grub,
-                    boot.grub.map(drop).map_err(|error| error.to_string()),
-                ),
-            ],
-            Err(cause) => BootFile::ALL.map(|file| (file, Err(cause.clone()))),
+        let tree = tree.and_then(|tree| match BootFiles::of(&tree) {
+            Ok(_) => Ok(tree),
+            Err(error) => Err(error.to_string()),
+        });
+        let (files, no_http) = match &tree {
+            Ok(tree) => (
+                BootFile::ALL.map(|file| (file, self.contents.lacks(tree, file, local))),
+                BootFile::ALL
+                    .into_iter()
+                    .filter_map(|file| Some((file, self.contents.lacks_http(tree, file)?)))
+                    .collect(),
+            ),
+            Err(cause) => (
+                BootFile::ALL.map(|file| (file, Err(cause.clone()))),
+                BTreeMap::new(),
+            ),
         };
         ImageInfo {
             name: tag.name.clone(),
@@ -169,6 +177,7 @@ impl Follower {
             digest: tag.digest,
             files: files.into(),
             foreign_initrd: self.store.initrd(tag.digest).is_ok_and(|it| it.is_some()),
+            no_http,
         }
     }
 }

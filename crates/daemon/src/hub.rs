@@ -270,6 +270,7 @@ mod tests {
         let contents = Contents::new(
             store,
             dir.to_owned(),
+            dir.to_owned(),
             Vec::new().into(),
             image::initramfs::Profile::Virtual,
         );

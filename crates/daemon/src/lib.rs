@@ -29,6 +29,7 @@ pub use error::Error;
 pub use notice::{ContentProgress, Listening, Notice};
 pub use options::{
     DEFAULT_LEASE_SECONDS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DhcpMode, Drivers, Options, Ports,
+    UefiLoader,
 };
 
 pub use run::run;

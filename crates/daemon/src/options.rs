@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-pub use engine::DhcpMode;
+pub use engine::{DhcpMode, UefiLoader};
 
 use crate::notice::Notice;
 
@@ -17,7 +17,9 @@ pub struct Options {
     pub interfaces: Vec<String>,
     /// How DHCP is spoken.
     pub dhcp: DhcpMode,
-    /// Directory of `store/`, `state.db`, `keys/` and `cache/`; made when missing.
+    /// Networks behind DHCP relays, each by its router's address and the length of its prefix.
+    pub relayed: Vec<(Ipv4Addr, u8)>,
+    /// Directory of `store/`, `state.db`, `keys/`, `cache/` and `loaders/`; made when missing.
     pub state_dir: PathBuf,
     /// Directory of the control socket; made when missing.
     pub run_dir: PathBuf,
@@ -36,6 +38,8 @@ pub struct Options {
     pub authorized_keys: Vec<String>,
     /// Arguments added to every node's kernel command line.
     pub extra_kernel_args: String,
+    /// What UEFI machines load first, where an image has both.
+    pub uefi_loader: UefiLoader,
     /// Whether a node's consoles log root in without a password.
     pub console_login: bool,
     /// Which drivers the initramfs carries.
@@ -57,6 +61,7 @@ impl Options {
         Options {
             interfaces: vec![interface.to_owned()],
             dhcp: DhcpMode::Authoritative,
+            relayed: Vec::new(),
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             run_dir: PathBuf::from(DEFAULT_RUN_DIR),
             image: None,
@@ -66,6 +71,7 @@ impl Options {
             node_lease_seconds: None,
             authorized_keys: Vec::new(),
             extra_kernel_args: String::new(),
+            uefi_loader: UefiLoader::Shim,
             console_login: false,
             drivers: Drivers::AllNetwork,
             debug_shell: false,

@@ -188,6 +188,7 @@ impl Daemon {
         let contents = Contents::new(
             open_store(&options)?,
             cache,
+            state_dir.join("loaders"),
             Arc::clone(&options.init),
             profile(options.drivers),
         );
@@ -359,11 +360,10 @@ fn profile(drivers: Drivers) -> Profile {
 
 fn config(options: &Options, sockets: &Sockets, default_image: Option<ImageRef>) -> engine::Config {
     let seconds = |seconds: u32| std::time::Duration::from_secs(seconds.into());
-    let interfaces = sockets
-        .dhcp
-        .iter()
-        .map(|(interface, _)| interface.clone())
-        .collect();
+    let local = || sockets.dhcp.iter().map(|(interface, _)| interface);
+    let relayed = options.relayed.iter();
+    let behind = |(router, prefix): &(Ipv4Addr, u8)| Some(local().next()?.behind(*router, *prefix));
+    let interfaces = local().cloned().chain(relayed.filter_map(behind)).collect();
     engine::Config {
         lease: seconds(options.lease_seconds),
         node_lease: options.node_lease_seconds.map(seconds),
@@ -373,6 +373,7 @@ fn config(options: &Options, sockets: &Sockets, default_image: Option<ImageRef>)
         kernel_args: options.extra_kernel_args.clone(),
         console_login: options.console_login,
         authorized_keys: options.authorized_keys.clone(),
+        uefi_loader: options.uefi_loader,
         ..engine::Config::new(interfaces)
     }
 }

@@ -185,11 +185,11 @@ pub(crate) fn reached(boot: &Boot) -> Option<Stage> {
 
 impl Engine {
     /// The boot that a machine's firmware begins now: a new one, unless the last has not got
-    /// beyond DHCP and is recent (firmware asks several times).
-    pub(crate) fn begin_boot(&mut self, turn: &mut Turn, mac: Mac) -> BootId {
+    /// beyond the stage `up_to` and is recent (firmware asks several times).
+    pub(crate) fn begin_boot(&mut self, turn: &mut Turn, mac: Mac, up_to: Stage) -> BootId {
         if let Some(boot) = self.boots.current(mac) {
             let fresh = turn.now < last_progress(boot) + STUCK_AFTER;
-            if fresh && reached(boot).is_none_or(|stage| stage <= Stage::Address) {
+            if fresh && reached(boot).is_none_or(|stage| stage <= up_to) {
                 return boot.id;
             }
         }
@@ -477,11 +477,11 @@ fn next_step(stage: Stage, beside: bool) -> &'static str {
             "it has an address but fetched no loader: look at its firmware's messages, and whether UDP 69 reaches this server"
         }
         Stage::Loader => {
-            "shim was sent but asked for no GRUB: look at its screen (Secure Boot may have refused it)"
+            "its first loader (shim, iPXE, PXELINUX) was sent but asked for nothing more: look at its screen (Secure Boot may have refused it)"
         }
         Stage::Grub => "GRUB was sent but asked for no configuration: look at its screen",
         Stage::Config | Stage::Kernel => {
-            "GRUB has its configuration but did not fetch kernel and initramfs: look at its screen"
+            "its loader has a configuration but did not fetch kernel and initramfs: look at its screen"
         }
         Stage::Initrd => {
             "kernel and initramfs were sent but /init did not report: look at its console (Secure Boot, memory, a missing network driver)"

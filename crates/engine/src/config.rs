@@ -21,6 +21,15 @@ pub enum DhcpMode {
     Off,
 }
 
+/// What UEFI machines load first, where an image has both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UefiLoader {
+    /// The distribution's signed shim and GRUB: Secure Boot may stay on.
+    Shim,
+    /// iPXE: faster over a network with delay, but Secure Boot refuses it.
+    Ipxe,
+}
+
 /// One network that nodes boot from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -35,12 +44,14 @@ pub struct Interface {
     /// First and last address of the dynamic pool; `None` = every address of the network but the
     /// server's.
     pub pool: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Where the network lies behind a relay: its router. The server's own address is in another one.
+    pub relayed: Option<Ipv4Addr>,
 }
 
 /// The engine's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The networks served.
+    /// The networks served; those behind relays come after the one that the relays speak to.
     pub interfaces: Vec<Interface>,
     /// Lease of a machine that is not a node.
     pub lease: Duration,
@@ -58,6 +69,8 @@ pub struct Config {
     pub console_login: bool,
     /// OpenSSH public keys that nodes accept for root.
     pub authorized_keys: Vec<String>,
+    /// What UEFI machines load first.
+    pub uefi_loader: UefiLoader,
     /// DISCOVERs per second answered to machines that have no lease and no node entry.
     pub unknown_per_second: u32,
 }
@@ -75,6 +88,7 @@ impl Config {
             kernel_args: String::new(),
             console_login: false,
             authorized_keys: Vec::new(),
+            uefi_loader: UefiLoader::Shim,
             unknown_per_second: 20_000,
         }
     }
@@ -99,6 +113,7 @@ impl Interface {
             address,
             prefix,
             pool: None,
+            relayed: None,
         }
     }
 
@@ -108,14 +123,26 @@ impl Interface {
         Ipv4Addr::from(u32::MAX << host_bits)
     }
 
+    /// A network behind relays that speak to this interface: that of `router`, through which its
+    /// machines reach the server.
+    pub fn behind(&self, router: Ipv4Addr, prefix: u8) -> Interface {
+        Interface {
+            relayed: Some(router),
+            pool: None,
+            prefix,
+            ..self.clone()
+        }
+    }
+
     /// The network's own address, its first.
     pub fn network(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.address) & u32::from(self.mask()))
+        let inside = self.relayed.unwrap_or(self.address);
+        Ipv4Addr::from(u32::from(inside) & u32::from(self.mask()))
     }
 
     /// The network's broadcast address, its last.
     pub fn broadcast(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.address) | !u32::from(self.mask()))
+        Ipv4Addr::from(u32::from(self.network()) | !u32::from(self.mask()))
     }
 
     /// The network as inventories name it, `ADDRESS/PREFIX`.
@@ -135,5 +162,6 @@ impl Interface {
             && address != self.network()
             && address != self.broadcast()
             && address != self.address
+            && Some(address) != self.relayed
     }
 }

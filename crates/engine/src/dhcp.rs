@@ -5,13 +5,16 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use wire::dhcp4::{CLIENT_PORT, Message, MessageType, Op, SERVER_PORT, encode_search, option};
+use wire::dhcp4::{
+    BOOTP_BYTES, CLIENT_PORT, Message, MessageType, Op, SERVER_PORT, encode_search, option,
+};
 use wire::mac::Mac;
-use wire::reader::Reader;
 use wire::stage::Stage;
 
 use crate::config::{DhcpMode, Interface, InterfaceId};
 use crate::event::EventKind;
+use crate::firmware::{Client, First, IPXE_OPTIONS, sub_options};
+use crate::image::BootFile;
 use crate::io::{DhcpDestination, Output};
 use crate::leases::is_live;
 use crate::record::{Lease, Record};
@@ -30,8 +33,16 @@ const MAX_HOPS: u8 = 16;
 /// Option 43 that makes firmware boot from `file` without asking a boot server on port 4011:
 /// PXE_DISCOVERY_CONTROL with bit 3 (PXE 2.1, table 2-1).
 const PXE_BOOT_FROM_FILE: [u8; 4] = [6, 1, 8, 255];
-/// The first loader, by the name that every image answers to.
-const SHIM: &str = "shimx64.efi";
+/// Of iPXE's own options: do not wait for a second server that says what to boot.
+const IPXE_NO_PROXY: [u8; 3] = [0xb0, 1, 1];
+/// PXELINUX's options (RFC 5071): their mark, its configuration, where paths begin, and after how
+/// many seconds it tries again.
+const PXELINUX_MARK: u8 = 208;
+const PXELINUX_CONFIG: u8 = 209;
+const PXELINUX_PREFIX: u8 = 210;
+const PXELINUX_REBOOT: u8 = 211;
+const PXELINUX_MAGIC: [u8; 4] = [0xf1, 0, 0x74, 0x7e];
+const PXELINUX_REBOOT_SECONDS: u32 = 60;
 /// RFC 3011: the network that a client wants an address of.
 const SUBNET_SELECTION: u8 = 118;
 /// Seconds that mean for ever (RFC 2131, 3.3).
@@ -51,60 +62,6 @@ impl Dialect {
         match self {
             Dialect::Whole => Dialect::BootServer,
             Dialect::BootServer => Dialect::Whole,
-        }
-    }
-}
-
-/// What asks for an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Client {
-    /// UEFI x86-64 that boots over TFTP.
-    Uefi,
-    /// UEFI x86-64 that boots over HTTP.
-    UefiHttp,
-    /// Firmware that nothing is served for, by its architecture (RFC 4578, 2.1).
-    OtherFirmware(u16),
-    /// Everything else: /init, an operating system.
-    System,
-}
-
-impl Client {
-    fn of(request: &Message) -> Client {
-        let class = request.option(option::CLASS).unwrap_or_default();
-        let http = class.starts_with(b"HTTPClient");
-        if !http && !class.starts_with(b"PXEClient") {
-            return Client::System;
-        }
-        match architecture(request) {
-            7 | 9 if !http => Client::Uefi,
-            16 if http => Client::UefiHttp,
-            other => Client::OtherFirmware(other),
-        }
-    }
-
-    pub(crate) fn is_firmware(self) -> bool {
-        self != Client::System
-    }
-
-    /// Why firmware gets nothing to boot.
-    pub(crate) fn not_served(self) -> String {
-        let architecture = match self {
-            Client::OtherFirmware(architecture) => architecture.to_string(),
-            _ => "none".into(),
-        };
-        format!(
-            "its firmware ({}) boots nothing that is served: expected UEFI x86-64 (architecture 7, 9 or 16), got {architecture}; switch the machine to UEFI network boot",
-            self.name()
-        )
-    }
-
-    pub(crate) fn name(self) -> String {
-        match self {
-            Client::Uefi => "uefi-x64".into(),
-            Client::UefiHttp => "uefi-x64-http".into(),
-            Client::OtherFirmware(0) => "bios".into(),
-            Client::OtherFirmware(other) => format!("firmware of architecture {other}"),
-            Client::System => "system".into(),
         }
     }
 }
@@ -168,6 +125,7 @@ impl Engine {
             Some(MessageType::Decline) => self.decline(turn, &request),
             Some(MessageType::Release) => self.release(turn, &request),
             Some(MessageType::Inform) => self.inform(turn, &request),
+            None if request.message.is_bootp() => self.bootp(turn, &request),
             _ => self.ignore(turn, mac, "neither a DHCP message nor one for a server"),
         }
     }
@@ -217,10 +175,14 @@ impl Engine {
         );
         if request.client.is_firmware() {
             if self.nodes.contains_key(&mac) {
-                self.begin_boot(turn, mac);
+                self.begin_boot(turn, mac, request.client.asks_up_to());
                 self.reach(turn, mac, Stage::Firmware, "");
             } else {
                 self.boots.saw_firmware(mac, turn.now);
+            }
+            // It may not go on without a file to boot from, so that this is the only chance to tell.
+            if let Some(Err(cause)) = self.first_file(mac, request.client) {
+                self.fail(turn, mac, Stage::Firmware, cause);
             }
         }
         let wanted = request.message.address_option(option::REQUESTED_ADDRESS);
@@ -247,8 +209,11 @@ impl Engine {
     /// An address of the pool that nobody has. A full pool is searched once a second only: else
     /// a flood of strangers would cost a search for each.
     fn search(&mut self, turn: &mut Turn, request: &Request) -> Option<Ipv4Addr> {
-        let (mac, id) = (request.message.mac, request.interface.id);
-        let is_full = self.full_until.get(&id).is_some_and(|it| turn.now < *it);
+        let (mac, network) = (request.message.mac, request.interface.network());
+        let is_full = self
+            .full_until
+            .get(&network)
+            .is_some_and(|it| turn.now < *it);
         if is_full && !self.nodes.contains_key(&mac) {
             return None;
         }
@@ -258,9 +223,8 @@ impl Engine {
             .find_free(&request.interface, mac, turn.now, reserved);
         if found.is_none() {
             let (first, last) = crate::leases::pool(&request.interface);
-            let network = request.interface.network();
             let size = last.saturating_sub(first) + 1;
-            self.full_until.insert(id, turn.now + FULL_FOR);
+            self.full_until.insert(network, turn.now + FULL_FOR);
             self.tell(turn, Some(mac), EventKind::PoolExhausted { network, size });
         }
         found
@@ -379,11 +343,11 @@ impl Engine {
         );
         if boots {
             self.note_firmware(mac, request.client);
-            self.begin_boot(turn, mac);
+            self.begin_boot(turn, mac, request.client.asks_up_to());
             self.reach(turn, mac, Stage::Address, &address.to_string());
         }
-        if let Client::OtherFirmware(_) = request.client {
-            self.fail(turn, mac, Stage::Address, request.client.not_served());
+        if let Some(Err(cause)) = self.first_file(mac, request.client) {
+            self.fail(turn, mac, Stage::Address, cause);
         }
         let lease_seconds = lease_for.map(|duration| duration.as_secs() as u32);
         self.tell(
@@ -456,6 +420,54 @@ impl Engine {
         }
     }
 
+    /// BOOTP (RFC 951, RFC 1534): one question and one answer, and the address is for ever. So only
+    /// nodes get one: nothing else would ever give it back.
+    fn bootp(&mut self, turn: &mut Turn, request: &Request) {
+        let mac = request.message.mac;
+        if !self.nodes.contains_key(&mac) {
+            return;
+        }
+        let ours = request.interface.address.to_string();
+        if !request.message.sname.is_empty() && request.message.sname != ours.as_bytes() {
+            return self.ignore(turn, mac, "BOOTP for another server, which it names");
+        }
+        let client = request.client.name();
+        self.tell(turn, Some(mac), EventKind::Discover { client });
+        let address = self.choose(turn, request, None);
+        let Some(address) = address.or_else(|| self.search(turn, request)) else {
+            return;
+        };
+        self.promise(
+            turn,
+            Lease {
+                address,
+                mac: Some(mac),
+                expires: None,
+            },
+        );
+        let lease_seconds = None;
+        self.tell(
+            turn,
+            Some(mac),
+            EventKind::Ack {
+                address,
+                lease_seconds,
+            },
+        );
+        let mut reply = reply_to(&request.message);
+        reply.yiaddr = address;
+        self.push_network(&mut reply, request);
+        self.push_boot(&mut reply, request, Dialect::Whole);
+        if let Some(value) = request.message.option(option::RELAY) {
+            reply.push(option::RELAY, value);
+        }
+        turn.out.push(Output::Dhcp {
+            interface: request.out,
+            destination: destination(&request.message, MessageType::Ack, Some(address)),
+            packet: reply.encode(BOOTP_BYTES),
+        });
+    }
+
     fn reply(
         &self,
         turn: &mut Turn,
@@ -517,30 +529,54 @@ impl Engine {
     }
 
     /// What firmware boots. shim reads the header's fields only, other firmware the options, so
-    /// both are filled.
+    /// both are filled. Where there is nothing for it, nothing is said.
     pub(crate) fn push_boot(&self, reply: &mut Message, request: &Request, dialect: Dialect) {
         let server = request.interface.address;
         reply.siaddr = server;
+        let mac = request.message.mac;
+        let Some(Ok(first)) = self.first_file(mac, request.client) else {
+            return;
+        };
+        let file = if request.client.fetches_over_http() {
+            match self.config.http_port {
+                80 => format!("http://{server}/{}", first.name()),
+                port => format!("http://{server}:{port}/{}", first.name()),
+            }
+        } else {
+            first.name().to_owned()
+        };
+        reply.file = file.clone().into_bytes();
+        if request.client == Client::Bootp {
+            return;
+        }
+        self.push_class(reply, request, dialect);
         match request.client {
-            Client::Uefi => {
-                reply.file = SHIM.into();
+            Client::UefiHttp(_) => reply.push(option::BOOT_FILE, file),
+            _ => {
+                reply.push(option::TFTP_SERVER, server.to_string());
+                reply.push(option::BOOT_FILE, format!("{file}\0"));
+            }
+        }
+        if first == First::Script {
+            reply.push(IPXE_OPTIONS, IPXE_NO_PROXY);
+        }
+        if first == First::Loader(BootFile::Pxelinux) {
+            push_pxelinux(reply, mac);
+        }
+    }
+
+    /// What tells firmware that the reply is for it.
+    fn push_class(&self, reply: &mut Message, request: &Request, dialect: Dialect) {
+        match request.client {
+            Client::UefiHttp(_) => reply.push(option::CLASS, *b"HTTPClient"),
+            // With an address from us it needs no more; it would look for a boot server.
+            Client::Ipxe { .. } if request.interface.dhcp == DhcpMode::Authoritative => {}
+            _ => {
                 reply.push(option::CLASS, *b"PXEClient");
                 if dialect == Dialect::Whole {
                     reply.push(option::VENDOR, PXE_BOOT_FROM_FILE);
                 }
-                reply.push(option::TFTP_SERVER, server.to_string());
-                reply.push(option::BOOT_FILE, format!("{SHIM}\0"));
             }
-            Client::UefiHttp => {
-                let url = match self.config.http_port {
-                    80 => format!("http://{server}/{SHIM}"),
-                    port => format!("http://{server}:{port}/{SHIM}"),
-                };
-                reply.file = url.clone().into_bytes();
-                reply.push(option::CLASS, *b"HTTPClient");
-                reply.push(option::BOOT_FILE, url);
-            }
-            Client::OtherFirmware(_) | Client::System => {}
         }
     }
 }
@@ -550,6 +586,15 @@ fn push_addresses(reply: &mut Message, code: u8, addresses: &[Ipv4Addr]) {
         let octets: Vec<u8> = addresses.iter().flat_map(Ipv4Addr::octets).collect();
         reply.push(code, octets);
     }
+}
+
+/// RFC 5071. Firmware hands the whole reply on to PXELINUX, so it need not have asked for them.
+fn push_pxelinux(reply: &mut Message, mac: Mac) {
+    reply.push(PXELINUX_MARK, PXELINUX_MAGIC);
+    reply.push(PXELINUX_CONFIG, format!("pxelinux.cfg/{}", mac.bootif()));
+    reply.push(PXELINUX_PREFIX, *b"/");
+    let seconds = PXELINUX_REBOOT_SECONDS.to_be_bytes();
+    reply.push(PXELINUX_REBOOT, seconds);
 }
 
 /// A reply with what must be copied from the request (RFC 2131, table 3).
@@ -565,24 +610,6 @@ pub(crate) fn reply_to(request: &Message) -> Message {
         options: Vec::new(),
         ..request.clone()
     }
-}
-
-/// Option 93 (RFC 4578, 2.1); firmware without it is a legacy BIOS.
-fn architecture(request: &Message) -> u16 {
-    match request.option(option::ARCHITECTURE) {
-        Some(&[high, low, ..]) => u16::from_be_bytes([high, low]),
-        _ => 0,
-    }
-}
-
-/// The sub-options of option 82, as far as they are whole.
-fn sub_options(value: &[u8]) -> Vec<(u8, &[u8])> {
-    let mut reader = Reader::new(value);
-    let mut next = || {
-        let (code, length) = (reader.u8()?, reader.u8()?);
-        Some((code, reader.take(length.into())?))
-    };
-    std::iter::from_fn(&mut next).collect()
 }
 
 /// The network that a relay speaks for: link selection (RFC 3527, 82.5), subnet selection (RFC

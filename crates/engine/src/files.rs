@@ -12,14 +12,16 @@ use wire::tftp::{Mode, Packet, Request, error};
 use crate::boots::{is_loading, reached};
 use crate::config::DhcpMode;
 use crate::event::{EventKind, Service};
+use crate::firmware::IPXE_SCRIPT;
 use crate::image::BootFile;
 use crate::io::{
     Content, HttpAnswer, HttpBody, HttpRequest, IdentityGrant, Output, TftpAnswer, TransferOutcome,
 };
 use crate::learned::Evidence;
 use crate::record::Record;
+use crate::script::Language;
 use crate::tftp::Transfer;
-use crate::{Engine, Turn, render};
+use crate::{Engine, Turn};
 
 /// Most nodes in the hosts file of one: with the longest names they take two thirds of a document.
 const HOSTS_MAX: usize = 10_000;
@@ -31,10 +33,10 @@ const SHOWN_PATH_CHARS: usize = 120;
 enum Name {
     /// A loader of the asking node's image.
     Loader(BootFile),
-    /// GRUB's configuration of the asking node.
-    Config,
-    /// GRUB's configuration of the node that the asking machine says it is.
-    ConfigOf(Mac),
+    /// The configuration of the asking node.
+    Config(Language),
+    /// The configuration of the node that the asking machine says it is.
+    ConfigOf(Mac, Language),
     /// A boot file of one version.
     Boot(Digest, BootFile),
 }
@@ -64,22 +66,18 @@ impl Name {
                 "expected a plain path without \"..\" and backslashes",
             ));
         }
-        if let ["grub", name] = parts[..]
-            && let Some(mac) = mac_of_config(name)
-        {
-            return Ok(Name::ConfigOf(mac));
+        if let Some(config) = Name::of_config(&parts) {
+            return Ok(config);
         }
         match parts[..] {
-            ["shimx64.efi"] => Ok(Name::Loader(BootFile::Shim)),
-            ["grubx64.efi"] => Ok(Name::Loader(BootFile::Grub)),
-            ["grub", "grub.cfg"] | ["grub", "x86_64-efi", "grub.cfg"] | ["grub.cfg"] => {
-                Ok(Name::Config)
+            [name] if loader(name).is_some() => {
+                let file = loader(name).expect("it was just found");
+                Ok(Name::Loader(file))
             }
-            [name] if name.starts_with("grub.cfg-") => Ok(Name::Config),
             ["boot", digest, file] => match (digest.parse(), BootFile::from_name(file)) {
                 (Ok(digest), Some(file)) => Ok(Name::Boot(digest, file)),
                 _ => Err(NotServed::because(
-                    "no such boot file: expected boot/DIGEST/vmlinuz, initrd, shimx64.efi or grubx64.efi",
+                    "no such boot file: expected boot/DIGEST/vmlinuz, initrd or a loader's name",
                 )),
             },
             _ => Err(NotServed {
@@ -89,29 +87,58 @@ impl Name {
         }
     }
 
+    /// Where each loader looks for its configuration.
+    fn of_config(parts: &[&str]) -> Option<Name> {
+        let of = |mac: &str, language| Some(Name::ConfigOf(mac.parse().ok()?, language));
+        match parts {
+            ["grub", "grub.cfg"]
+            | ["grub", "x86_64-efi" | "arm64-efi", "grub.cfg"]
+            | ["grub.cfg"] => Some(Name::Config(Language::Grub)),
+            [name] if name.starts_with("grub.cfg-") => Some(Name::Config(Language::Grub)),
+            // As GRUB writes its card's address.
+            ["grub", name] => of(name.strip_suffix(".cfg")?, Language::Grub),
+            [name] if *name == IPXE_SCRIPT => Some(Name::Config(Language::Ipxe)),
+            ["ipxe", name] => of(name.strip_suffix(".ipxe")?, Language::Ipxe),
+            ["pxelinux.cfg", "default"] => Some(Name::Config(Language::Pxelinux)),
+            // By its hardware type and address, by its IPv4 address; by its system's id before.
+            ["pxelinux.cfg", name] if name.starts_with("01-") => of(&name[3..], Language::Pxelinux),
+            ["pxelinux.cfg", name] if is_hexadecimal_address(name) => {
+                Some(Name::Config(Language::Pxelinux))
+            }
+            _ => None,
+        }
+    }
+
     fn stage(self) -> Stage {
         match self {
-            Name::Loader(BootFile::Shim) | Name::Boot(_, BootFile::Shim) => Stage::Loader,
-            Name::Loader(_) | Name::Boot(_, BootFile::Grub) => Stage::Grub,
-            Name::Config | Name::ConfigOf(_) => Stage::Config,
-            Name::Boot(_, BootFile::Kernel) => Stage::Kernel,
-            Name::Boot(_, BootFile::Initrd) => Stage::Initrd,
+            Name::Config(_) | Name::ConfigOf(..) => Stage::Config,
+            Name::Loader(file) | Name::Boot(_, file) => match file {
+                BootFile::Grub | BootFile::GrubArm64 => Stage::Grub,
+                BootFile::Kernel => Stage::Kernel,
+                BootFile::Initrd => Stage::Initrd,
+                _ => Stage::Loader,
+            },
         }
     }
 }
 
-/// `MAC.cfg`, as GRUB writes its card's address.
-fn mac_of_config(name: &str) -> Option<Mac> {
-    name.strip_suffix(".cfg")?.parse().ok()
+fn loader(name: &str) -> Option<BootFile> {
+    BootFile::from_name(name).filter(|file| file.is_loader())
 }
 
-/// What shim and GRUB look for and do without.
+/// As PXELINUX writes an IPv4 address.
+fn is_hexadecimal_address(name: &str) -> bool {
+    name.len() == 8 && name.bytes().all(|it| it.is_ascii_hexdigit())
+}
+
+/// What loaders look for and do without.
 fn is_optional(parts: &[&str]) -> bool {
-    parts.last().is_some_and(|name| {
+    let of_shim_or_grub = |name: &&str| {
         name.ends_with(".lst")
             || name.starts_with("revocations")
             || name.starts_with("shim_certificate")
-    })
+    };
+    parts.first() == Some(&"pxelinux.cfg") || parts.last().is_some_and(of_shim_or_grub)
 }
 
 impl Engine {
@@ -217,17 +244,18 @@ impl Engine {
                 self.has_file(digest, file)?;
                 Ok(Content::File { digest, file })
             }
-            Name::Config => Ok(Content::Bytes(
-                self.config_for(turn, peer, mac, path).into_bytes(),
+            Name::Config(language) => Ok(Content::Bytes(
+                self.config_for(turn, peer, mac, language, path)
+                    .into_bytes(),
             )),
-            Name::ConfigOf(named) => {
-                let config = self.config_of(turn, peer, mac, named, path)?;
+            Name::ConfigOf(named, language) => {
+                let config = self.config_of(turn, peer, mac, named, language, path)?;
                 Ok(Content::Bytes(config.into_bytes()))
             }
         }
     }
 
-    /// GRUB's configuration of the machine that says it is `named`. That is believed only where
+    /// The configuration of the machine that says it is `named`. That is believed only where
     /// addresses are not ours to give, of an address that is no other node's, and while the node
     /// seems to boot: the configuration holds its boot's token.
     fn config_of(
@@ -236,17 +264,21 @@ impl Engine {
         peer: Ipv4Addr,
         mac: Option<Mac>,
         named: Mac,
+        language: Language,
         path: &str,
     ) -> Result<String, String> {
         if self.config.gives(peer) {
-            return Err("expected grub/grub.cfg: addresses are ours to give here".into());
+            return match mac == Some(named) {
+                true => Ok(self.config_for(turn, peer, mac, language, path)),
+                false => Err(format!("{peer} is not the address of {named}")),
+            };
         }
         if mac.is_some_and(|mac| mac != named) {
             return Err(format!("{peer} is the address of another node"));
         }
         if !self.nodes.contains_key(&named) {
-            self.see(turn, named, "GRUB");
-            return Ok(render::grub_message(&format!(
+            self.see(turn, named, language.reader());
+            return Ok(language.message(&format!(
                 "it is no node; to let it boot: slate node set {named} --name NAME"
             )));
         }
@@ -254,7 +286,7 @@ impl Engine {
             return Err(format!("{named} runs already, at another address"));
         }
         self.learn(turn, named, peer, Evidence::Claim);
-        Ok(self.config_for(turn, peer, Some(named), path))
+        Ok(self.config_for(turn, peer, Some(named), language, path))
     }
 
     /// Whether a machine at an address that nobody knows may be this node: its firmware was heard
@@ -270,45 +302,45 @@ impl Engine {
         !hears_firmware && nfs.is_none_or(|client| !client.alive)
     }
 
-    /// GRUB's configuration: the node's boot, or a message that says why there is none.
+    /// A loader's configuration: the node's boot, or a message that says why there is none.
     fn config_for(
         &mut self,
         turn: &mut Turn,
         peer: Ipv4Addr,
         mac: Option<Mac>,
+        language: Language,
         path: &str,
     ) -> String {
         let Some(mac) = mac else {
             if !self.config.gives(peer) {
-                return render::grub_by_mac();
+                return language.by_mac();
             }
-            return render::grub_message(&format!("{peer} is no node's address"));
+            return language.message(&format!("{peer} is no node's address"));
         };
         let boot = self.boot_to_render(turn, mac);
         let asks_again = self.boots.get(boot).and_then(reached) >= Some(Stage::Config);
         // Before what may fail: progress clears a failure.
         self.reach(turn, mac, Stage::Config, "");
         let plan = self.plan(turn, mac, boot);
-        let ready = plan.and_then(|plan| Ok((self.is_ready(turn, plan.digest)?, plan)));
+        let ready = plan.and_then(|plan| {
+            let config = language.boot(&plan)?;
+            Ok((plan.digest, self.is_ready(turn, plan.digest)?, config))
+        });
         match ready {
-            Ok((false, plan)) => {
+            Ok((image, false, _)) => {
                 if !asks_again {
-                    let image = plan.digest;
                     self.tell(turn, Some(mac), EventKind::Waits { image });
                 }
-                render::grub_wait()
+                language.wait()
             }
-            Ok((true, plan)) => {
-                let served = EventKind::ConfigServed {
-                    path: path.to_owned(),
-                    image: plan.digest,
-                };
-                self.tell(turn, Some(mac), served);
-                plan.grub_config
+            Ok((image, true, config)) => {
+                let path = path.to_owned();
+                self.tell(turn, Some(mac), EventKind::ConfigServed { path, image });
+                config
             }
             Err(cause) => {
                 self.fail(turn, mac, Stage::Config, cause.clone());
-                render::grub_message(&cause)
+                language.message(&cause)
             }
         }
     }

@@ -439,6 +439,9 @@ impl Engine {
         }
         // A router elsewhere is none (RFC 2132, 3.5).
         settings.routers.retain(|it| interface.contains(*it));
+        if settings.routers.is_empty() {
+            settings.routers.extend(interface.relayed);
+        }
         settings
     }
 

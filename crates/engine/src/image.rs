@@ -11,10 +11,22 @@ use wire::digest::Digest;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BootFile {
-    /// The signed first-stage loader, `shimx64.efi`.
+    /// The signed first-stage loader for UEFI x86-64, `shimx64.efi`.
     Shim,
-    /// The signed GRUB, `grubx64.efi`.
+    /// The signed GRUB for UEFI x86-64, `grubx64.efi`.
     Grub,
+    /// As [`BootFile::Shim`], for arm64.
+    ShimArm64,
+    /// As [`BootFile::Grub`], for arm64.
+    GrubArm64,
+    /// iPXE for UEFI x86-64, over the firmware's own network driver, `snponly.efi`.
+    IpxeUefi,
+    /// iPXE for a legacy BIOS, over its ROM's driver, `undionly.kpxe`.
+    IpxeBios,
+    /// PXELINUX, for a legacy BIOS, `pxelinux.0`.
+    Pxelinux,
+    /// Its second part, `ldlinux.c32`.
+    Ldlinux,
     /// The kernel, `vmlinuz`.
     Kernel,
     /// The initramfs, `initrd`.
@@ -23,21 +35,38 @@ pub enum BootFile {
 
 impl BootFile {
     /// Every boot file.
-    pub const ALL: [BootFile; 4] = [
+    pub const ALL: [BootFile; 10] = [
         BootFile::Shim,
         BootFile::Grub,
+        BootFile::ShimArm64,
+        BootFile::GrubArm64,
+        BootFile::IpxeUefi,
+        BootFile::IpxeBios,
+        BootFile::Pxelinux,
+        BootFile::Ldlinux,
         BootFile::Kernel,
         BootFile::Initrd,
     ];
 
-    /// The file's name below `/boot/<digest>/`.
+    /// The file's name below `/boot/<digest>/`, and that of a loader at the top.
     pub fn name(self) -> &'static str {
         match self {
             BootFile::Shim => "shimx64.efi",
             BootFile::Grub => "grubx64.efi",
+            BootFile::ShimArm64 => "shimaa64.efi",
+            BootFile::GrubArm64 => "grubaa64.efi",
+            BootFile::IpxeUefi => "snponly.efi",
+            BootFile::IpxeBios => "undionly.kpxe",
+            BootFile::Pxelinux => "pxelinux.0",
+            BootFile::Ldlinux => "ldlinux.c32",
             BootFile::Kernel => "vmlinuz",
             BootFile::Initrd => "initrd",
         }
+    }
+
+    /// Whether it is a loader: all but kernel and initramfs.
+    pub fn is_loader(self) -> bool {
+        !matches!(self, BootFile::Kernel | BootFile::Initrd)
     }
 
     /// The boot file with this name.
@@ -60,6 +89,8 @@ pub struct ImageInfo {
     /// Whether its initramfs is somebody else's: a boot of it reports nothing, and counts as up once
     /// its root is mounted.
     pub foreign_initrd: bool,
+    /// Loaders that are there but cannot go on over HTTP, and why (shown to users).
+    pub no_http: BTreeMap<BootFile, String>,
 }
 
 /// An image by name and tag, written `NAME` or `NAME:TAG`.

@@ -14,6 +14,7 @@ mod dhcp;
 mod event;
 mod fallback;
 mod files;
+mod firmware;
 mod group;
 mod image;
 mod io;
@@ -27,6 +28,7 @@ mod ready;
 mod record;
 mod render;
 mod rollout;
+mod script;
 mod select;
 #[cfg(test)]
 mod sim;
@@ -55,7 +57,7 @@ use crate::rollout::Rollouts;
 
 pub use apply::{Change, Changes, Inventory, NodeChanged, NodeEntry, SettingChanged};
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
-pub use config::{Config, DhcpMode, Interface, InterfaceId};
+pub use config::{Config, DhcpMode, Interface, InterfaceId, UefiLoader};
 pub use event::{Event, EventKind, Service, Severity};
 pub use group::{ALL, Disk, FileEntry, Group, Mount, NetworkSettings, Wipe};
 pub use image::{BootFile, ImageInfo, ImageRef, ParseImageRefError};
@@ -101,8 +103,8 @@ pub struct Engine {
     firmware: BTreeMap<Mac, String>,
     nfs: BTreeMap<Ipv4Addr, NfsClient>,
     strangers: TokenBucket,
-    /// Pools without a free address, and until when that is taken for granted.
-    full_until: BTreeMap<InterfaceId, Timestamp>,
+    /// Networks without a free address, and until when that is taken for granted.
+    full_until: BTreeMap<Ipv4Addr, Timestamp>,
     seen: SeenMachines,
     /// What the firmware of nodes was told last, beside another server.
     last_offers: BTreeMap<Mac, LastOffer>,

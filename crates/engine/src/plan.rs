@@ -29,6 +29,4 @@ pub struct BootPlan {
     pub initrd: String,
     /// The kernel command line.
     pub command_line: String,
-    /// The same as a GRUB configuration.
-    pub grub_config: String,
 }

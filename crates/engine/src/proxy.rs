@@ -12,7 +12,7 @@ use wire::mac::Mac;
 use wire::stage::Stage;
 
 use crate::config::{DhcpMode, InterfaceId};
-use crate::dhcp::{Client, Dialect, Request, destination, reply_to};
+use crate::dhcp::{Dialect, Request, destination, reply_to};
 use crate::event::EventKind;
 use crate::io::{DhcpDestination, Output};
 use crate::learned::Evidence;
@@ -124,10 +124,10 @@ impl Engine {
         self.learn(turn, mac, address, by);
         if request.client.is_firmware() && self.nodes.contains_key(&mac) {
             self.note_firmware(mac, request.client);
-            self.begin_boot(turn, mac);
+            self.begin_boot(turn, mac, request.client.asks_up_to());
             self.reach(turn, mac, Stage::Address, &address.to_string());
-            if let Client::OtherFirmware(_) = request.client {
-                self.fail(turn, mac, Stage::Address, request.client.not_served());
+            if let Some(Err(cause)) = self.first_file(mac, request.client) {
+                self.fail(turn, mac, Stage::Address, cause);
             }
         }
     }
@@ -186,10 +186,9 @@ impl Engine {
         }
         self.note_firmware(mac, request.client);
         self.tell(turn, Some(mac), EventKind::Discover { client });
-        self.begin_boot(turn, mac);
+        self.begin_boot(turn, mac, request.client.asks_up_to());
         self.reach(turn, mac, Stage::Firmware, "");
-        if let Client::OtherFirmware(_) = request.client {
-            let cause = request.client.not_served();
+        if let Some(Err(cause)) = self.first_file(mac, request.client) {
             return self.fail(turn, mac, Stage::Firmware, cause);
         }
         let dialect = self.choose_dialect(turn.now, request);
@@ -212,7 +211,7 @@ impl Engine {
     fn choose_dialect(&mut self, now: Timestamp, request: &Request) -> Dialect {
         let mac = request.message.mac;
         let dialect = match self.last_offers.get(&mac) {
-            _ if request.client != Client::Uefi => Dialect::Whole,
+            _ if !request.client.asks_boot_servers() => Dialect::Whole,
             None => Dialect::Whole,
             Some(last) if !last.led_on && now.millis_since(last.at) < RETRY_MS => {
                 last.dialect.other()
@@ -256,7 +255,7 @@ impl Engine {
         let is_ours = server.is_none_or(|server| self.is_own(server));
         let mac = message.mac;
         if request.interface.dhcp != DhcpMode::Proxy
-            || request.client != Client::Uefi
+            || !request.client.asks_boot_servers()
             || !(asks && is_ours && self.nodes.contains_key(&mac))
         {
             return;

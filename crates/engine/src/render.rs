@@ -1,8 +1,8 @@
-//! The boot plan of a node, and its renderings.
+//! The boot plan of a node, and its command line.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use wire::cmdline::{BootArgs, Ip, NfsRoot, Param, SlateArgs, split};
+use wire::cmdline::{BootArgs, Ip, NfsRoot, SlateArgs};
 use wire::digest::Digest;
 use wire::identity::BootId;
 use wire::mac::Mac;
@@ -146,7 +146,6 @@ impl Engine {
             server: interface.address,
             digest,
             boot: id,
-            grub_config: grub_config(&node.name, &kernel, &initrd, &command_line),
             kernel,
             initrd,
             command_line,
@@ -228,81 +227,5 @@ impl Engine {
             path: format!("/images/{digest}"),
             options,
         }
-    }
-}
-
-fn grub_config(node: &str, kernel: &str, initrd: &str, command_line: &str) -> String {
-    // GRUB quotes words with spaces for the kernel by itself, so that each word goes in bare.
-    let word = |param: &Param| match &param.value {
-        Some(value) => quote(&format!("{}={value}", param.name)),
-        None => quote(&param.name),
-    };
-    let words: Vec<String> = split(command_line).iter().map(word).collect();
-    format!(
-        "set timeout=0\necho {}\nlinux /{kernel} {}\ninitrd /{initrd}\nboot\n",
-        quote(&format!("Cleanslate: booting {node}")),
-        words.join(" "),
-    )
-}
-
-/// A configuration that fetches that of the machine that runs it, named by its own address: for
-/// where the sender's address tells nothing. GRUB fills in the variable.
-pub(crate) fn grub_by_mac() -> String {
-    let message = grub_message(
-        "GRUB does not know its own network card's address (net_default_mac); take GRUB 2.12 or newer",
-    );
-    format!(
-        "set timeout=0\nif [ -n \"${{net_default_mac}}\" ]; then\n  configfile \"/grub/${{net_default_mac}}.cfg\"\nfi\n{message}"
-    )
-}
-
-/// A configuration that shows why there is nothing to boot, and tries again.
-pub(crate) fn grub_message(cause: &str) -> String {
-    let lines = [
-        "Cleanslate: this machine cannot boot:",
-        cause,
-        "Trying again in 60 seconds.",
-    ];
-    let lines: String = lines
-        .iter()
-        .map(|line| format!("echo {}\n", quote(line)))
-        .collect();
-    format!("{lines}sleep 60\nreboot\n")
-}
-
-/// A configuration that asks again in a moment, when the initramfs has been made.
-pub(crate) fn grub_wait() -> String {
-    let line = quote("Cleanslate: the server makes the initramfs of this image; asking again.");
-    format!("echo {line}\nsleep 3\nconfigfile $prefix/grub.cfg\n")
-}
-
-/// One word for GRUB's shell: in single quotes nothing means anything, and a single quote itself
-/// stands outside of them, escaped. What is not printable ASCII becomes a question mark.
-fn quote(text: &str) -> String {
-    let mut out = String::from("'");
-    for character in text.chars() {
-        match character {
-            '\'' => out.push_str("'\\''"),
-            ' '..='~' => out.push(character),
-            _ => out.push('?'),
-        }
-    }
-    out.push('\'');
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_escapes_its_quotes() {
-        assert_eq!(quote("a'b; reboot\n$x"), "'a'\\''b; reboot?$x'");
-        let config = grub_config("n'1", "boot/k", "boot/i", "quiet a=\"b c\" d=$(x)");
-        assert!(
-            config.contains("linux /boot/k 'quiet' 'a=b c' 'd=$(x)'\n"),
-            "{config}"
-        );
-        assert_eq!(config.lines().count(), 5);
     }
 }

@@ -6,6 +6,7 @@
 //! beside another DHCP server no reply gives or refuses an address.
 
 mod beside;
+mod chains;
 mod groups;
 mod machine;
 mod orders;
@@ -634,6 +635,7 @@ fn image() -> ImageInfo {
         digest: DIGEST,
         files: BootFile::ALL.map(|file| (file, Ok(()))).into(),
         foreign_initrd: false,
+        no_http: BTreeMap::new(),
     }
 }
 
@@ -655,6 +657,7 @@ fn bytes_of(content: &Content) -> Vec<u8> {
                 BootFile::Grub => 1468 * 4,
                 BootFile::Kernel => 20_000,
                 BootFile::Initrd => 30_001,
+                _ => 2000,
             };
             vec![7; length]
         }

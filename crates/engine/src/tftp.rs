@@ -30,6 +30,8 @@ impl Source for [u8] {
     }
 }
 
+/// Before a block: the kind of datagram and the block's number.
+const HEADER_BYTES: usize = 4;
 /// RFC 1350's block.
 const DEFAULT_BLOCK_BYTES: u16 = 512;
 /// RFC 2348's least.
@@ -106,6 +108,11 @@ impl Transfer {
     pub fn start(&mut self, now: Timestamp, size: u64) {
         self.size = size;
         self.deadline = now + self.timeout;
+    }
+
+    /// The length of a datagram with a whole block.
+    pub fn datagram_bytes(&self) -> usize {
+        HEADER_BYTES + self.block_bytes as usize
     }
 
     /// A datagram from the receiver came in.

@@ -50,13 +50,127 @@ pub enum Error {
     Read(#[from] io::Error),
 }
 
-/// Where distributions keep a signed shim for x86-64.
-const SHIMS: [&str; 2] = [
-    "/usr/lib/shim/shimx64.efi.signed",
-    "/usr/lib/shim/shimx64.efi.signed.latest",
-];
-/// Where Debian and Ubuntu keep the signed GRUB that boots over the network.
-const GRUBS: [&str; 1] = ["/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"];
+/// A loader that an image may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loader {
+    /// The signed shim for x86-64 UEFI.
+    Shim,
+    /// The signed GRUB for x86-64 UEFI that boots over the network.
+    Grub,
+    /// The signed shim for arm64 UEFI.
+    ShimArm64,
+    /// The signed GRUB for arm64 UEFI that boots over the network.
+    GrubArm64,
+    /// iPXE for x86-64 UEFI, over the firmware's network driver.
+    IpxeUefi,
+    /// iPXE for a legacy BIOS, over its ROM's network driver.
+    IpxeBios,
+    /// PXELINUX.
+    Pxelinux,
+    /// PXELINUX's second part.
+    Ldlinux,
+}
+
+/// Where a loader may be, and what to do where it is not.
+struct Place {
+    what: &'static str,
+    /// Where distributions keep it.
+    paths: &'static [&'static str],
+    /// Red Hat's family keeps it under this name in a folder of the vendor's name.
+    vendor_name: Option<&'static str>,
+    hint: &'static str,
+}
+
+const IPXE_HINT: &str =
+    "install ipxe (Debian, Ubuntu) or ipxe-bootimgs-x86 (Red Hat family) in the image";
+const PXELINUX_HINT: &str = "install pxelinux and syslinux-common (Debian, Ubuntu) or syslinux-tftpboot (Red Hat family) in the image";
+
+impl Loader {
+    fn place(self) -> Place {
+        match self {
+            Loader::Shim => Place {
+                what: "signed shim",
+                paths: &[
+                    "/usr/lib/shim/shimx64.efi.signed",
+                    "/usr/lib/shim/shimx64.efi.signed.latest",
+                ],
+                vendor_name: Some("shimx64.efi"),
+                hint: "install shim-signed (Debian, Ubuntu) or shim-x64 (Red Hat family)",
+            },
+            Loader::Grub => Place {
+                what: "signed network GRUB",
+                paths: &["/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"],
+                vendor_name: Some("grubx64.efi"),
+                hint: "install grub-efi-amd64-signed (Debian, Ubuntu) or grub2-efi-x64 (Red Hat family)",
+            },
+            Loader::ShimArm64 => Place {
+                what: "signed shim for arm64",
+                paths: &[
+                    "/usr/lib/shim/shimaa64.efi.signed",
+                    "/usr/lib/shim/shimaa64.efi.signed.latest",
+                ],
+                vendor_name: Some("shimaa64.efi"),
+                hint: "an arm64 image is needed, with shim-signed (Debian, Ubuntu) or shim-aa64 (Red Hat family)",
+            },
+            Loader::GrubArm64 => Place {
+                what: "signed network GRUB for arm64",
+                paths: &["/usr/lib/grub/arm64-efi-signed/grubnetaa64.efi.signed"],
+                vendor_name: Some("grubaa64.efi"),
+                hint: "an arm64 image is needed, with grub-efi-arm64-signed (Debian, Ubuntu) or grub2-efi-aa64 (Red Hat family)",
+            },
+            Loader::IpxeUefi => Place {
+                what: "iPXE for UEFI (snponly.efi)",
+                paths: &[
+                    "/usr/lib/ipxe/snponly.efi",
+                    "/usr/share/ipxe/ipxe-snponly-x86_64.efi",
+                ],
+                vendor_name: None,
+                hint: IPXE_HINT,
+            },
+            Loader::IpxeBios => Place {
+                what: "iPXE for a BIOS (undionly.kpxe)",
+                paths: &[
+                    "/usr/lib/ipxe/undionly.kpxe",
+                    "/usr/share/ipxe/undionly.kpxe",
+                ],
+                vendor_name: None,
+                hint: IPXE_HINT,
+            },
+            Loader::Pxelinux => Place {
+                what: "PXELINUX (pxelinux.0)",
+                paths: &[
+                    "/usr/lib/PXELINUX/pxelinux.0",
+                    "/usr/share/syslinux/pxelinux.0",
+                    "/tftpboot/pxelinux.0",
+                ],
+                vendor_name: None,
+                hint: PXELINUX_HINT,
+            },
+            Loader::Ldlinux => Place {
+                what: "PXELINUX's second part (ldlinux.c32)",
+                paths: &[
+                    "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+                    "/usr/share/syslinux/ldlinux.c32",
+                    "/tftpboot/ldlinux.c32",
+                ],
+                vendor_name: None,
+                hint: PXELINUX_HINT,
+            },
+        }
+    }
+
+    /// The path of the loader in an image, or where it was looked for.
+    pub fn find(self, files: &dyn Files) -> io::Result<Result<PathBuf, Missing>> {
+        find_loader(Root::new(files), &self.place())
+    }
+}
+
+/// Whether a GRUB, by its bytes, fetches over HTTP: Debian 12's network GRUB does not have that module.
+pub fn grub_speaks_http(grub: &[u8]) -> bool {
+    let mark = b"HTTP/1.1";
+    grub.windows(mark.len()).any(|window| window == mark)
+}
+
 /// Red Hat's family keeps both in a folder of the vendor's name here.
 const EFI_VENDORS: &str = "/boot/efi/EFI";
 /// Largest boot file read into memory.
@@ -68,20 +182,8 @@ impl BootFiles {
         let root = Root::new(files);
         Ok(Self {
             kernel: newest_kernel(root)?,
-            shim: find_loader(
-                root,
-                "signed shim",
-                &SHIMS,
-                "shimx64.efi",
-                "install shim-signed (Debian, Ubuntu) or shim-x64 (Red Hat family)",
-            )?,
-            grub: find_loader(
-                root,
-                "signed network GRUB",
-                &GRUBS,
-                "grubx64.efi",
-                "install grub-efi-amd64-signed (Debian, Ubuntu) or grub2-efi-x64 (Red Hat family)",
-            )?,
+            shim: Loader::Shim.find(files)?,
+            grub: Loader::Grub.find(files)?,
         })
     }
 }
@@ -119,32 +221,27 @@ fn newest_kernel(root: Root<'_>) -> Result<Kernel, Error> {
     }))
 }
 
-/// A loader at one of `paths`, or under `name` in a vendor's folder.
-fn find_loader(
-    root: Root<'_>,
-    what: &'static str,
-    paths: &[&str],
-    name: &str,
-    hint: &'static str,
-) -> io::Result<Result<PathBuf, Missing>> {
-    for path in paths {
+fn find_loader(root: Root<'_>, place: &Place) -> io::Result<Result<PathBuf, Missing>> {
+    for path in place.paths {
         if let Some(found) = file_at(root, path)? {
             return Ok(Ok(found));
         }
     }
-    let mut vendors = root.names(EFI_VENDORS)?;
-    vendors.sort();
-    for vendor in vendors.iter().filter_map(|vendor| vendor.to_str()) {
-        if let Some(found) = file_at(root, &format!("{EFI_VENDORS}/{vendor}/{name}"))? {
-            return Ok(Ok(found));
+    let mut looked_for: Vec<String> = place.paths.iter().map(|path| (*path).to_owned()).collect();
+    if let Some(name) = place.vendor_name {
+        let mut vendors = root.names(EFI_VENDORS)?;
+        vendors.sort();
+        for vendor in vendors.iter().filter_map(|vendor| vendor.to_str()) {
+            if let Some(found) = file_at(root, &format!("{EFI_VENDORS}/{vendor}/{name}"))? {
+                return Ok(Ok(found));
+            }
         }
+        looked_for.push(format!("{EFI_VENDORS}/*/{name}"));
     }
-    let mut looked_for: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
-    looked_for.push(format!("{EFI_VENDORS}/*/{name}"));
     Ok(Err(Missing {
-        what,
+        what: place.what,
         looked_for,
-        hint,
+        hint: place.hint,
     }))
 }
 
@@ -243,6 +340,25 @@ mod tests {
             .shim
             .unwrap_err();
         assert!(shim.to_string().contains("shim-signed"), "{shim}");
+    }
+
+    #[test]
+    fn every_loader_is_found_where_distributions_keep_it() {
+        let cases = [
+            (Loader::ShimArm64, "usr/lib/shim/shimaa64.efi.signed"),
+            (Loader::GrubArm64, "boot/efi/EFI/rocky/grubaa64.efi"),
+            (Loader::IpxeUefi, "usr/lib/ipxe/snponly.efi"),
+            (Loader::IpxeBios, "usr/share/ipxe/undionly.kpxe"),
+            (Loader::Pxelinux, "usr/lib/PXELINUX/pxelinux.0"),
+            (Loader::Ldlinux, "usr/lib/syslinux/modules/bios/ldlinux.c32"),
+        ];
+        for (loader, path) in cases {
+            let found = loader.find(&HostDir::new(image(&[path]).path())).unwrap();
+            assert!(found.unwrap().ends_with(path), "{path}");
+            let missing = loader.find(&HostDir::new(image(&["etc/fstab"]).path()));
+            let missing = missing.unwrap().unwrap_err();
+            assert!(!missing.hint.is_empty() && !missing.looked_for.is_empty());
+        }
     }
 
     #[test]

@@ -23,6 +23,6 @@ pub use console::{CommandOutput, Console, ConsoleError, Line};
 pub use machine::{Hardware, MacAddress, Machine, MachineError};
 pub use network::{GATEWAY, Host, Network, NetworkError, PREFIX_LENGTH, Tap};
 pub use process::Process;
-pub use qemu::{Firmware, Qemu, kvm_usable};
+pub use qemu::{Firmware, Qemu, UefiNetwork, kvm_usable};
 pub use tools::{Distribution, MissingTools, Tool, find_tools};
 pub use uml::Uml;

@@ -192,7 +192,7 @@ fn start(
     let (command, confinement) = match hardware {
         Hardware::Qemu(qemu) => {
             let confinement = Confinement {
-                inherit: vec![qemu.variables()],
+                inherit: qemu.inherit(),
                 ..base
             };
             (qemu.command(tap, mac), confinement)

@@ -89,6 +89,10 @@ impl Tap {
 impl Network {
     /// Makes the namespace and its bridge. Needs root and `ip` from iproute2.
     pub fn new() -> Result<Self, NetworkError> {
+        Self::with_gateway(GATEWAY)
+    }
+
+    fn with_gateway(gateway: Ipv4Addr) -> Result<Self, NetworkError> {
         let namespace = process::new_network_namespace().map_err(NetworkError::Namespace)?;
         let network = Self {
             namespace: Arc::new(namespace),
@@ -99,7 +103,7 @@ impl Network {
             "link add {BRIDGE} address 02:77:00:00:00:01 type bridge"
         ))?;
         network.ip(&format!(
-            "address add {GATEWAY}/{PREFIX_LENGTH} dev {BRIDGE}"
+            "address add {gateway}/{PREFIX_LENGTH} dev {BRIDGE}"
         ))?;
         network.ip(&format!("link set {BRIDGE} up"))?;
         Ok(network)
@@ -144,6 +148,31 @@ impl Network {
         Ok(host)
     }
 
+    /// Makes a network behind a router, which is `address` here and `gateway`, with 24 bits, there.
+    /// The router is the other network's own namespace, and hosts here know the way to it.
+    pub fn add_network(&self, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<Self, NetworkError> {
+        let other = Self::with_gateway(gateway)?;
+        let name = format!("router{}", self.taps.fetch_add(1, Ordering::Relaxed));
+        let path = process::path_of(&*other.namespace);
+        self.ip(&format!(
+            "link add {name} type veth peer name {HOST_INTERFACE} netns {}",
+            path.display()
+        ))?;
+        self.ip(&format!("link set {name} master {BRIDGE} up"))?;
+        other.ip(&format!(
+            "address add {address}/{PREFIX_LENGTH} dev {HOST_INTERFACE}"
+        ))?;
+        other.ip(&format!("link set {HOST_INTERFACE} up"))?;
+        let mut forward = Command::new("sysctl");
+        forward.args(["-q", "-w", "net.ipv4.ip_forward=1"]);
+        other.run(forward)?;
+        self.ip(&format!(
+            "route add {}/{PREFIX_LENGTH} via {address}",
+            network_of(gateway)
+        ))?;
+        Ok(other)
+    }
+
     /// Starts `command` inside the namespace, with a `/sys` that shows its interfaces.
     pub fn spawn(&self, command: Command) -> Result<Process, NetworkError> {
         spawn(command, &self.namespace)
@@ -185,6 +214,12 @@ impl Network {
     fn ip(&self, arguments: &str) -> Result<(), NetworkError> {
         ip(arguments, &self.namespace)
     }
+}
+
+/// The first address of a host's network.
+fn network_of(host: Ipv4Addr) -> Ipv4Addr {
+    let [a, b, c, _] = host.octets();
+    Ipv4Addr::new(a, b, c, 0)
 }
 
 fn confinement(namespace: &Arc<File>) -> Confinement {

@@ -1,4 +1,4 @@
-//! QEMU with OVMF, booting from the network.
+//! QEMU with OVMF, or with SeaBIOS and an iPXE ROM, booting from the network.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -78,11 +78,33 @@ impl Firmware {
 /// A virtual PC that boots from its one network card.
 #[derive(Clone, Debug)]
 pub struct Qemu {
-    firmware: Firmware,
-    variables: Arc<OwnedFd>,
+    boot: Boot,
     memory_mib: u32,
     kvm: bool,
     reboots: bool,
+}
+
+/// What the machine starts with.
+#[derive(Clone, Debug)]
+enum Boot {
+    Uefi {
+        firmware: Firmware,
+        variables: Arc<OwnedFd>,
+        network: UefiNetwork,
+    },
+    /// SeaBIOS, and the network card's ROM, which is iPXE. Both speak on the serial line.
+    Bios,
+}
+
+/// How UEFI firmware boots from the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UefiNetwork {
+    /// PXE, over TFTP.
+    Pxe,
+    /// HTTP boot.
+    Http,
+    /// The network card's ROM, which is iPXE, takes over from the firmware.
+    IpxeRom,
 }
 
 impl Qemu {
@@ -94,13 +116,36 @@ impl Qemu {
             rustix::fs::MemfdFlags::CLOEXEC,
         )?);
         copy.write_all(&template)?;
-        Ok(Self {
-            firmware,
-            variables: Arc::new(copy.into()),
+        Ok(Self::starting(
+            Boot::Uefi {
+                firmware,
+                variables: Arc::new(copy.into()),
+                network: UefiNetwork::Pxe,
+            },
+            memory_mib,
+        ))
+    }
+
+    /// A machine with a legacy BIOS, whose network card has iPXE as its ROM.
+    pub fn bios(memory_mib: u32) -> Self {
+        Self::starting(Boot::Bios, memory_mib)
+    }
+
+    fn starting(boot: Boot, memory_mib: u32) -> Self {
+        Self {
+            boot,
             memory_mib,
             kvm: false,
             reboots: true,
-        })
+        }
+    }
+
+    /// UEFI firmware boots from the network in this way. A BIOS knows only its ROM.
+    pub fn with_network(mut self, wanted: UefiNetwork) -> Self {
+        if let Boot::Uefi { network, .. } = &mut self.boot {
+            *network = wanted;
+        }
+        self
     }
 
     /// Uses hardware virtualisation; check [`kvm_usable`] first.
@@ -115,8 +160,12 @@ impl Qemu {
         self
     }
 
-    pub(crate) fn variables(&self) -> Arc<OwnedFd> {
-        self.variables.clone()
+    /// Descriptors that QEMU needs.
+    pub(crate) fn inherit(&self) -> Vec<Arc<OwnedFd>> {
+        match &self.boot {
+            Boot::Uefi { variables, .. } => vec![variables.clone()],
+            Boot::Bios => Vec::new(),
+        }
     }
 
     pub(crate) fn command(&self, tap: &Tap, mac: MacAddress) -> Command {
@@ -126,9 +175,7 @@ impl Qemu {
         } else {
             command.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem"]);
         }
-        let secure = self.firmware.secure_boot;
-        command.args(["-smp", "1", "-M", if secure { "q35,smm=on" } else { "q35" }]);
-        command.args(["-m", &self.memory_mib.to_string()]);
+        command.args(["-smp", "1", "-m", &self.memory_mib.to_string()]);
         command.args([
             "-nodefaults",
             "-no-user-config",
@@ -137,31 +184,73 @@ impl Qemu {
             "-serial",
             "stdio",
         ]);
-        if secure {
-            command.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
-        }
         if !self.reboots {
             command.arg("-no-reboot");
         }
-        let code = self.firmware.code.display();
-        let variables = inherited_path(&*self.variables);
-        command
-            .arg("-drive")
-            .arg(format!("if=pflash,format=raw,readonly=on,file={code}"));
-        command
-            .arg("-drive")
-            .arg(format!("if=pflash,format=raw,file={variables}"));
+        let rom = match &self.boot {
+            Boot::Uefi {
+                firmware,
+                variables,
+                network,
+            } => add_uefi(&mut command, firmware, variables, *network),
+            Boot::Bios => {
+                command.args(["-M", "q35,graphics=off"]);
+                CardRom::Ipxe
+            }
+        };
         command.arg("-netdev").arg(format!(
             "tap,id=n0,ifname={},script=no,downscript=no",
             tap.name
         ));
-        // Without `romfile=` iPXE takes over from the firmware.
+        // With the default ROM iPXE takes over from the firmware.
+        let rom = match rom {
+            CardRom::None => ",romfile=",
+            CardRom::Ipxe => "",
+        };
         command.arg("-device").arg(format!(
-            "virtio-net-pci,netdev=n0,bootindex=1,mac={mac},romfile="
+            "virtio-net-pci,netdev=n0,bootindex=1,mac={mac}{rom}"
         ));
         command.args(["-device", "virtio-rng-pci"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command
+    }
+}
+
+/// The network card's ROM.
+enum CardRom {
+    None,
+    Ipxe,
+}
+
+fn add_uefi(
+    command: &mut Command,
+    firmware: &Firmware,
+    variables: &Arc<OwnedFd>,
+    network: UefiNetwork,
+) -> CardRom {
+    let secure = firmware.secure_boot;
+    command.args(["-M", if secure { "q35,smm=on" } else { "q35" }]);
+    if secure {
+        command.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+    }
+    let code = firmware.code.display();
+    let variables = inherited_path(&**variables);
+    command
+        .arg("-drive")
+        .arg(format!("if=pflash,format=raw,readonly=on,file={code}"));
+    command
+        .arg("-drive")
+        .arg(format!("if=pflash,format=raw,file={variables}"));
+    if network == UefiNetwork::Http {
+        for family in ["IPv4", "IPv6"] {
+            command.arg("-fw_cfg").arg(format!(
+                "name=opt/org.tianocore/{family}PXESupport,string=n"
+            ));
+        }
+    }
+    match network {
+        UefiNetwork::IpxeRom => CardRom::Ipxe,
+        UefiNetwork::Pxe | UefiNetwork::Http => CardRom::None,
     }
 }
 

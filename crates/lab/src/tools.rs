@@ -17,6 +17,8 @@ pub enum Tool {
     Firmware,
     /// The User-Mode Linux kernel, `linux.uml`, and its modules.
     UserModeLinux,
+    /// iPXE as the ROMs of virtual network cards.
+    IpxeRoms,
     /// `ip`, which makes bridges and taps.
     Iproute,
     /// The `ssh` client.
@@ -35,6 +37,9 @@ pub enum Tool {
     Busybox,
 }
 
+/// Of QEMU's network cards, the ROM of the one that the lab's machines have.
+const IPXE_ROM: &str = "/usr/lib/ipxe/qemu/efi-virtio.rom";
+
 impl Tool {
     /// The program or file that is looked for.
     pub fn name(self) -> &'static str {
@@ -42,6 +47,7 @@ impl Tool {
             Self::Qemu => "qemu-system-x86_64",
             Self::Firmware => "OVMF firmware",
             Self::UserModeLinux => "linux.uml",
+            Self::IpxeRoms => "iPXE's ROMs",
             Self::Iproute => "ip",
             Self::SshClient => "ssh",
             Self::Mmdebstrap => "mmdebstrap",
@@ -59,6 +65,7 @@ impl Tool {
             Self::Qemu => "run virtual nodes",
             Self::Firmware => "give virtual nodes UEFI firmware",
             Self::UserModeLinux => "boot nodes quickly, without firmware",
+            Self::IpxeRoms => "give virtual nodes network cards with iPXE",
             Self::Iproute => "make the private network",
             Self::SshClient => "log in to nodes",
             Self::Mmdebstrap => "make the Debian image",
@@ -74,6 +81,7 @@ impl Tool {
     pub fn is_installed(self) -> bool {
         match self {
             Self::Firmware => Firmware::find(false).is_some(),
+            Self::IpxeRoms => Path::new(IPXE_ROM).exists(),
             Self::UserModeLinux => find_program(self.name()).is_some() && Uml::modules().is_some(),
             Self::Busybox => find_program(self.name()).is_some_and(|path| is_static(&path)),
             _ => find_program(self.name()).is_some(),
@@ -93,6 +101,10 @@ impl Tool {
             (Self::Firmware, Fedora | Arch) => "edk2-ovmf",
             (Self::UserModeLinux, Debian) => "user-mode-linux",
             (Self::UserModeLinux, _) => return None,
+            (Self::IpxeRoms, Debian) => "ipxe-qemu",
+            (Self::IpxeRoms, Fedora) => "ipxe-roms-qemu",
+            (Self::IpxeRoms, Suse) => "qemu-ipxe",
+            (Self::IpxeRoms, Arch) => "qemu-system-x86-firmware",
             (Self::Iproute, Fedora) => "iproute",
             (Self::Iproute, _) => "iproute2",
             (Self::SshClient, Debian) => "openssh-client",

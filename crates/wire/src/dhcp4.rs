@@ -127,8 +127,8 @@ pub enum DecodeError {
 const HEADER_BYTES: usize = 236;
 /// Opens the options (RFC 2131, 3).
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// BOOTP's least message (RFC 951): some ROMs drop shorter ones.
-const MIN_MESSAGE_BYTES: usize = 300;
+/// A BOOTP message (RFC 951, 3), and the least DHCP message: some ROMs drop shorter ones.
+pub const BOOTP_BYTES: usize = 300;
 /// What a client must accept where it says nothing (RFC 2131, 2).
 pub const DEFAULT_BUDGET_BYTES: usize = 548;
 /// The largest reply: an Ethernet frame without fragments.
@@ -279,13 +279,19 @@ impl Message {
         let mut reader = Reader::new(bytes);
         let mut message =
             Message::read_header(&mut reader).ok_or(DecodeError::Short { got: bytes.len() })??;
-        let cookie = reader.rest();
-        if reader.array() != Some(COOKIE) {
-            let got = cookie[..cookie.len().min(4)].to_vec();
-            return Err(DecodeError::Cookie { got });
+        let vendor = reader.rest();
+        match reader.array() {
+            Some(COOKIE) => {
+                message.read_options(reader.rest());
+                message.read_overload();
+            }
+            // A BOOTP client that knows of no options leaves the area zero (RFC 951, 3).
+            Some([0, 0, 0, 0]) => {}
+            _ => {
+                let got = vendor[..vendor.len().min(4)].to_vec();
+                return Err(DecodeError::Cookie { got });
+            }
         }
-        message.read_options(reader.rest());
-        message.read_overload();
         trim_at_nul(&mut message.sname);
         trim_at_nul(&mut message.file);
         Ok(message)
@@ -376,7 +382,7 @@ impl Message {
     /// is what follows it, but for option 82, which a relay must get back (RFC 3046, 2.2) unless
     /// it does not fit by itself.
     pub fn encode(&self, budget: usize) -> Vec<u8> {
-        let budget = budget.clamp(DEFAULT_BUDGET_BYTES, MAX_BUDGET_BYTES);
+        let budget = budget.clamp(BOOTP_BYTES, MAX_BUDGET_BYTES);
         let mut out = Vec::with_capacity(budget);
         self.write_header(&mut out);
         out.extend_from_slice(&COOKIE);
@@ -394,7 +400,7 @@ impl Message {
             write_option(option, &mut out);
         }
         out.push(OPTION_END);
-        out.resize(out.len().max(MIN_MESSAGE_BYTES), OPTION_PAD);
+        out.resize(out.len().max(BOOTP_BYTES), OPTION_PAD);
         out
     }
 
@@ -431,7 +437,7 @@ impl Message {
         self.options.push(DhcpOption { code, value });
     }
 
-    /// Option 53; `None` is BOOTP.
+    /// Option 53; `None` where there is none that is one byte long.
     pub fn message_type(&self) -> Option<MessageType> {
         match self.option(option::MESSAGE_TYPE)? {
             [code] => Some(MessageType::from_code(*code)),
@@ -449,6 +455,11 @@ impl Message {
     pub fn number_option(&self, code: u8) -> Option<u32> {
         let bytes: [u8; 4] = self.option(code)?.try_into().ok()?;
         Some(u32::from_be_bytes(bytes))
+    }
+
+    /// Whether it is BOOTP and not DHCP (RFC 1534, 2).
+    pub fn is_bootp(&self) -> bool {
+        self.option(option::MESSAGE_TYPE).is_none()
     }
 
     /// The size of reply that the sender takes, without IP and UDP headers: option 57 within
@@ -594,7 +605,7 @@ mod tests {
 
     #[test]
     fn replies_are_300_bytes_at_least() {
-        assert_eq!(discover().encode(0).len(), MIN_MESSAGE_BYTES);
+        assert_eq!(discover().encode(0).len(), BOOTP_BYTES);
     }
 
     #[test]

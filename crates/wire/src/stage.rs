@@ -16,11 +16,11 @@ pub enum Stage {
     Firmware = 1,
     /// The firmware's address was acknowledged.
     Address = 2,
-    /// The first-stage loader (shim) was asked for.
+    /// The first loader (shim, iPXE, PXELINUX) was asked for.
     Loader = 3,
     /// GRUB was asked for.
     Grub = 4,
-    /// GRUB's configuration was served.
+    /// The loader's configuration was served.
     Config = 5,
     /// The kernel was asked for.
     Kernel = 6,

@@ -147,6 +147,16 @@ fn bad_cookie_and_op_are_refused() {
     assert_eq!(Message::decode(&bytes).unwrap().op, Op::Reply);
 }
 
+#[test]
+fn bootp_without_a_cookie_has_no_options() {
+    let mut bytes = raw(&[53, 1, 1, 255]);
+    bytes[236..240].fill(0);
+    let message = Message::decode(&bytes).unwrap();
+    assert!(message.is_bootp() && message.options.is_empty());
+    assert_eq!(message.encode(300).len(), 300);
+    assert!(!Message::decode(&raw(&[53, 0])).unwrap().is_bootp());
+}
+
 /// Option bytes and what they decode to.
 type Case = (&'static [u8], &'static [(u8, &'static [u8])]);
 

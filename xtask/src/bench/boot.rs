@@ -10,7 +10,7 @@ use super::Options;
 use super::capture::{Capture, Traffic};
 use super::ours::Ours;
 use super::peer::{self, Peer};
-use super::row::{Report, Row, median};
+use super::row::{Better, Report, Row, median};
 use crate::workspace::{is_root, target_directory};
 use crate::{dist, install};
 
@@ -61,6 +61,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     }
     let mut rows = rows(&our_boots, &their_boots);
     rows.push(Row {
+        better: Better::Lower,
         name: "identical-clients",
         unit: "slowest of four `localhost` / slowest of four named",
         ours: median(identical) / median(named),
@@ -189,6 +190,7 @@ fn rows(ours: &[Boot], theirs: &[Boot]) -> Vec<Row> {
     FIGURES
         .into_iter()
         .map(|(name, unit, read)| Row {
+            better: Better::Lower,
             name,
             unit,
             ours: middle(ours, read),

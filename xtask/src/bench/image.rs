@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::boot::{IMAGE, archive, cache};
 use super::ours::Ours;
-use super::row::{Report, Row, median};
+use super::row::{Better, Report, Row, median};
 use super::{Options, script, seconds};
 use crate::install::Extra;
 use crate::workspace::{cargo, is_root, must_succeed, output_of, target_directory};
@@ -278,6 +278,7 @@ fn row(
     peer: Option<(&'static str, f64)>,
 ) -> Row {
     Row {
+        better: Better::Lower,
         name,
         unit,
         ours,
@@ -298,6 +299,7 @@ fn medians(rounds: &[Vec<Row>]) -> Vec<Row> {
         )
     };
     let rows = first.iter().enumerate().map(|(index, it)| Row {
+        better: Better::Lower,
         name: it.name,
         unit: it.unit,
         ours: at(index, &|row| Some(row.ours)),

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::boot::{IMAGE, archive, cache};
 use super::ours::Ours;
 use super::peer::{UNSHARE, in_namespace};
-use super::row::{Report, Row, median};
+use super::row::{Better, Report, Row, median};
 use super::{Options, seconds, start};
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
@@ -137,6 +137,7 @@ fn sizes(site: &Site, options: &Options) -> anyhow::Result<Vec<Row>> {
     ] {
         let built = site.ours(profile, &["--compression", "zstd", "--level", SMALL])?;
         rows.push(Row {
+            better: Better::Lower,
             name,
             unit: "B",
             ours: number(&built, "bytes")?,
@@ -145,6 +146,7 @@ fn sizes(site: &Site, options: &Options) -> anyhow::Result<Vec<Row>> {
         init = Some(number(&built, "init_bytes")?);
     }
     rows.push(Row {
+        better: Better::Lower,
         name: "init-bytes",
         unit: "B",
         ours: init.context("no initramfs was built")?,
@@ -172,6 +174,7 @@ fn build(site: &Site, options: &Options) -> anyhow::Result<Row> {
         );
     }
     Ok(Row {
+        better: Better::Lower,
         name: "build",
         unit: "s",
         ours: median(ours),

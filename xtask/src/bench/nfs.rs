@@ -5,14 +5,14 @@
 
 mod boots;
 mod client;
-mod cost;
+pub mod cost;
 mod cpio;
 mod drive;
 mod knfsd;
 mod load;
 mod outcome;
 mod pcap;
-mod percentile;
+pub mod percentile;
 mod recording;
 mod replay;
 mod source;
@@ -20,10 +20,10 @@ mod targets;
 mod xdr;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use lab::{GATEWAY, Network, Process, Tool};
 use serde_json::Value;
 
@@ -31,8 +31,8 @@ use super::boot::{IMAGE, archive, cache};
 use super::ganesha::Ganesha;
 use super::ours::Ours;
 use super::peer::{self, Peer};
-use super::row::{Report, Row, median};
-use super::{Options, script};
+use super::row::{Better, Report, Row, median};
+use super::{Options, run_there, script};
 use crate::workspace::{is_root, must_succeed, target_directory};
 use crate::{dist, install};
 
@@ -207,6 +207,7 @@ impl Bench {
             return Ok(Vec::new());
         };
         let row = |name, ours, peer| Row {
+            better: Better::Lower,
             name,
             unit: "calls",
             ours,
@@ -293,16 +294,6 @@ fn unpack(archive: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(tree)
 }
 
-/// Runs a program on the network; what it prints.
-fn run_there(network: &Network, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    let output = network.run(command)?;
-    let message = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program}: {}", message.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// A row: its name, its unit, the load that it shows, and how it is read off that.
 type Figure = (
     &'static str,
@@ -382,6 +373,7 @@ fn rows(sides: &[Side]) -> Vec<Row> {
             .iter()
             .filter_map(|side| Some((side.server.name(), read(side)?)));
         rows.push(Row {
+            better: Better::Lower,
             name,
             unit,
             ours,

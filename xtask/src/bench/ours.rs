@@ -127,6 +127,28 @@ impl Ours {
         must_succeed(command.stdout(Stdio::null()))
     }
 
+    /// The path of the image's kernel over TFTP and HTTP.
+    pub fn kernel_path(&self) -> anyhow::Result<String> {
+        let image = self.ask(&["image", "show", &self.image, "--json"])?;
+        let digest = image["digest"].as_str();
+        let digest = digest.context("slate image show names no digest")?;
+        Ok(format!("boot/{digest}/vmlinuz"))
+    }
+
+    /// Writes the image's kernel into a file.
+    pub fn write_kernel(&self, file: &Path) -> anyhow::Result<()> {
+        let network = Network::new()?;
+        let _daemon = self.start(&network, &[])?;
+        let url = format!("http://{}/{}", lab::GATEWAY, self.kernel_path()?);
+        let file = file.display().to_string();
+        super::run_there(
+            &network,
+            "curl",
+            &["--fail", "--silent", "--output", &file, &url],
+        )?;
+        Ok(())
+    }
+
     /// What an earlier boot of the image read, if one has been seen.
     pub fn trace(&self) -> anyhow::Result<Option<Vec<u8>>> {
         let traces = self.traces().into_iter();

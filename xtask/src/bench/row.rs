@@ -14,12 +14,23 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
-/// One figure, where less is better.
+/// Which of two figures is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// The lower one: times, sizes, costs.
+    Lower,
+    /// The higher one: rates.
+    Higher,
+}
+
+/// One figure.
 pub struct Row {
     /// Its name, as the documentation uses it.
     pub name: &'static str,
     /// Its unit.
     pub unit: &'static str,
+    /// Which way is better.
+    pub better: Better,
     /// The median of our runs.
     pub ours: f64,
     /// The peer's name and the median of its runs; `None` where only we are measured.
@@ -29,14 +40,20 @@ pub struct Row {
 impl Row {
     /// How many times better we are: above 1, Cleanslate is ahead.
     fn ratio(&self) -> Option<f64> {
-        self.peer.map(|(_, theirs)| theirs / self.ours)
+        self.peer.map(|(_, theirs)| match self.better {
+            Better::Lower => theirs / self.ours,
+            Better::Higher => self.ours / theirs,
+        })
     }
 
     fn as_json(&self) -> Value {
         json!({
             "name": self.name,
             "unit": self.unit,
-            "better": "lower",
+            "better": match self.better {
+                Better::Lower => "lower",
+                Better::Higher => "higher",
+            },
             "ours": self.ours,
             "peer": self.peer.map(|(name, _)| name),
             "theirs": self.peer.map(|(_, theirs)| theirs),
@@ -120,11 +137,18 @@ mod tests {
         let row = Row {
             name: "total",
             unit: "s",
+            better: Better::Lower,
             ours: 40.0,
             peer: Some(("theirs", 80.0)),
         };
         assert_eq!(row.ratio(), Some(2.0));
-        let alone = Row { peer: None, ..row };
+        let rate = Row {
+            better: Better::Higher,
+            ..row
+        };
+        assert_eq!(rate.ratio(), Some(0.5));
+        assert_eq!(rate.as_json()["better"], "higher");
+        let alone = Row { peer: None, ..rate };
         assert_eq!(alone.as_json()["ratio"], Value::Null);
     }
 }

@@ -19,7 +19,7 @@ use super::Options;
 use super::boot::{IMAGE, KERNEL_ARGS};
 use super::initrd::NAME;
 use super::ours::Ours;
-use super::row::{Row, median};
+use super::row::{Better, Row, median};
 use crate::install::MUSL;
 use crate::workspace::must_succeed;
 
@@ -90,6 +90,7 @@ pub fn rows(
     let row = |name, unit, values: Vec<f64>| Row {
         name,
         unit,
+        better: Better::Lower,
         ours: values[0],
         peer: values.get(1).map(|theirs| (NAME, *theirs)),
     };

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::image::path_failure;
 use super::up;
-use crate::args::{DhcpMode, DirArgs, Drivers, ServiceCommand, UpArgs};
+use crate::args::{DhcpMode, DirArgs, Drivers, ServiceCommand, UefiLoader, UpArgs};
 use crate::failure::{Code, Failure, Outcome};
 
 /// Runs one `slate service` command.
@@ -369,12 +369,14 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
         image,
         ssh_keys,
         range,
+        relayed,
         lease,
         node_lease,
         kernel_args,
         console_login,
         debug_shell,
         drivers,
+        loader,
         http_port,
         nfs_port,
         open_firewall,
@@ -390,10 +392,14 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
         option("ssh-key", Some(key.display().to_string()));
     }
     option("range", range.map(|range| range.to_string()));
+    for network in relayed {
+        option("relayed", Some(network.to_string()));
+    }
     option("lease", lease.map(|seconds| seconds.to_string()));
     option("node-lease", node_lease.map(|seconds| seconds.to_string()));
     option("kernel-args", kernel_args.clone());
     option("drivers", Some(value_name::<Drivers>(drivers)));
+    option("loader", Some(value_name::<UefiLoader>(loader)));
     option("http-port", Some(http_port.to_string()));
     option("nfs-port", nfs_port.map(|port| port.to_string()));
     option("state-dir", Some(dirs.state_dir.display().to_string()));
@@ -463,7 +469,7 @@ mod tests {
         let (dirs, up) = parse(&PLAIN);
         let unit = unit_text(&dirs, &up, true);
         let start = "ExecStart=/usr/local/bin/slate up --interface=eth1 --dhcp=authoritative --drivers=all \
-                     --http-port=80 --state-dir=/var/lib/slate --run-dir=/run/slate\n";
+                     --loader=shim --http-port=80 --state-dir=/var/lib/slate --run-dir=/run/slate\n";
         assert!(unit.contains(start), "{unit}");
         assert!(unit.starts_with(MARK) && unit.contains("\nType=notify\n"));
         assert!(
@@ -487,10 +493,12 @@ mod tests {
             "--ssh-key=/a",
             "--ssh-key=/b",
             "--range=10.0.0.9-10.0.0.12",
+            "--relayed=10.88.0.1/24",
             "--lease=600",
             "--node-lease=7200",
             "--kernel-args=console=ttyS0 a=\"b\"",
             "--drivers=virtual",
+            "--loader=ipxe",
             "--http-port=8080",
             "--nfs-port=2050",
             "--console-login",

@@ -12,7 +12,7 @@ use daemon::{ContentProgress, Listening, Notice, Options, Ports};
 use image::Store;
 use owo_colors::OwoColorize as _;
 
-use crate::args::{DhcpMode, DirArgs, Drivers, UpArgs};
+use crate::args::{DhcpMode, DirArgs, Drivers, UefiLoader, UpArgs};
 use crate::embedded;
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
@@ -32,6 +32,11 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
         ports,
         lease_seconds: args.lease.unwrap_or(daemon::DEFAULT_LEASE_SECONDS),
         node_lease_seconds: args.node_lease,
+        relayed: args
+            .relayed
+            .iter()
+            .map(|it| (it.router, it.prefix))
+            .collect(),
         range: args.range.map(|range| (range.first, range.last)),
         authorized_keys: authorized_keys(&args.ssh_keys)?,
         extra_kernel_args: args.kernel_args.clone().unwrap_or_default(),
@@ -41,6 +46,10 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
             Drivers::Virtual => daemon::Drivers::Virtual,
         },
         debug_shell: args.debug_shell,
+        uefi_loader: match args.loader {
+            UefiLoader::Shim => daemon::UefiLoader::Shim,
+            UefiLoader::Ipxe => daemon::UefiLoader::Ipxe,
+        },
         notices: Some(notices),
         ..Options::new(&args.interface, Arc::<[u8]>::from(embedded::init()))
     };

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use lab::{Console, Firmware, Hardware, MacAddress, Machine, Qemu, Tool, kvm_usable};
+use lab::{Console, Firmware, Hardware, MacAddress, Machine, Network, Qemu, Tool, kvm_usable};
 
 use crate::harness::{
     PATIENCE, Site, assert_different, assert_root, assert_running, guest, impossible, script, text,
 };
 
 const TOOLS: [Tool; 4] = [Tool::Qemu, Tool::Firmware, Tool::Iproute, Tool::Mmdebstrap];
-const MEMORY_MIB: u32 = 1024;
+pub(crate) const MEMORY_MIB: u32 = 1024;
 /// For `slate up`: their consoles are serial lines.
 pub(crate) const KERNEL_ARGS: [&str; 2] = ["--kernel-args", "console=tty0 console=ttyS0,115200"];
 
@@ -150,15 +150,33 @@ fn enforces(console: &Console) -> bool {
 }
 
 pub(crate) fn power_on(site: &Site, index: u16, secure: bool) -> Machine {
+    power_on_hardware(site, index, uefi(secure))
+}
+
+/// A machine with UEFI firmware.
+pub(crate) fn uefi(secure: bool) -> Qemu {
     let firmware = Firmware::find(secure).expect("firmware is installed");
-    let mut hardware = Qemu::new(firmware, MEMORY_MIB).expect("a copy of its variables");
+    Qemu::new(firmware, MEMORY_MIB).expect("a copy of its variables")
+}
+
+pub(crate) fn power_on_hardware(site: &Site, index: u16, hardware: Qemu) -> Machine {
+    power_on_on(site, &site.network, index, hardware)
+}
+
+/// On another network than the site's own.
+pub(crate) fn power_on_on(
+    site: &Site,
+    network: &Network,
+    index: u16,
+    mut hardware: Qemu,
+) -> Machine {
     if kvm_usable() {
         hardware = hardware.with_kvm();
     }
     let name = format!("pc{index}");
     let capture = site.path(&format!("console{index}.log"));
     Machine::power_on(
-        &site.network,
+        network,
         &name,
         MacAddress::nth(index),
         Hardware::Qemu(hardware),

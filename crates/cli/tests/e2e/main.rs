@@ -4,6 +4,7 @@
 //! A test that cannot run here prints why, as `skipped: reason`, and passes.
 
 mod breaks;
+mod chains;
 mod dracut;
 mod firmware;
 mod groups;
@@ -17,6 +18,7 @@ mod native;
 mod node;
 mod orders;
 mod proxy;
+mod relay;
 mod restart;
 mod seed;
 mod service;

@@ -183,6 +183,7 @@ mod tests {
             contents: Arc::new(Contents::new(
                 store,
                 dir.path().to_owned(),
+                dir.path().to_owned(),
                 Vec::new().into(),
                 profile,
             )),

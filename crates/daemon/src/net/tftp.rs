@@ -2,7 +2,7 @@
 //! transfer under way. The engine decided what is sent; [`engine::tftp::Transfer`] decides when.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use wire::tftp::{Packet, error};
 
 use crate::content::Contents;
 use crate::hub::{Inbox, Message, now, offer};
+use crate::net::sys::cut_into;
 
 /// Most transfers at once.
 const TRANSFERS_MAX: usize = 2048;
@@ -173,22 +174,28 @@ impl Job {
         }
     }
 
-    fn send(&mut self, bytes: &[u8]) -> std::io::Result<TransferOutcome> {
+    fn send(&mut self, bytes: &[u8]) -> io::Result<TransferOutcome> {
         let socket = UdpSocket::bind((self.local, 0))?;
         socket.connect(self.peer)?;
+        let mut burst = Burst::new(&socket, self.transfer.datagram_bytes());
         let mut buffer = [0; DATAGRAM_BYTES];
-        let mut out = Vec::new();
+        let mut patience = Duration::ZERO;
         self.transfer.start(now(), bytes.len() as u64);
         loop {
-            while self.transfer.poll_transmit(now(), bytes, &mut out) {
-                socket.send(&out)?;
+            while self.transfer.poll_transmit(now(), bytes, &mut burst.next) {
+                burst.add()?;
             }
+            burst.flush()?;
             if let Some(outcome) = self.transfer.outcome() {
                 return Ok(outcome.clone());
             }
             let deadline = self.transfer.deadline().unwrap_or_default();
             let wait = Duration::from_millis(deadline.millis_since(now()).max(1));
-            socket.set_read_timeout(Some(wait))?;
+            // Waking up a little early costs nothing; a system call for each datagram does.
+            if patience > wait || patience + PATIENCE_SLACK < wait {
+                socket.set_read_timeout(Some(wait))?;
+                patience = wait;
+            }
             match socket.recv(&mut buffer) {
                 Ok(length) => self.transfer.handle(now(), &buffer[..length]),
                 Err(error)
@@ -202,6 +209,72 @@ impl Job {
     }
 }
 
+/// How much earlier than at its deadline a transfer may wake up.
+const PATIENCE_SLACK: Duration = Duration::from_millis(50);
+/// Only datagrams longer than this are sent together.
+const CUT_ABOVE_BYTES: u16 = 512;
+/// Datagrams that one system call sends at most (the kernel's `UDP_MAX_SEGMENTS`), and bytes (an
+/// IPv4 packet's, less headers).
+const BURST_DATAGRAMS: usize = 64;
+const BURST_BYTES: usize = 65_507;
+
+/// Datagrams that go out together: all as long as the first, but for the last.
+struct Burst<'a> {
+    socket: &'a UdpSocket,
+    datagram_bytes: usize,
+    /// The next datagram, to be filled in.
+    next: Vec<u8>,
+    /// Those that wait.
+    waiting: Vec<u8>,
+    /// Whether the kernel cuts them apart.
+    cuts: bool,
+}
+
+impl<'a> Burst<'a> {
+    fn new(socket: &'a UdpSocket, datagram_bytes: usize) -> Self {
+        // Shorter ones could be shorter than an answer to options, which must stay whole.
+        let bytes = u16::try_from(datagram_bytes).unwrap_or(0);
+        let cuts = bytes > CUT_ABOVE_BYTES && cut_into(socket, bytes).is_ok();
+        Self {
+            socket,
+            datagram_bytes,
+            next: Vec::new(),
+            waiting: Vec::new(),
+            cuts,
+        }
+    }
+
+    /// Takes in the next datagram.
+    fn add(&mut self) -> io::Result<()> {
+        let full = BURST_BYTES.min(self.datagram_bytes * BURST_DATAGRAMS);
+        if self.waiting.len() + self.next.len() > full {
+            self.flush()?;
+        }
+        self.waiting.extend_from_slice(&self.next);
+        // What follows a short one would be taken for its end.
+        if !self.cuts || self.next.len() != self.datagram_bytes {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let mut result = self.socket.send(&self.waiting);
+        if result.is_err() && self.cuts {
+            // An interface without checksums of its own, or with a smaller MTU.
+            cut_into(self.socket, 0)?;
+            self.cuts = false;
+            let mut datagrams = self.waiting.chunks(self.datagram_bytes);
+            result = datagrams.try_fold(0, |_, it| self.socket.send(it));
+        }
+        self.waiting.clear();
+        result.map(drop)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -212,7 +285,13 @@ mod tests {
     fn starter(dir: &std::path::Path, hub: Inbox) -> Starter {
         let store = image::Store::open(dir.join("store")).unwrap();
         let profile = image::initramfs::Profile::Virtual;
-        let contents = Contents::new(store, dir.to_owned(), Vec::new().into(), profile);
+        let contents = Contents::new(
+            store,
+            dir.to_owned(),
+            dir.to_owned(),
+            Vec::new().into(),
+            profile,
+        );
         Starter {
             contents: Arc::new(contents),
             hub,

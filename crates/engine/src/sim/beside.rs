@@ -317,9 +317,9 @@ fn each_kind_of_firmware_is_told_what_it_can_boot() {
         assert_eq!(http.option(option::VENDOR), None);
     }
     // Nothing that it could boot: its owner is told instead.
-    let bios = b"PXEClient:Arch:00000:UNDI:002001";
-    assert_eq!(told(&mut world, bios, 0), None);
-    let mut takes = asks(MessageType::Request, bios, 0);
+    let other = b"PXEClient:Arch:00006:UNDI:002001";
+    assert_eq!(told(&mut world, other, 6), None);
+    let mut takes = asks(MessageType::Request, other, 6);
     takes.push(option::REQUESTED_ADDRESS, address(0).octets());
     takes.push(option::SERVER_ID, OTHER.octets());
     world.input(dhcp(takes.encode(MAX_BUDGET_BYTES)));

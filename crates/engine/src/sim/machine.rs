@@ -1,4 +1,4 @@
-//! A scripted machine: EDK2's firmware, shim, GRUB and /init, as the server sees them.
+//! A scripted machine: firmware, its chain of loaders and /init, as the server sees them.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -58,6 +58,17 @@ pub(super) enum Step {
     Up,
 }
 
+/// What the machine starts with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chain {
+    /// EDK2, which loads shim and GRUB.
+    Uefi,
+    /// A BIOS, which loads PXELINUX.
+    BiosPxelinux,
+    /// A BIOS, which loads iPXE, here one that has no HTTP.
+    BiosIpxe,
+}
+
 /// An address as the machine sees it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
@@ -82,6 +93,9 @@ struct Fetch {
 /// One machine on the network.
 #[derive(Debug)]
 pub(super) struct Machine {
+    pub(super) chain: Chain,
+    /// iPXE runs: it asks for an address as itself.
+    is_ipxe: bool,
     pub(super) index: usize,
     pub(super) mac: Mac,
     pub(super) step: Step,
@@ -120,6 +134,8 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn new(index: usize, mac: Mac) -> Machine {
         Machine {
+            chain: Chain::Uefi,
+            is_ipxe: false,
             index,
             mac,
             step: Step::Off,
@@ -156,6 +172,7 @@ impl Machine {
             died: self.died,
             silent: self.silent,
             beside: self.beside,
+            chain: self.chain,
             understands: self.understands,
             deadline: Some(at),
             ..Machine::new(self.index, self.mac)
@@ -218,7 +235,7 @@ impl Machine {
             _ => self.message(MessageType::Discover),
         };
         if firmware {
-            push_firmware(&mut message);
+            self.push_firmware(&mut message);
         }
         vec![Packet::Dhcp(message.encode(MAX_BUDGET_BYTES))]
     }
@@ -240,7 +257,7 @@ impl Machine {
             (Step::Discover { firmware }, Some(MessageType::Offer))
                 if reply.yiaddr.is_unspecified() =>
             {
-                assert!(firmware && reply.file == b"shimx64.efi");
+                assert!(firmware && reply.file == self.first_file().as_bytes());
                 assert_eq!(reply.option(option::CLASS), Some(&b"PXEClient"[..]));
                 assert_eq!(
                     reply.option(option::MACHINE_UUID).map(<[u8]>::len),
@@ -266,7 +283,11 @@ impl Machine {
                 if firmware && self.beside && reply.file.is_empty() {
                     self.obey(now)
                 } else if firmware {
-                    assert_eq!(reply.file, b"shimx64.efi");
+                    if reply.file.is_empty() {
+                        self.power_cycle(Timestamp(now.0 + POWER_CYCLE_MS));
+                        return Vec::new();
+                    }
+                    assert_eq!(reply.file, self.first_file().as_bytes());
                     self.load(now)
                 } else if self.silent {
                     self.step = Step::Up;
@@ -278,7 +299,7 @@ impl Machine {
                 }
             }
             (Step::BootServer, Some(MessageType::Ack)) if reply.yiaddr.is_unspecified() => {
-                assert_eq!(reply.file, b"shimx64.efi");
+                assert_eq!(reply.file, self.first_file().as_bytes());
                 self.load(now)
             }
             (Step::Up, Some(MessageType::Ack)) => {
@@ -315,7 +336,7 @@ impl Machine {
         self.wait(now, 1000);
         let mut message = self.message(MessageType::Request);
         message.ciaddr = held.address;
-        push_firmware(&mut message);
+        self.push_firmware(&mut message);
         vec![Packet::BootServer {
             from: SocketAddrV4::new(held.address, 4011),
             bytes: message.encode(MAX_BUDGET_BYTES),
@@ -324,20 +345,38 @@ impl Machine {
 
     fn load(&mut self, now: Timestamp) -> Vec<Packet> {
         self.step = Step::Load;
-        self.files = [
-            "shimx64.efi",
-            "revocations.efi",
-            "grubx64.efi",
-            "grub/x86_64-efi/command.lst",
-            "grub/grub.cfg",
-        ]
-        .map(str::to_owned)
-        .into();
+        let files: &[&str] = match (self.chain, self.is_ipxe) {
+            (Chain::Uefi, _) => &[
+                "shimx64.efi",
+                "revocations.efi",
+                "grubx64.efi",
+                "grub/x86_64-efi/command.lst",
+                "grub/grub.cfg",
+            ],
+            (Chain::BiosPxelinux, _) => &[
+                "pxelinux.0",
+                "ldlinux.c32",
+                "pxelinux.cfg/00000000-0000-0000-0000-525400010000",
+                "MAC",
+            ],
+            (Chain::BiosIpxe, false) => &["undionly.kpxe", "IPXE"],
+            (Chain::BiosIpxe, true) => &["autoexec.ipxe"],
+        };
+        let named = |path: &&str| match *path {
+            "MAC" => format!("pxelinux.cfg/{}", self.mac.bootif()),
+            path => path.to_owned(),
+        };
+        self.files = files.iter().map(named).collect();
         self.next_file(now)
     }
 
     fn next_file(&mut self, now: Timestamp) -> Vec<Packet> {
         self.tries = 0;
+        if self.files.front().is_some_and(|path| path == "IPXE") {
+            self.files.clear();
+            self.is_ipxe = true;
+            return self.discover(now, true);
+        }
         let Some(path) = self.files.pop_front() else {
             // The kernel starts.
             self.fetch = None;
@@ -443,7 +482,11 @@ impl Machine {
     fn file_done(&mut self, now: Timestamp) -> Vec<Packet> {
         let mut out = self.ask_again(now);
         let fetch = self.fetch.take().expect("a file is on its way");
-        if fetch.path.ends_with(".cfg") {
+        let is_config = fetch.path.starts_with("pxelinux.cfg/")
+            || [".cfg", ".ipxe"]
+                .iter()
+                .any(|end| fetch.path.ends_with(end));
+        if is_config {
             let config = String::from_utf8(fetch.content).expect("a configuration is text");
             if let Some(seconds) = self.read_config(&config) {
                 self.wait(now, seconds * 1000);
@@ -458,21 +501,31 @@ impl Machine {
     fn read_config(&mut self, config: &str) -> Option<u64> {
         let mut sleep = None;
         for line in config.lines() {
-            let words: Vec<String> = line.split(' ').map(|word| word.replace('\'', "")).collect();
+            let words: Vec<String> = line
+                .trim_start()
+                .split(' ')
+                .map(|word| word.replace('\'', ""))
+                .collect();
             match words[0].as_str() {
-                "linux" => {
-                    self.files.push_back(words[1].clone());
+                "linux" | "kernel" => {
                     self.kernel.clone_from(&words[1]);
-                    let (args, errors) = BootArgs::parse(&words[2..].join(" "));
-                    assert_eq!(errors, []);
-                    assert_eq!(args.bootif, Some(self.mac));
-                    self.boot = args.slate;
+                    self.files.push_back(words[1].clone());
+                    self.read_command_line(&words[2..].join(" "));
                 }
-                "initrd" => self.files.push_back(words[1].clone()),
+                "KERNEL" => {
+                    self.kernel.clone_from(&words[1]);
+                    self.files.push_back(words[1].clone());
+                }
+                "APPEND" => self.read_command_line(&words[1..].join(" ")),
+                "initrd" | "INITRD" => self.files.extend(words.last().cloned()),
                 "sleep" => sleep = words[1].parse().ok(),
-                "configfile" => self.files.push_back(words[1].replace("$prefix", "grub")),
+                "TIMEOUT" => sleep = words[1].parse().ok().map(|tenths: u64| tenths / 10),
+                "chain" | "CONFIG" => self.files.extend(words.last().cloned()),
+                "configfile" if !words[1].contains("net_default_mac") => {
+                    self.files.push_back(words[1].replace("$prefix", "grub"));
+                }
                 // The configuration that lets GRUB say who it is.
-                "" if line.trim_start().starts_with("configfile ") => {
+                "configfile" => {
                     assert!(line.ends_with("\"/grub/${net_default_mac}.cfg\""), "{line}");
                     self.files.push_back(format!("/grub/{}.cfg", self.mac));
                 }
@@ -480,6 +533,13 @@ impl Machine {
             }
         }
         sleep
+    }
+
+    fn read_command_line(&mut self, line: &str) {
+        let (args, errors) = BootArgs::parse(line);
+        assert_eq!(errors, []);
+        assert_eq!(args.bootif, Some(self.mac));
+        self.boot = args.slate;
     }
 
     fn identify(&mut self, now: Timestamp) -> Vec<Packet> {
@@ -578,17 +638,39 @@ impl Machine {
 }
 
 fn is_optional(path: &str) -> bool {
-    path.starts_with("revocations") || path.ends_with(".lst")
+    path.starts_with("revocations")
+        || path.ends_with(".lst")
+        || path.starts_with("pxelinux.cfg/00000000-")
 }
 
-/// What EDK2's PXE driver says of itself.
-fn push_firmware(message: &mut Message) {
-    message.push(option::CLASS, *b"PXEClient:Arch:00007:UNDI:003001");
-    message.push(option::ARCHITECTURE, [0, 7]);
-    message.push(94, [1, 3, 0]);
-    let mut uuid = vec![0; 17];
-    uuid[16] = message.mac.0[5];
-    message.push(option::MACHINE_UUID, uuid);
+impl Machine {
+    /// What its firmware must be told to load.
+    fn first_file(&self) -> &'static str {
+        match (self.chain, self.is_ipxe) {
+            (Chain::Uefi, _) => "shimx64.efi",
+            (Chain::BiosPxelinux, _) => "pxelinux.0",
+            (Chain::BiosIpxe, false) => "undionly.kpxe",
+            (Chain::BiosIpxe, true) => "autoexec.ipxe",
+        }
+    }
+
+    /// What PXE drivers, and iPXE, say of themselves.
+    fn push_firmware(&self, message: &mut Message) {
+        let (class, architecture) = match self.chain {
+            Chain::Uefi => (&b"PXEClient:Arch:00007:UNDI:003001"[..], 7),
+            _ => (&b"PXEClient:Arch:00000:UNDI:002001"[..], 0),
+        };
+        message.push(option::CLASS, class);
+        message.push(option::ARCHITECTURE, [0, architecture]);
+        message.push(94, [1, 3, 0]);
+        let mut uuid = vec![0; 17];
+        uuid[16] = message.mac.0[5];
+        message.push(option::MACHINE_UUID, uuid);
+        if self.is_ipxe {
+            message.push(option::USER_CLASS, *b"iPXE");
+            message.push(175, [0x18, 1, 1]);
+        }
+    }
 }
 
 fn held(now: Timestamp, reply: &Message) -> Option<Held> {

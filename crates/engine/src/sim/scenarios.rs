@@ -335,25 +335,24 @@ fn failure_of(world: &World, index: usize) -> Option<Failure> {
 fn a_missing_loader_is_an_event_with_its_cause() {
     let mut world = world(7, GOOD);
     let cause = "the image has no /usr/lib/grub: install grub-efi-amd64-signed";
-    world.images[0]
-        .files
-        .insert(BootFile::Grub, Err(cause.into()));
+    for file in [BootFile::Grub, BootFile::IpxeUefi] {
+        world.images[0].files.insert(file, Err(cause.into()));
+    }
     world.show_images();
     world.power_on(1);
     assert!(!world.run_until(MINUTE, World::all_up));
     let told = world
         .events
         .iter()
-        .find(|it| matches!(it.kind, EventKind::NotFound { .. }));
+        .find(|it| it.node.is_some() && matches!(it.kind, EventKind::Failed { .. }));
     let told = told.expect("an event");
     assert_eq!(told.node.as_deref(), Some("node1"));
-    assert_eq!(
-        told.kind.to_string(),
-        format!("asked for grubx64.efi over TFTP: not found: {cause}")
-    );
     let failure = failure_of(&world, 0).expect("a failure");
-    assert_eq!(failure.stage, Stage::Grub);
-    assert_eq!(failure.cause, format!("asked for grubx64.efi: {cause}"));
+    assert_eq!(failure.stage, Stage::Address);
+    assert_eq!(
+        failure.cause,
+        format!("nothing to boot it by: {cause}; and {cause}")
+    );
     // Repaired, it boots without a hand on the machine.
     world.images = vec![image()];
     world.show_images();

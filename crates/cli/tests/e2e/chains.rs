@@ -1,0 +1,253 @@
+//! Each chain of loaders that firmware can take, to multi-user.
+
+use std::path::Path;
+use std::time::Duration;
+
+use lab::{Console, MacAddress, Machine, Qemu, Tool, UefiNetwork};
+
+use crate::firmware::{KERNEL_ARGS, MEMORY_MIB, arrives, power_on_hardware, uefi};
+use crate::harness::{PATIENCE, Site, impossible, text};
+
+const TOOLS: [Tool; 5] = [
+    Tool::Qemu,
+    Tool::Firmware,
+    Tool::IpxeRoms,
+    Tool::Iproute,
+    Tool::Mmdebstrap,
+];
+/// Loaders of this machine's packages, which images may do without.
+const IPXE: &str = "/usr/lib/ipxe";
+const PXELINUX: [&str; 2] = [
+    "/usr/lib/PXELINUX/pxelinux.0",
+    "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+];
+
+/// Whether a loader is there; else it says why the test is skipped.
+fn has(path: &str, package: &str) -> bool {
+    let there = Path::new(path).exists();
+    if !there {
+        println!("skipped: no {path} (package {package})");
+    }
+    there
+}
+
+/// Lays a loader where the daemon takes those from that the image lacks.
+fn lay(site: &Site, path: &str) {
+    let folder = site.path("state/loaders");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let name = Path::new(path).file_name().expect("a file's name");
+    std::fs::copy(path, folder.join(name)).expect("a copy");
+}
+
+/// What was fetched, in order, each once.
+fn fetched(site: &Site, mac: MacAddress) -> Vec<String> {
+    let mut paths: Vec<String> = Vec::new();
+    for event in site.events(mac, "sent") {
+        let path = format!(
+            "{} {}",
+            text(&event["detail"], "service"),
+            text(&event["detail"], "path").trim_start_matches('/')
+        );
+        let path = path.replace(&site.digest, "DIGEST");
+        // Where PXELINUX asks again: the initramfs was not ready.
+        if !paths.contains(&path) && path != "tftp pxelinux.cfg/default" {
+            paths.push(path);
+        }
+    }
+    paths
+}
+
+/// It came up in one boot, by these files and no others.
+fn took(site: &Site, machine: &Machine, expected: &[&str]) {
+    arrives(site, machine, 1);
+    assert_eq!(fetched(site, machine.mac()), expected);
+    assert_eq!(site.events(machine.mac(), "boot-started").len(), 1);
+    assert!(site.events(machine.mac(), "failed").is_empty());
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_uefi_http_boot_runs_shim_and_grub_over_http() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let site = Site::new("debian13", &KERNEL_ARGS);
+    let machine = power_on_hardware(&site, 1, uefi(false).with_network(UefiNetwork::Http));
+    took(
+        &site,
+        &machine,
+        &[
+            "http shimx64.efi",
+            "http grubx64.efi",
+            "http grub/grub.cfg",
+            "http boot/DIGEST/vmlinuz",
+            "http boot/DIGEST/initrd",
+        ],
+    );
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_http_boot_of_a_grub_without_http_is_refused_and_ipxe_boots_it() {
+    if impossible(&TOOLS) || !has(IPXE, "ipxe") {
+        return;
+    }
+    let site = Site::new("debian12", &KERNEL_ARGS);
+    let machine = power_on_hardware(&site, 1, uefi(false).with_network(UefiNetwork::Http));
+    let end = std::time::Instant::now() + PATIENCE;
+    let failed = loop {
+        if let Some(failed) = site.events(machine.mac(), "failed").into_iter().next() {
+            break failed;
+        }
+        assert!(std::time::Instant::now() < end, "{}", site.said());
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    let cause = text(&failed["detail"], "cause");
+    assert!(cause.contains("GRUB has no HTTP"), "{cause}");
+    drop(machine);
+    // A second machine, with what the first was told to take.
+    lay(&site, &format!("{IPXE}/snponly.efi"));
+    std::thread::sleep(Duration::from_secs(3));
+    let machine = power_on_hardware(&site, 2, uefi(false).with_network(UefiNetwork::Http));
+    took(
+        &site,
+        &machine,
+        &[
+            "http snponly.efi",
+            "http autoexec.ipxe",
+            "http boot/DIGEST/vmlinuz",
+            "http boot/DIGEST/initrd",
+        ],
+    );
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_uefi_pxe_loads_ipxe_which_boots_over_http() {
+    if impossible(&TOOLS) || !has(IPXE, "ipxe") {
+        return;
+    }
+    let site = Site::new(
+        "debian13",
+        &[&["--loader", "ipxe"], &KERNEL_ARGS[..]].concat(),
+    );
+    lay(&site, &format!("{IPXE}/snponly.efi"));
+    std::thread::sleep(Duration::from_secs(3));
+    let machine = power_on_hardware(&site, 1, uefi(false));
+    took(
+        &site,
+        &machine,
+        &[
+            "tftp snponly.efi",
+            "http autoexec.ipxe",
+            "http boot/DIGEST/vmlinuz",
+            "http boot/DIGEST/initrd",
+        ],
+    );
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_ipxe_as_a_card_s_rom_boots_over_http() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let site = Site::new("debian13", &KERNEL_ARGS);
+    for (index, hardware) in [
+        (1, Qemu::bios(MEMORY_MIB)),
+        (2, uefi(false).with_network(UefiNetwork::IpxeRom)),
+    ] {
+        let machine = power_on_hardware(&site, index, hardware);
+        took(
+            &site,
+            &machine,
+            &[
+                "http autoexec.ipxe",
+                "http boot/DIGEST/vmlinuz",
+                "http boot/DIGEST/initrd",
+            ],
+        );
+    }
+}
+
+/// A BIOS whose ROM loads `loader` as any other ROM would. The only free ROM is iPXE, which needs to
+/// be told to: it would fetch its script.
+fn loads(site: &Site, index: u16, loader: &str) -> Machine {
+    let machine = power_on_hardware(site, index, Qemu::bios(MEMORY_MIB));
+    let console = machine.console();
+    console
+        .expect("Press Ctrl-B", PATIENCE)
+        .expect("the ROM's banner");
+    console.send(b"\x02").expect("typing");
+    console.expect("iPXE>", PATIENCE).expect("a prompt");
+    typed(console, "dhcp");
+    console.expect("ok", PATIENCE).expect("an address");
+    console.expect("iPXE>", PATIENCE).expect("a prompt");
+    // What it says of itself to what it loads is that it boots over HTTP, unless told otherwise.
+    for line in [
+        "set 210:string tftp://SERVER/",
+        "chain tftp://SERVER/LOADER",
+    ] {
+        let line = line.replace("SERVER", &lab::GATEWAY.to_string());
+        typed(console, &line.replace("LOADER", loader));
+        console.expect("tftp://", PATIENCE).expect("an echo");
+    }
+    machine
+}
+
+/// A BIOS reads its serial line now and then, and what comes faster is lost.
+fn typed(console: &Console, line: &str) {
+    for byte in line.bytes().chain([b'\r']) {
+        console.send(&[byte]).expect("typing");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_a_bios_loads_ipxe_which_boots_over_http() {
+    if impossible(&TOOLS) || !has(IPXE, "ipxe") {
+        return;
+    }
+    let site = Site::new("debian13", &KERNEL_ARGS);
+    lay(&site, &format!("{IPXE}/undionly.kpxe"));
+    std::thread::sleep(Duration::from_secs(3));
+    let machine = loads(&site, 1, "undionly.kpxe");
+    took(
+        &site,
+        &machine,
+        &[
+            "tftp undionly.kpxe",
+            "http autoexec.ipxe",
+            "http boot/DIGEST/vmlinuz",
+            "http boot/DIGEST/initrd",
+        ],
+    );
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_a_bios_boots_by_pxelinux() {
+    if impossible(&TOOLS)
+        || !PXELINUX
+            .iter()
+            .all(|it| has(it, "pxelinux, syslinux-common"))
+    {
+        return;
+    }
+    let site = Site::new("debian13", &KERNEL_ARGS);
+    PXELINUX.iter().for_each(|it| lay(&site, it));
+    std::thread::sleep(Duration::from_secs(3));
+    let machine = loads(&site, 1, "pxelinux.0");
+    took(
+        &site,
+        &machine,
+        &[
+            "tftp pxelinux.0",
+            "tftp ldlinux.c32",
+            "tftp pxelinux.cfg/01-52-77-00-00-00-01",
+            "tftp boot/DIGEST/vmlinuz",
+            "tftp boot/DIGEST/initrd",
+        ],
+    );
+}
