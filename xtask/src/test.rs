@@ -33,6 +33,20 @@ const REGISTRY: install::Extra = install::Extra {
     purpose: "be a registry of container images",
 };
 
+/// Which checks the lines of `slate plan --as dhcpd`, and boots a machine with them.
+const ISC_DHCPD: install::Extra = install::Extra {
+    path: "/usr/sbin/dhcpd",
+    package: "isc-dhcp-server",
+    purpose: "be another DHCP server that names this one to firmware",
+};
+
+/// Which checks the document of `slate plan --as kea`.
+const KEA: install::Extra = install::Extra {
+    path: "/usr/sbin/kea-dhcp4",
+    package: "kea-dhcp4-server",
+    purpose: "check what Kea is to be told",
+};
+
 /// The tests that boot machines, as package and test target.
 const END_TO_END: [(&str, &str); 3] = [("lab", "machines"), ("cli", "errors"), ("cli", "e2e")];
 /// Tests of the long matrix begin with this.
@@ -84,7 +98,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Busybox,
     ];
     let built = install::ensure_build();
-    install::ensure(&tools, &[NFTABLES, REGISTRY])?;
+    install::ensure(&tools, &[NFTABLES, REGISTRY, ISC_DHCPD, KEA])?;
     built
 }
 

@@ -81,6 +81,13 @@ pub enum Command {
     /// Look at nodes and name them
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Show what a machine would get if it booted now, without booting it
+    ///
+    /// The DHCP replies with all their options, the files, and the loader's configuration are those
+    /// that its firmware would get. Nothing is kept, and nothing is told of it: BOOT and TOKEN stand
+    /// for the id and the secret that a real boot gets. With --as it prints what another DHCP server
+    /// has to be told, for `slate up --dhcp off`.
+    Plan(PlanArgs),
     /// Make the nodes what a file says: all of it, or nothing where something is wrong
     ///
     /// The file has a table for each node: [nodes.NAME] with mac, and if wanted address, image,
@@ -447,6 +454,38 @@ pub enum Switch {
     On,
     /// No
     Off,
+}
+
+/// `slate plan`.
+#[derive(Args, Debug, Clone)]
+pub struct PlanArgs {
+    /// The machine, also one that is no node [default with --as: all nodes]
+    #[arg(value_name = "MAC|NODE", required_unless_present = "server")]
+    pub node: Option<String>,
+    /// As what it asks: uefi-x64, uefi-http, bios, ipxe or arm64 [default: as it did last]
+    #[arg(long, value_name = "KIND", conflicts_with = "server")]
+    pub firmware: Option<String>,
+    /// Print the lines for the configuration of another DHCP server
+    #[arg(
+        long = "as",
+        value_name = "SERVER",
+        value_enum,
+        conflicts_with = "json"
+    )]
+    pub server: Option<OtherServer>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// DHCP servers that a plan can be written for.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherServer {
+    /// ISC DHCP: lines for dhcpd.conf
+    Dhcpd,
+    /// dnsmasq: lines for dnsmasq.conf
+    Dnsmasq,
+    /// Kea: a kea-dhcp4.conf to merge
+    Kea,
 }
 
 /// `slate apply`.

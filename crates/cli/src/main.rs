@@ -33,6 +33,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Image(command) => commands::image::run(dirs, command),
         Command::Initrd(command) => commands::initrd::run(dirs, command),
         Command::Node(command) => commands::node::run(dirs, command),
+        Command::Plan(args) => commands::plan::run(dirs, &args),
         Command::Apply(args) => commands::apply::run(dirs, &args),
         Command::Export { output } => commands::apply::export(dirs, output),
         Command::Rollout(args) => commands::rollout::run(dirs, &args),

@@ -69,7 +69,7 @@ pub(crate) enum Client {
 }
 
 impl Client {
-    fn of(request: &Message) -> Client {
+    pub(crate) fn of(request: &Message) -> Client {
         let class = request.option(option::CLASS).unwrap_or_default();
         let http = class.starts_with(b"HTTPClient");
         if !http && !class.starts_with(b"PXEClient") {

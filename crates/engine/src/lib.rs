@@ -22,6 +22,7 @@ mod leases;
 mod limit;
 mod orders;
 mod plan;
+mod preview;
 mod proxy;
 mod ready;
 mod record;
@@ -65,6 +66,7 @@ pub use io::{
 };
 pub use orders::{MAX_OUTPUT_BYTES, OrderState, OrderView};
 pub use plan::BootPlan;
+pub use preview::{Exchange, Firmware, PlannedContent, PlannedFile, Preview};
 pub use record::{
     Boot, Failure, Fallback, Learned, Lease, Node, Record, Secret, Settings, StageAt,
 };
@@ -80,8 +82,8 @@ pub use wire::stage::Stage;
 /// Most nodes of the inventory.
 const MAX_NODES: usize = 65_536;
 
-/// The one place that decides.
-#[derive(Debug)]
+/// The one place that decides. A copy decides the same, which is how plans are made.
+#[derive(Clone, Debug)]
 pub struct Engine {
     config: Config,
     rng: ChaCha20Rng,
@@ -113,7 +115,7 @@ pub struct Engine {
 }
 
 /// A node's use of NFS since the daemon started.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct NfsClient {
     alive: bool,
     counters: NfsCounters,

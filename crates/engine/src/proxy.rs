@@ -44,7 +44,7 @@ pub(crate) struct LastOffer {
 }
 
 /// Machines that asked to boot and are no nodes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SeenMachines {
     by_mac: BTreeMap<Mac, SeenView>,
     /// Until then it is not searched again for one that may be forgotten: a flood would cost a

@@ -10,6 +10,7 @@ mod groups;
 mod machine;
 mod orders;
 mod rollouts;
+mod preview;
 mod scenarios;
 
 use std::collections::{BTreeMap, BTreeSet};

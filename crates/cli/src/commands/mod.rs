@@ -12,6 +12,8 @@ pub mod lab;
 pub mod manual;
 pub mod node;
 mod order;
+mod otherserver;
+pub mod plan;
 pub mod report;
 pub mod rollout;
 pub mod secret;
