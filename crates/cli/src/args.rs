@@ -109,6 +109,9 @@ pub enum Command {
     /// Keep what only nodes may know, for files that name it
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// Bring the nodes of another system
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// What happened, from a node's first packet to its login prompt
     Events(EventsArgs),
     /// Run `slate up` at boot, under systemd
@@ -502,6 +505,54 @@ pub struct ApplyArgs {
     pub prune: bool,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// `slate config …`.
+#[derive(Subcommand, Debug)]
+pub enum ConfigCommand {
+    /// Turn the configuration of another system into a file for `slate apply`
+    ///
+    /// It prints the nodes, and on standard error for each statement what it became, or that it was
+    /// left out and why; and the `slate up` that serves the same network. Nothing is changed unless
+    /// --apply says so.
+    Import(ImportArgs),
+}
+
+/// `slate config import`.
+#[derive(Args, Debug, Clone)]
+pub struct ImportArgs {
+    /// dhcpd.conf, dnsmasq.conf, Warewulf's nodes.conf, or what xCAT's lsdef -z or tabdump print; -
+    /// for standard input
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// What the file is [default: by what is in it]
+    #[arg(long, value_name = "SYSTEM", value_enum)]
+    pub from: Option<ImportedKind>,
+    /// Write the nodes into a new file instead of standard output
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["apply", "dry_run"])]
+    pub output: Option<PathBuf>,
+    /// Make them nodes at once, as `slate apply` does
+    #[arg(long)]
+    pub apply: bool,
+    /// Only say what would become of it; with --apply, what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON: nodes, networks and statements
+    #[arg(long, conflicts_with_all = ["apply", "output"])]
+    pub json: bool,
+}
+
+/// What can be imported.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImportedKind {
+    /// ISC DHCP
+    Dhcpd,
+    /// dnsmasq
+    Dnsmasq,
+    /// Warewulf 4
+    Warewulf,
+    /// xCAT
+    Xcat,
 }
 
 /// What a version is exported as.

@@ -38,6 +38,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Export { output } => commands::apply::export(dirs, output),
         Command::Rollout(args) => commands::rollout::run(dirs, &args),
         Command::Secret(command) => commands::secret::run(dirs, command),
+        Command::Config(command) => commands::config::run(dirs, &command),
         Command::Events(args) => commands::events::run(dirs, &args),
         Command::Service(command) => commands::service::run(dirs, command),
         Command::Completions { shell } => commands::manual::completions(shell),

@@ -302,6 +302,46 @@ fn an_image_that_cannot_boot_says_what_it_lacks() {
 }
 
 #[test]
+fn a_configuration_that_cannot_be_imported_says_why() {
+    let place = Place::new();
+    let import = |words: &[&str]| run(place.slate(&[&["config", "import"], words].concat()));
+    place.write("prose", "Dear reader, this is no configuration.\n");
+    fails(
+        import(&["prose"]),
+        USAGE,
+        &["by its content", "--from dhcpd"],
+    );
+    fails(import(&["nothing"]), FAILED, &["reading nothing"]);
+    place.write("parts.conf", "\ninclude \"hosts.conf\";\n");
+    let parts = [
+        "line 2",
+        "names another file",
+        "Put the other file in the place",
+    ];
+    fails(import(&["parts.conf"]), FAILED, &parts);
+    place.write("broken.conf", "host a {\n  hardware ethernet x\n}\n");
+    let parts = ["ISC dhcpd", "line 2", "expected a semicolon"];
+    fails(import(&["broken.conf"]), FAILED, &parts);
+
+    place.write(
+        "good.conf",
+        "host a { hardware ethernet 52:54:00:00:00:01; }\n",
+    );
+    let said = succeeds(import(&["good.conf", "-o", "slate.toml"]));
+    says(
+        &said,
+        &["node a", "1 node from ISC dhcpd", "slate apply slate.toml"],
+    );
+    let again = import(&["good.conf", "-o", "slate.toml"]);
+    fails(
+        again,
+        FAILED,
+        &["writing slate.toml", "that does not exist"],
+    );
+    fails(import(&["good.conf", "--apply"]), NO_DAEMON, &["slate up"]);
+}
+
+#[test]
 fn programs_that_are_missing_are_named_with_their_packages() {
     let place = Place::new();
     let mut build = place.slate(&["image", "build", "debian12"]);
