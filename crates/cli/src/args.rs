@@ -36,7 +36,8 @@ Exit codes:
   1  failed
   2  wrong usage
   3  this machine is not ready (not root, a port is taken, a program is missing): nothing was started
-  4  no daemon answers";
+  4  no daemon answers
+  5  slate doctor: nodes boot, but something should be looked at";
 
 /// Where the state lives; every command takes them.
 #[derive(Args, Debug, Clone)]
@@ -114,6 +115,18 @@ pub enum Command {
     Config(ConfigCommand),
     /// What happened, from a node's first packet to its login prompt
     Events(EventsArgs),
+    /// Find out what would keep nodes from booting, and say what to do about it
+    ///
+    /// Asks the running daemon as nodes would: DHCP as firmware of each kind, boot files over TFTP and
+    /// HTTP, a file over NFS. Looks at the interface, ports, firewall, other DHCP servers, disk and
+    /// clock. It changes nothing: the address that it is offered is given back, and no boot begins.
+    ///
+    /// Exit codes: 0 nothing is wrong, 1 something keeps nodes from booting, 4 no daemon answers, 5
+    /// nodes boot but something should be looked at.
+    Doctor {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Run `slate up` at boot, under systemd
     #[command(subcommand)]
     Service(ServiceCommand),

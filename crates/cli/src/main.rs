@@ -40,6 +40,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Secret(command) => commands::secret::run(dirs, command),
         Command::Config(command) => commands::config::run(dirs, &command),
         Command::Events(args) => commands::events::run(dirs, &args),
+        Command::Doctor { output } => commands::doctor::run(dirs, output),
         Command::Service(command) => commands::service::run(dirs, command),
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { dir } => commands::manual::write(&dir),

@@ -79,6 +79,8 @@ pub use wire::identity::BootId;
 pub use wire::mac::Mac;
 pub use wire::stage::Stage;
 
+/// What events call the machine that `slate doctor` pretends to be; no node can be called so.
+const PROBE_NAME: &str = "(probe)";
 /// Most nodes of the inventory.
 const MAX_NODES: usize = 65_536;
 
@@ -405,9 +407,11 @@ impl Engine {
     }
 
     fn tell(&self, turn: &mut Turn, mac: Option<Mac>, kind: EventKind) {
-        let node = mac
-            .and_then(|mac| self.nodes.get(&mac))
-            .map(|node| node.name.clone());
+        let node = match mac {
+            Some(Mac::PROBE) => Some(PROBE_NAME.to_owned()),
+            Some(mac) => self.nodes.get(&mac).map(|node| node.name.clone()),
+            None => None,
+        };
         turn.out.push(Output::Event(Event {
             at: turn.now,
             mac,

@@ -4,6 +4,7 @@ pub mod apply;
 pub mod config;
 pub mod console;
 mod diff;
+pub mod doctor;
 mod edit;
 pub mod events;
 mod export;

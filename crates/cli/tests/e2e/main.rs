@@ -5,6 +5,7 @@
 
 mod breaks;
 mod dracut;
+mod doctor;
 mod firmware;
 mod groups;
 mod harness;

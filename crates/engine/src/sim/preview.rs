@@ -243,3 +243,51 @@ fn firmware_that_nothing_is_served_for_is_told_why() {
         );
     }
 }
+
+#[test]
+fn the_doctor_s_machine_is_marked_and_becomes_no_node() {
+    let mut world = in_mode(DhcpMode::Authoritative);
+    let message = |kind| Firmware::UefiX64.message(Mac::PROBE, 1, kind);
+    let discover = message(MessageType::Discover);
+    let offer = said(&mut world, discover.encode(MAX_BUDGET_BYTES)).expect("an offer");
+    let offer = Message::decode(&offer).expect("an offer");
+    assert!(
+        world
+            .records
+            .contains_key(&format!("lease/{}", offer.yiaddr))
+    );
+    let mut release = message(MessageType::Release);
+    release.ciaddr = offer.yiaddr;
+    assert_eq!(said(&mut world, release.encode(MAX_BUDGET_BYTES)), None);
+    assert!(
+        !world
+            .records
+            .contains_key(&format!("lease/{}", offer.yiaddr))
+    );
+    // Not even where it takes what it is offered, as somebody else with its address might.
+    let mut request = message(MessageType::Request);
+    request.push(option::REQUESTED_ADDRESS, offer.yiaddr.octets());
+    assert!(said(&mut world, request.encode(MAX_BUDGET_BYTES)).is_some());
+    assert_eq!(world.engine.node(&Mac::PROBE), None);
+    let of_probe = |it: &&Event| it.mac == Some(Mac::PROBE);
+    let events: Vec<&Event> = world.events.iter().filter(of_probe).collect();
+    assert!(events.len() >= 4, "{}", world.story());
+    assert!(
+        events
+            .iter()
+            .all(|it| it.node.as_deref() == Some("(probe)"))
+    );
+
+    let mut beside = in_mode(DhcpMode::Proxy);
+    for _ in 0..3 {
+        assert_eq!(said(&mut beside, discover.encode(MAX_BUDGET_BYTES)), None);
+    }
+    let heard = beside.count(|it| matches!(it, EventKind::MachineSeen { .. }));
+    assert_eq!((heard, beside.engine.seen().len()), (1, 0));
+    beside.now = beside.now + Duration::from_secs(1);
+    assert_eq!(said(&mut beside, discover.encode(MAX_BUDGET_BYTES)), None);
+    assert_eq!(
+        beside.count(|it| matches!(it, EventKind::MachineSeen { .. })),
+        2
+    );
+}
