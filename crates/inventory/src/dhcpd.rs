@@ -363,7 +363,7 @@ fn parameter(
         .network
         .and_then(|it| found.imported.networks.get_mut(it));
     match (statement.word(0), network) {
-        ("range", Some(network)) => range(statement, network.range, scope, found),
+        ("range", _) => range(statement, scope, found),
         ("interface", Some(network)) => {
             network.interface = Some(statement.word(1).to_owned());
             found.became(line, &text, format!("--interface {}", statement.word(1)));
@@ -412,12 +412,7 @@ fn option_code(name: &str) -> Option<u8> {
     }
 }
 
-fn range(
-    statement: &Statement,
-    known: Option<(Ipv4Addr, Ipv4Addr)>,
-    scope: &Scope,
-    found: &mut Found,
-) {
+fn range(statement: &Statement, scope: &Scope, found: &mut Found) {
     let (line, text) = (statement.line, statement.text());
     let at = 1 + usize::from(statement.word(1) == "dynamic-bootp");
     let first = statement.address(at);
@@ -425,19 +420,27 @@ fn range(
         "" => first,
         _ => statement.address(at + 1),
     };
-    let network = scope
-        .network
-        .and_then(|it| found.imported.networks.get_mut(it));
-    match (first, last, known, network) {
-        (Some(_), Some(_), Some((first, last)), _) => {
+    let (Some(first), Some(last)) = (first, last) else {
+        return found.left_out(line, &text, "expected its first and its last address");
+    };
+    // A pool of a shared network may stand beside the subnet that it is for.
+    let networks = &mut found.imported.networks;
+    let holds = networks.iter().position(|it| it.contains(first));
+    let Some(network) = holds.or(scope.network).and_then(|it| networks.get_mut(it)) else {
+        return found.left_out(line, &text, "it stands in no subnet");
+    };
+    match network.range {
+        Some((first, last)) => {
             let why = format!("--range takes one range: {first}-{last}");
             found.left_out(line, &text, why);
         }
-        (Some(first), Some(last), None, Some(network)) if first <= last => {
+        None if first > last => {
+            found.left_out(line, &text, "expected its first and its last address");
+        }
+        None => {
             network.range = Some((first, last));
             found.became(line, &text, format!("--range {first}-{last}"));
         }
-        _ => found.left_out(line, &text, "expected its first and its last address"),
     }
 }
 
@@ -467,7 +470,7 @@ fn why_not(statement: &Statement) -> &'static str {
             _,
         ) => "slate updates no DNS",
         ("next-server", _) => "nodes boot from this server",
-        ("range" | "interface", _) => "it stands in no subnet",
+        ("interface", _) => "it stands in no subnet",
         ("server-name" | "server-identifier", _) => "slate says its own address",
         _ => "slate has nothing like it",
     }

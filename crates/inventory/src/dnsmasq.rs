@@ -231,7 +231,12 @@ fn range(number: usize, line: &str, value: &str, found: &mut Found) {
         None => {}
     }
     if options.is_empty() {
-        return found.left_out(number, line, "expected its first and its last address");
+        let why = if parts.contains(&"static") {
+            "slate gives every machine an address, unless another server does (--dhcp proxy)"
+        } else {
+            "expected its first and its last address"
+        };
+        return found.left_out(number, line, why);
     }
     found.became(number, line, options.join(" "));
     found.imported.networks.push(network);

@@ -88,6 +88,17 @@ pub struct Network {
     pub told: Told,
 }
 
+impl Network {
+    fn contains(&self, address: Ipv4Addr) -> bool {
+        self.network.is_some_and(|(network, prefix)| {
+            let bits = u32::from(network) ^ u32::from(address);
+            bits.checked_shr(32 - u32::from(prefix.min(32)))
+                .unwrap_or(0)
+                == 0
+        })
+    }
+}
+
 /// What the nodes of a network are told by DHCP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
@@ -339,6 +350,9 @@ impl Told {
         let addresses: Option<Vec<Ipv4Addr>> = values.iter().map(|it| it.parse().ok()).collect();
         let addresses = addresses.filter(|it| !it.is_empty());
         let wrong = "expected addresses: names are not looked up";
+        if values.contains(&"0.0.0.0") {
+            return Err("0.0.0.0 is the server itself, which is none for nodes");
+        }
         match code {
             3 => self.routers = addresses.ok_or(wrong)?,
             6 => self.dns = addresses.ok_or(wrong)?,

@@ -14,12 +14,12 @@ use crate::control::{BootServiceView, Client, ClientError, EventRecord, Firmware
 use crate::preflight::dhcp;
 
 /// How long one answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a question is asked.
-const TRIES: u32 = 2;
+const TRIES: u32 = 3;
 
 /// Beside another server: how often it is asked, and how long until that is an event.
-const HEARD_TRIES: u32 = 6;
+const HEARD_TRIES: u32 = 15;
 const HEARD_AFTER: Duration = Duration::from_millis(400);
 
 /// Asks on an interface as firmware of each kind.
