@@ -163,15 +163,19 @@ fn reply(bytes: &[u8]) -> Option<ReplyView> {
 }
 
 fn planned_file(file: &PlannedFile) -> PlannedFileView {
-    let (mut digest, mut text) = (None, None);
+    let (mut digest, mut name, mut text) = (None, None, None);
     match &file.content {
         Ok(PlannedContent::Text(content)) => text = Some(content.clone()),
-        Ok(PlannedContent::File { digest: of, .. }) => digest = Some(of.to_string()),
+        Ok(PlannedContent::File { digest: of, file }) => {
+            digest = Some(of.to_string());
+            name = Some(file.name().to_owned());
+        }
         Err(_) => {}
     }
     PlannedFileView {
         path: file.path.clone(),
         digest,
+        file: name,
         text,
         error: file.content.as_ref().err().cloned(),
     }

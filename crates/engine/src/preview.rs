@@ -38,7 +38,7 @@ pub enum Firmware {
     Arm64,
 }
 
-/// How a kind of firmware shows itself, and what it fetches.
+/// How a kind of firmware shows itself.
 struct Traits {
     firmware: Firmware,
     name: &'static str,
@@ -48,8 +48,6 @@ struct Traits {
     architectures: &'static [u16],
     /// Option 77.
     user_class: Option<&'static [u8]>,
-    /// What is fetched behind the file that DHCP names.
-    then: &'static [&'static str],
 }
 
 /// The one table of firmware kinds.
@@ -60,7 +58,6 @@ const KINDS: [Traits; 5] = [
         class: b"PXEClient:Arch:00007:UNDI:003001",
         architectures: &[7, 9],
         user_class: None,
-        then: &["grubx64.efi", "grub/grub.cfg"],
     },
     Traits {
         firmware: Firmware::UefiHttp,
@@ -68,7 +65,6 @@ const KINDS: [Traits; 5] = [
         class: b"HTTPClient:Arch:00016:UNDI:003001",
         architectures: &[16],
         user_class: None,
-        then: &["grubx64.efi", "grub/grub.cfg"],
     },
     Traits {
         firmware: Firmware::Bios,
@@ -76,7 +72,6 @@ const KINDS: [Traits; 5] = [
         class: b"PXEClient:Arch:00000:UNDI:002001",
         architectures: &[0],
         user_class: None,
-        then: &[],
     },
     Traits {
         firmware: Firmware::Ipxe,
@@ -84,7 +79,6 @@ const KINDS: [Traits; 5] = [
         class: b"PXEClient:Arch:00000:UNDI:002001",
         architectures: &[0],
         user_class: Some(b"iPXE"),
-        then: &[],
     },
     Traits {
         firmware: Firmware::Arm64,
@@ -92,8 +86,13 @@ const KINDS: [Traits; 5] = [
         class: b"PXEClient:Arch:00011:UNDI:003000",
         architectures: &[11],
         user_class: None,
-        then: &[],
     },
+];
+
+/// What a loader asks for by itself, by the last part of its own path.
+const THEN: [(&str, &str); 2] = [
+    ("shimx64.efi", "grubx64.efi"),
+    ("grubx64.efi", "grub/grub.cfg"),
 ];
 
 impl Firmware {
@@ -403,19 +402,19 @@ impl Rehearsal {
         self.make_ready();
         let address = address.unwrap_or_else(|| self.some_address());
         let mut paths: Vec<String> = vec![path_of(first)];
-        let then = self.firmware.traits().then;
-        paths.extend(then.iter().map(|path| (*path).to_owned()));
         let mut files = Vec::new();
         let mut next = 0;
         while let Some(path) = paths.get(next).cloned() {
             let file = self.fetch(address, path);
-            if let Ok(PlannedContent::Text(text)) = &file.content {
-                for path in named_in(text, self.mac) {
-                    if !paths.contains(&path) {
-                        paths.push(path);
-                    }
-                }
-            }
+            let named = match &file.content {
+                Ok(PlannedContent::Text(text)) => named_in(text, self.mac),
+                Ok(PlannedContent::File { .. }) => asked_by(&file.path),
+                // Without it the machine does not go on.
+                Err(_) => Vec::new(),
+            };
+            let new = named.into_iter().filter(|path| !paths.contains(path));
+            let new: Vec<String> = new.collect();
+            paths.extend(new);
             files.push(file);
             next += 1;
         }
@@ -535,6 +534,13 @@ fn path_of(name: &str) -> String {
         None => name,
     };
     path.trim_start_matches('/').to_owned()
+}
+
+/// What a loader of this path asks for.
+fn asked_by(path: &str) -> Vec<String> {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let then = THEN.iter().filter(|(loader, _)| *loader == name);
+    then.map(|(_, then)| (*then).to_owned()).collect()
 }
 
 /// The files that a configuration names: kernel and initramfs, or the configuration behind it.

@@ -222,6 +222,7 @@ mod tests {
             files: vec![PlannedFileView {
                 path: "grub/grub.cfg".into(),
                 digest: None,
+                file: None,
                 text: Some("set timeout=0\nboot\n".into()),
                 error: None,
             }],

@@ -471,6 +471,8 @@ pub struct PlannedFileView {
     pub path: String,
     /// The digest of the image version that it is from, if it is from one.
     pub digest: Option<String>,
+    /// Its name among the boot files of that version.
+    pub file: Option<String>,
     /// Its text, if it is made for the machine. `BOOT` and `TOKEN` stand for the boot's id and secret.
     pub text: Option<String>,
     /// Why there is none.

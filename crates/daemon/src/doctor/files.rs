@@ -1,10 +1,10 @@
 //! The boot files of a version, fetched over TFTP as firmware does and over HTTP.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use engine::BootFile;
 use wire::tftp::{Mode, Options, Packet, Request};
 
 use super::Report;
@@ -39,14 +39,16 @@ pub struct Target<'a> {
     pub image: &'a str,
     /// The version.
     pub digest: &'a str,
+    /// The names of its boot files that are looked at.
+    pub files: &'a BTreeSet<String>,
 }
 
 impl Target<'_> {
     /// Fetches all of them, both ways.
     pub fn examine(&self, report: &mut Report) {
-        for file in BootFile::ALL {
-            let path = format!("boot/{}/{}", self.digest, file.name());
-            let check = |service: &str| format!("{service} {} of {}", file.name(), self.image);
+        for file in self.files {
+            let path = format!("boot/{}/{file}", self.digest);
+            let check = |service: &str| format!("{service} {file} of {}", self.image);
             let tftp = self.tftp(&path);
             judge(
                 check("tftp"),

@@ -17,6 +17,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use engine::BootFile;
 use serde::Serialize;
 use wire::mac::Mac;
 
@@ -143,6 +144,8 @@ struct Daemon {
     status: Status,
     service: BootServiceView,
     nodes: Vec<NodeView>,
+    /// Boot files that plans name, and kernel and initramfs.
+    files: BTreeSet<String>,
 }
 
 /// Examines a daemon and its machine. Takes seconds, most of them to wait for other DHCP servers.
@@ -197,6 +200,9 @@ impl Daemon {
             status,
             service,
             nodes,
+            files: [BootFile::Kernel, BootFile::Initrd]
+                .map(|file| file.name().to_owned())
+                .into(),
         })
     }
 
@@ -281,7 +287,11 @@ impl Daemon {
                 firmware: Some(firmware.name),
             };
             match self.client.request(&request) {
-                Ok(Response::Preview(preview)) => plan(&check, &preview, report),
+                Ok(Response::Preview(preview)) => {
+                    let files = preview.files.iter().filter_map(|it| it.file.clone());
+                    self.files.extend(files);
+                    plan(&check, &preview, report);
+                }
                 Ok(other) => report.error(check, format!("{other:?}"), "restart the daemon"),
                 Err(error) => report.error(check, error.to_string(), error.hint()),
             }
@@ -325,11 +335,11 @@ impl Daemon {
                 check,
                 format!("version {}, {boot}", &digest[..digest.len().min(12)]),
             );
-            self.files(name, &digest, report);
+            self.fetch(name, &digest, report);
         }
     }
 
-    fn files(&self, name: &str, digest: &str, report: &mut Report) {
+    fn fetch(&self, name: &str, digest: &str, report: &mut Report) {
         let Some((_, server)) = self.status.interfaces.first() else {
             return;
         };
@@ -339,6 +349,7 @@ impl Daemon {
             http_port: self.status.http_port,
             image: name,
             digest,
+            files: &self.files,
         };
         target.examine(report);
         nfs3::examine(*server, self.status.nfs_port, name, digest, report);
