@@ -77,7 +77,8 @@ const KINDS: [Traits; 5] = [
         firmware: Firmware::Ipxe,
         name: "ipxe",
         class: b"PXEClient:Arch:00000:UNDI:002001",
-        architectures: &[0],
+        // Of the firmware that it runs under.
+        architectures: &[0, 7, 9, 11],
         user_class: Some(b"iPXE"),
     },
     Traits {
