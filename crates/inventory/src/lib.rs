@@ -235,6 +235,11 @@ pub fn import(kind: Kind, text: &str) -> Result<Imported, ImportError> {
         Kind::Xcat => xcat::read(text, &mut found)?,
     }
     let mut imported = found.imported;
+    // YAML has values that stand behind the last line: empty ones.
+    let last = text.lines().count().max(1);
+    for entry in &mut imported.entries {
+        entry.line = entry.line.clamp(1, last);
+    }
     // Parameters of a block count before what is in it, wherever they stand.
     imported.entries.sort_by_key(|entry| entry.line);
     Ok(imported)

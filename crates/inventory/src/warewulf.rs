@@ -525,6 +525,8 @@ nodes:
         }
         let deep = "[".repeat(1000);
         assert!(import(Kind::Warewulf, &deep).is_err());
+        let unended = imported("nodes:\n  n1:\n    network devices:\n      default:\n?    ");
+        assert!(unended.entries.iter().all(|it| it.line <= 5), "{unended:?}");
         assert_eq!(imported("").nodes, []);
         assert_eq!(imported("just text").nodes, []);
     }
