@@ -57,6 +57,20 @@ const RELAY: install::Extra = install::Extra {
     purpose: "be a DHCP relay",
 };
 
+/// Which checks the lines of `slate plan --as dhcpd`, and boots a machine with them.
+const ISC_DHCPD: install::Extra = install::Extra {
+    path: "/usr/sbin/dhcpd",
+    package: "isc-dhcp-server",
+    purpose: "be another DHCP server that names this one to firmware",
+};
+
+/// Which checks the document of `slate plan --as kea`.
+const KEA: install::Extra = install::Extra {
+    path: "/usr/sbin/kea-dhcp4",
+    package: "kea-dhcp4-server",
+    purpose: "check what Kea is to be told",
+};
+
 /// The tests that boot machines, as package and test target.
 const END_TO_END: [(&str, &str); 3] = [("lab", "machines"), ("cli", "errors"), ("cli", "e2e")];
 /// Tests of the long matrix begin with this.
@@ -111,7 +125,9 @@ fn install_everything() -> anyhow::Result<()> {
     let built = install::ensure_build();
     install::ensure(
         &tools,
-        &[NFTABLES, REGISTRY, IPXE, PXELINUX, SYSLINUX, RELAY],
+        &[
+            NFTABLES, REGISTRY, IPXE, PXELINUX, SYSLINUX, RELAY, ISC_DHCPD, KEA,
+        ],
     )?;
     built
 }

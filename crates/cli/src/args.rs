@@ -36,7 +36,8 @@ Exit codes:
   1  failed
   2  wrong usage
   3  this machine is not ready (not root, a port is taken, a program is missing): nothing was started
-  4  no daemon answers";
+  4  no daemon answers
+  5  slate doctor: nodes boot, but something should be looked at";
 
 /// Where the state lives; every command takes them.
 #[derive(Args, Debug, Clone)]
@@ -81,6 +82,13 @@ pub enum Command {
     /// Look at nodes and name them
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Show what a machine would get if it booted now, without booting it
+    ///
+    /// The DHCP replies with all their options, the files, and the loader's configuration are those
+    /// that its firmware would get. Nothing is kept, and nothing is told of it: BOOT and TOKEN stand
+    /// for the id and the secret that a real boot gets. With --as it prints what another DHCP server
+    /// has to be told, for `slate up --dhcp off`.
+    Plan(PlanArgs),
     /// Make the nodes what a file says: all of it, or nothing where something is wrong
     ///
     /// The file has a table for each node: [nodes.NAME] with mac, and if wanted address, image,
@@ -102,8 +110,23 @@ pub enum Command {
     /// Keep what only nodes may know, for files that name it
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// Bring the nodes of another system
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// What happened, from a node's first packet to its login prompt
     Events(EventsArgs),
+    /// Find out what would keep nodes from booting, and say what to do about it
+    ///
+    /// Asks the running daemon as nodes would: DHCP as firmware of each kind, boot files over TFTP and
+    /// HTTP, a file over NFS. Looks at the interface, ports, firewall, other DHCP servers, disk and
+    /// clock. It changes nothing: the address that it is offered is given back, and no boot begins.
+    ///
+    /// Exit codes: 0 nothing is wrong, 1 something keeps nodes from booting, 4 no daemon answers, 5
+    /// nodes boot but something should be looked at.
+    Doctor {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Run `slate up` at boot, under systemd
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -495,6 +518,38 @@ pub enum Switch {
     Off,
 }
 
+/// `slate plan`.
+#[derive(Args, Debug, Clone)]
+pub struct PlanArgs {
+    /// The machine, also one that is no node [default with --as: all nodes]
+    #[arg(value_name = "MAC|NODE", required_unless_present = "server")]
+    pub node: Option<String>,
+    /// As what it asks: uefi-x64, uefi-http, bios, ipxe or arm64 [default: as it did last]
+    #[arg(long, value_name = "KIND", conflicts_with = "server")]
+    pub firmware: Option<String>,
+    /// Print the lines for the configuration of another DHCP server
+    #[arg(
+        long = "as",
+        value_name = "SERVER",
+        value_enum,
+        conflicts_with = "json"
+    )]
+    pub server: Option<OtherServer>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// DHCP servers that a plan can be written for.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherServer {
+    /// ISC DHCP: lines for dhcpd.conf
+    Dhcpd,
+    /// dnsmasq: lines for dnsmasq.conf
+    Dnsmasq,
+    /// Kea: a kea-dhcp4.conf to merge
+    Kea,
+}
+
 /// `slate apply`.
 #[derive(Args, Debug, Clone)]
 pub struct ApplyArgs {
@@ -509,6 +564,54 @@ pub struct ApplyArgs {
     pub prune: bool,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// `slate config …`.
+#[derive(Subcommand, Debug)]
+pub enum ConfigCommand {
+    /// Turn the configuration of another system into a file for `slate apply`
+    ///
+    /// It prints the nodes, and on standard error for each statement what it became, or that it was
+    /// left out and why; and the `slate up` that serves the same network. Nothing is changed unless
+    /// --apply says so.
+    Import(ImportArgs),
+}
+
+/// `slate config import`.
+#[derive(Args, Debug, Clone)]
+pub struct ImportArgs {
+    /// dhcpd.conf, dnsmasq.conf, Warewulf's nodes.conf, or what xCAT's lsdef -z or tabdump print; -
+    /// for standard input
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// What the file is [default: by what is in it]
+    #[arg(long, value_name = "SYSTEM", value_enum)]
+    pub from: Option<ImportedKind>,
+    /// Write the nodes into a new file instead of standard output
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["apply", "dry_run"])]
+    pub output: Option<PathBuf>,
+    /// Make them nodes at once, as `slate apply` does
+    #[arg(long)]
+    pub apply: bool,
+    /// Only say what would become of it; with --apply, what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON: nodes, networks and statements
+    #[arg(long, conflicts_with_all = ["apply", "output"])]
+    pub json: bool,
+}
+
+/// What can be imported.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImportedKind {
+    /// ISC DHCP
+    Dhcpd,
+    /// dnsmasq
+    Dnsmasq,
+    /// Warewulf 4
+    Warewulf,
+    /// xCAT
+    Xcat,
 }
 
 /// What a version is exported as.

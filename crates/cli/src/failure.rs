@@ -30,6 +30,8 @@ pub enum Code {
     NotReady = 3,
     /// No daemon answers.
     NoDaemon = 4,
+    /// Nothing is broken, but something should be looked at.
+    Warned = 5,
 }
 
 impl From<Code> for ExitCode {

@@ -302,6 +302,46 @@ fn an_image_that_cannot_boot_says_what_it_lacks() {
 }
 
 #[test]
+fn a_configuration_that_cannot_be_imported_says_why() {
+    let place = Place::new();
+    let import = |words: &[&str]| run(place.slate(&[&["config", "import"], words].concat()));
+    place.write("prose", "Dear reader, this is no configuration.\n");
+    fails(
+        import(&["prose"]),
+        USAGE,
+        &["by its content", "--from dhcpd"],
+    );
+    fails(import(&["nothing"]), FAILED, &["reading nothing"]);
+    place.write("parts.conf", "\ninclude \"hosts.conf\";\n");
+    let parts = [
+        "line 2",
+        "names another file",
+        "Put the other file in the place",
+    ];
+    fails(import(&["parts.conf"]), FAILED, &parts);
+    place.write("broken.conf", "host a {\n  hardware ethernet x\n}\n");
+    let parts = ["ISC dhcpd", "line 2", "expected a semicolon"];
+    fails(import(&["broken.conf"]), FAILED, &parts);
+
+    place.write(
+        "good.conf",
+        "host a { hardware ethernet 52:54:00:00:00:01; }\n",
+    );
+    let said = succeeds(import(&["good.conf", "-o", "slate.toml"]));
+    says(
+        &said,
+        &["node a", "1 node from ISC dhcpd", "slate apply slate.toml"],
+    );
+    let again = import(&["good.conf", "-o", "slate.toml"]);
+    fails(
+        again,
+        FAILED,
+        &["writing slate.toml", "that does not exist"],
+    );
+    fails(import(&["good.conf", "--apply"]), NO_DAEMON, &["slate up"]);
+}
+
+#[test]
 fn programs_that_are_missing_are_named_with_their_packages() {
     let place = Place::new();
     let mut build = place.slate(&["image", "build", "debian12"]);
@@ -927,4 +967,113 @@ fn a_full_disk_loses_nothing() {
     daemon.wait_for("no node is answered until the state can be written");
     disk.free();
     succeeds(set("other"));
+}
+
+/// What the doctor found: its exit code, and the outcome of each check.
+fn doctor(site: &Site) -> (i32, std::collections::BTreeMap<String, String>) {
+    let (code, text) = site.slate(&["doctor", "--json"]);
+    // What it writes to standard error stands behind.
+    let line = text.lines().next().expect("a line");
+    let report: serde_json::Value = serde_json::from_str(line).expect("JSON");
+    let checks = report["checks"].as_array().expect("a list").iter();
+    let text = |check: &serde_json::Value, field: &str| {
+        let text = check[field].as_str().expect("a text");
+        text.to_owned()
+    };
+    let checks = checks.map(|check| {
+        let outcome = text(check, "outcome");
+        let has_hint = !text(check, "hint").is_empty();
+        assert_eq!(
+            has_hint,
+            matches!(outcome.as_str(), "error" | "warning"),
+            "{check}"
+        );
+        (text(check, "check"), outcome)
+    });
+    (code, checks.collect())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_doctor_finds_what_is_broken() {
+    if impossible() || !has_dnsmasq() {
+        return;
+    }
+    let site = Site::new();
+    let (code, checks) = doctor(&site);
+    assert_eq!((code, checks["daemon"].as_str()), (NO_DAEMON, "error"));
+    assert_eq!(checks["clock"], "ok");
+
+    let daemon = site.serve(&[]);
+    let (code, checks) = doctor(&site);
+    // The image has neither shim nor GRUB.
+    assert_eq!(code, FAILED);
+    for well in [
+        "daemon",
+        "interface",
+        "mtu",
+        "port 67/udp",
+        "port 2049/tcp",
+        "firewall",
+        "other dhcp servers",
+        "dhcp uefi-x64",
+        "image tiny:latest",
+        "tftp vmlinuz of tiny:latest",
+        "http vmlinuz of tiny:latest",
+        "nfs tiny:latest",
+    ] {
+        assert_eq!(checks[well], "ok", "{well}");
+    }
+    assert_eq!(checks["config uefi-x64"], "error");
+    // Nothing stays behind.
+    let nodes = succeeds(site.slate(&["node", "list", "--json"]));
+    assert_eq!(nodes.trim(), "[]");
+    let events = succeeds(site.slate(&["events"]));
+    says(&events, &["(probe)", "offered", "back"]);
+
+    site.shell(RULES);
+    site.shell("nft add rule inet filter input tcp dport 2049 drop");
+    let (code, checks) = doctor(&site);
+    assert_eq!(code, FAILED);
+    for ill in ["firewall", "dhcp uefi-x64", "nfs tiny:latest"] {
+        assert_eq!(checks[ill], "error", "{ill}");
+    }
+    site.shell("nft delete table inet filter");
+
+    let rogue = site.dnsmasq(&["--dhcp-range=10.77.0.100,10.77.0.150"]);
+    let (_, checks) = doctor(&site);
+    assert_eq!(checks["other dhcp servers"], "error");
+    assert_eq!(checks["firewall"], "ok");
+    drop(rogue);
+    drop(daemon);
+
+    // An image without a kernel.
+    site.place.root("empty", &["nfsv4", "overlay"]);
+    fs::remove_dir_all(site.place.path("empty/boot")).unwrap();
+    let imported = run(site.place.slate(&["image", "import", "empty", "empty"]));
+    assert!(imported.1.contains("kernel"), "{}", imported.1);
+    let _daemon = site.serve(&["--image", "empty"]);
+    let (code, checks) = doctor(&site);
+    assert_eq!(
+        (code, checks["image empty:latest"].as_str()),
+        (FAILED, "error")
+    );
+    assert!(!checks.contains_key("image tiny:latest"), "{checks:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_doctor_finds_a_full_disk() {
+    if impossible() {
+        return;
+    }
+    let place = Place::new();
+    let disk = TinyDisk::under(&place);
+    place.image();
+    let network = Network::new().expect("a network namespace");
+    let site = Site { place, network };
+    let _daemon = site.serve(&[]);
+    disk.fill();
+    let (code, checks) = doctor(&site);
+    assert_eq!((code, checks["disk"].as_str()), (FAILED, "error"));
 }

@@ -6,6 +6,7 @@
 
 mod content;
 pub mod control;
+pub mod doctor;
 mod error;
 mod exports;
 mod hub;

@@ -1,7 +1,15 @@
 //! The engine's views as the control protocol shows them.
 
+use std::net::Ipv4Addr;
+
+use engine::{DhcpMode, Engine, Exchange, Firmware, PlannedContent, PlannedFile};
+use wire::dhcp_text;
+use wire::dhcp4::Message;
+use wire::hex::hexadecimal;
+
 use crate::control::{
-    BootView, FailureView, NfsView, NodeView, PlanView, Response, SeenView, StageAt,
+    BootServiceView, BootView, ExchangeView, FailureView, FirmwareView, NfsView, NodeView,
+    OptionView, PlanView, PlannedFileView, PreviewView, ReplyView, Response, SeenView, StageAt,
 };
 use crate::keys::Keys;
 
@@ -106,4 +114,94 @@ pub fn plan(plan: engine::BootPlan, http_port: u16) -> PlanView {
         digest: plan.digest.to_string(),
         cmdline: plan.command_line,
     }
+}
+
+/// What a machine would get.
+pub fn preview(preview: &engine::Preview) -> PreviewView {
+    PreviewView {
+        mac: preview.mac.to_string(),
+        node: preview.node.clone(),
+        is_node: preview.is_node,
+        firmware: preview.firmware.name().to_owned(),
+        dhcp: mode(preview.dhcp).to_owned(),
+        exchanges: preview.exchanges.iter().map(exchange).collect(),
+        files: preview.files.iter().map(planned_file).collect(),
+        notes: preview.notes.clone(),
+    }
+}
+
+fn mode(mode: DhcpMode) -> &'static str {
+    match mode {
+        DhcpMode::Authoritative => "authoritative",
+        DhcpMode::Proxy => "proxy",
+        DhcpMode::Off => "off",
+    }
+}
+
+fn exchange(exchange: &Exchange) -> ExchangeView {
+    ExchangeView {
+        request: hexadecimal(&exchange.request),
+        reply: exchange.reply.as_deref().and_then(reply),
+    }
+}
+
+fn reply(bytes: &[u8]) -> Option<ReplyView> {
+    let message = Message::decode(bytes).ok()?;
+    let given = |address: Ipv4Addr| (!address.is_unspecified()).then_some(address);
+    let options = message.options.iter().map(|option| OptionView {
+        code: option.code,
+        name: dhcp_text::name(option.code).unwrap_or_default().to_owned(),
+        value: dhcp_text::value(option.code, &option.value),
+    });
+    Some(ReplyView {
+        bytes: hexadecimal(bytes),
+        address: given(message.yiaddr),
+        next_server: given(message.siaddr),
+        file: String::from_utf8_lossy(&message.file).into_owned(),
+        options: options.collect(),
+    })
+}
+
+fn planned_file(file: &PlannedFile) -> PlannedFileView {
+    let (mut digest, mut name, mut text) = (None, None, None);
+    match &file.content {
+        Ok(PlannedContent::Text(content)) => text = Some(content.clone()),
+        Ok(PlannedContent::File { digest: of, file }) => {
+            digest = Some(of.to_string());
+            name = Some(file.name().to_owned());
+        }
+        Err(_) => {}
+    }
+    PlannedFileView {
+        path: file.path.clone(),
+        digest,
+        file: name,
+        text,
+        error: file.content.as_ref().err().cloned(),
+    }
+}
+
+/// What another DHCP server has to tell machines on the first network.
+pub fn boot_service(engine: &Engine) -> Option<BootServiceView> {
+    let interface = engine.config().interfaces.first()?;
+    let view = |firmware: Firmware| {
+        Some(FirmwareView {
+            name: firmware.name().to_owned(),
+            architectures: firmware.architectures().to_vec(),
+            user_class: firmware
+                .user_class()
+                .map(|class| String::from_utf8_lossy(class).into_owned()),
+            http: firmware.is_http(),
+            file: engine.boot_file(firmware)?,
+        })
+    };
+    let mut firmware: Vec<FirmwareView> = Firmware::all().filter_map(view).collect();
+    firmware.sort_by_key(|it| it.user_class.is_none());
+    Some(BootServiceView {
+        server: interface.address,
+        network: interface.network(),
+        prefix: interface.prefix,
+        dhcp: mode(interface.dhcp).to_owned(),
+        firmware,
+    })
 }

@@ -33,7 +33,7 @@ const DRIVERS_MAX: usize = 64;
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
 /// Every boot, by id and by node.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Boots {
     by_id: BTreeMap<BootId, Boot>,
     /// Newest first.

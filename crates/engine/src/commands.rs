@@ -68,7 +68,7 @@ impl Engine {
 
     fn find_or_make(&mut self, turn: &mut Turn, node: &str) -> Result<Node, CommandError> {
         let mac = self.find(node)?;
-        if !mac.is_unicast() {
+        if !mac.is_unicast() || mac == Mac::PROBE {
             return Err(CommandError::BadMac { got: mac });
         }
         let made = self.ensure_node(turn, mac).cloned();

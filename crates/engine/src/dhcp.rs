@@ -330,7 +330,9 @@ impl Engine {
 
     fn confirm(&mut self, turn: &mut Turn, request: &Request, address: Ipv4Addr) {
         let mac = request.message.mac;
-        let boots = request.client.is_firmware() && self.ensure_node(turn, mac).is_some();
+        // Who only tries out what it gets does not become a node.
+        let may_be_node = request.client.is_firmware() && mac != Mac::PROBE;
+        let boots = may_be_node && self.ensure_node(turn, mac).is_some();
         let lease_for = self.lease_duration(mac);
         let expires = lease_for.map(|duration| turn.now + duration);
         self.promise(

@@ -25,7 +25,7 @@ pub(crate) enum Evidence {
 }
 
 /// What was learned: one address a node, one node an address.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LearnedAddresses {
     by_mac: BTreeMap<Mac, Learned>,
     by_address: BTreeMap<Ipv4Addr, Mac>,

@@ -14,7 +14,7 @@ const SEARCH_MAX: u32 = 1 << 17;
 
 /// Every lease, expired ones included: a machine that comes back gets its address again while
 /// nobody else needed it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Leases {
     by_address: BTreeMap<Ipv4Addr, Lease>,
     by_mac: BTreeMap<Mac, Ipv4Addr>,

@@ -23,6 +23,7 @@ mod leases;
 mod limit;
 mod orders;
 mod plan;
+mod preview;
 mod proxy;
 mod ready;
 mod record;
@@ -67,6 +68,7 @@ pub use io::{
 };
 pub use orders::{MAX_OUTPUT_BYTES, OrderState, OrderView};
 pub use plan::BootPlan;
+pub use preview::{Exchange, Firmware, PlannedContent, PlannedFile, Preview};
 pub use record::{
     Boot, Failure, Fallback, Learned, Lease, Node, Record, Secret, Settings, StageAt,
 };
@@ -79,11 +81,13 @@ pub use wire::identity::BootId;
 pub use wire::mac::Mac;
 pub use wire::stage::Stage;
 
+/// What events call the machine that `slate doctor` pretends to be; no node can be called so.
+const PROBE_NAME: &str = "(probe)";
 /// Most nodes of the inventory.
 const MAX_NODES: usize = 65_536;
 
-/// The one place that decides.
-#[derive(Debug)]
+/// The one place that decides. A copy decides the same, which is how plans are made.
+#[derive(Clone, Debug)]
 pub struct Engine {
     config: Config,
     rng: ChaCha20Rng,
@@ -115,7 +119,7 @@ pub struct Engine {
 }
 
 /// A node's use of NFS since the daemon started.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct NfsClient {
     alive: bool,
     counters: NfsCounters,
@@ -405,9 +409,11 @@ impl Engine {
     }
 
     fn tell(&self, turn: &mut Turn, mac: Option<Mac>, kind: EventKind) {
-        let node = mac
-            .and_then(|mac| self.nodes.get(&mac))
-            .map(|node| node.name.clone());
+        let node = match mac {
+            Some(Mac::PROBE) => Some(PROBE_NAME.to_owned()),
+            Some(mac) => self.nodes.get(&mac).map(|node| node.name.clone()),
+            None => None,
+        };
         turn.out.push(Output::Event(Event {
             at: turn.now,
             mac,

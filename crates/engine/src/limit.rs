@@ -3,7 +3,7 @@
 use crate::time::Timestamp;
 
 /// Limits how often something happens. Counts in thousandths, so that slow rates work.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct TokenBucket {
     per_second: u64,
     thousandths: u64,

@@ -39,7 +39,7 @@ const GRACE: Duration = Duration::from_secs(60);
 const MAX_SECONDS: u32 = 24 * 3600;
 
 /// Every order, and the agents that may get one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Orders {
     by_id: BTreeMap<u64, Order>,
     last_id: u64,
@@ -48,7 +48,7 @@ pub(crate) struct Orders {
 }
 
 /// A node's end of the channel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Agent {
     boot: BootId,
     polled: Timestamp,
@@ -56,7 +56,7 @@ struct Agent {
     waiting: Option<[u8; NONCE_BYTES]>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Order {
     mac: Mac,
     boot: BootId,

@@ -29,6 +29,8 @@ const MAX_SEEN: usize = 1024;
 const SEEN_MS: u64 = 3_600_000;
 /// How long a full table of them is not searched again.
 const FULL_FOR: Duration = Duration::from_secs(1);
+/// How often the doctor's machine is told of: anybody can send as that.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Other servers remembered, so that each is told of now and then only.
 const MAX_ROGUES: usize = 64;
 /// How often each is told of.
@@ -44,17 +46,22 @@ pub(crate) struct LastOffer {
 }
 
 /// Machines that asked to boot and are no nodes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SeenMachines {
     by_mac: BTreeMap<Mac, SeenView>,
     /// Until then it is not searched again for one that may be forgotten: a flood would cost a
     /// search for each.
     full_until: Timestamp,
+    /// When the doctor's machine was told of last.
+    probed: Option<Timestamp>,
 }
 
 impl SeenMachines {
     /// Whether the machine is a new one.
     fn note(&mut self, mac: Mac, client: &str, now: Timestamp) -> bool {
+        if mac == Mac::PROBE {
+            return self.note_probe(now);
+        }
         if let Some(known) = self.by_mac.get_mut(&mac) {
             known.last = now;
             return false;
@@ -75,6 +82,15 @@ impl SeenMachines {
         };
         self.by_mac.insert(mac, seen);
         true
+    }
+
+    /// The doctor's machine does not ask to become a node; it wants to know that it was heard.
+    fn note_probe(&mut self, now: Timestamp) -> bool {
+        let due = self.probed.is_none_or(|at| now >= at + PROBE_EVERY);
+        if due {
+            self.probed = Some(now);
+        }
+        due
     }
 
     pub(crate) fn remove(&mut self, mac: Mac) {

@@ -10,7 +10,7 @@ use crate::io::Output;
 use crate::{Engine, Turn};
 
 /// How far a version's initramfs is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Readiness {
     /// It is being made.
     Making,

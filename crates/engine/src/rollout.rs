@@ -160,7 +160,7 @@ pub struct RolloutView {
 }
 
 /// Every rollout, and the orders that those who run have given.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Rollouts {
     by_id: BTreeMap<u64, Rollout>,
     /// The order that a node's step waits for. None is known after a restart: it is given again.

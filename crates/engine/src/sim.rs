@@ -10,6 +10,7 @@ mod chains;
 mod groups;
 mod machine;
 mod orders;
+mod preview;
 mod rollouts;
 mod scenarios;
 

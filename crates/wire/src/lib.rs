@@ -5,6 +5,7 @@ pub mod beacon;
 pub mod cmdline;
 pub mod cpio;
 pub mod dhcp4;
+pub mod dhcp_text;
 pub mod digest;
 pub mod hex;
 pub mod identity;

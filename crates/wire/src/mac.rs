@@ -16,6 +16,10 @@ pub struct ParseMacError {
 }
 
 impl Mac {
+    /// The address that `slate doctor` asks with: a locally administered one (IEEE 802, 8.2.2) that no
+    /// card has.
+    pub const PROBE: Mac = Mac([0x02, b's', b'l', b'a', b't', b'e']);
+
     /// The form that PXELINUX and the kernel's `BOOTIF=` use: `01-aa-bb-cc-dd-ee-ff`
     /// (hardware type 1, then the address).
     pub fn bootif(self) -> String {

@@ -8,15 +8,16 @@ use cargo_metadata::{CargoOpt, DependencyKind, Metadata, MetadataCommand, Packag
 use crate::workspace::root;
 
 /// Which of our crates each of our crates may import.
-const IMPORTS: [(&str, &[&str]); 9] = [
+const IMPORTS: [(&str, &[&str]); 10] = [
     ("wire", &[]),
     ("engine", &["wire"]),
     ("nfs", &[]),
     ("image", &["wire"]),
     ("init", &["wire"]),
+    ("inventory", &["wire"]),
     ("lab", &[]),
     ("daemon", &["wire", "engine", "nfs", "image"]),
-    ("cli", &["daemon", "image", "lab", "wire"]),
+    ("cli", &["daemon", "image", "inventory", "lab", "wire"]),
     ("xtask", &["lab"]),
 ];
 /// Crates that stay free of an async runtime.

@@ -51,21 +51,33 @@ struct Node {
 /// Runs `slate apply`.
 pub fn run(dirs: &DirArgs, args: &ApplyArgs) -> Outcome {
     let inventory = read(&args.file)?;
-    let mut client = Client::connect(&dirs.run_dir)?;
-    let request = Request::Apply {
-        inventory,
-        prune: args.prune,
-        dry_run: args.dry_run,
-    };
-    let changes = match client.request(&request)? {
-        Response::Applied(changes) => changes,
-        other => return Err(unexpected(&other)),
-    };
+    let changes = ask(dirs, inventory, args.prune, args.dry_run)?;
     if args.output.json {
         return render::json(&json!({ "dry_run": args.dry_run, "changes": changes }));
     }
     anstream::print!("{}", text(&changes, args.dry_run));
     Ok(())
+}
+
+/// Makes the inventory what this one says, all of it or nothing, and says what that changed; what it
+/// does not name stays.
+pub(super) fn add(dirs: &DirArgs, inventory: Inventory, dry_run: bool) -> Outcome {
+    let changes = ask(dirs, inventory, false, dry_run)?;
+    anstream::print!("{}", text(&changes, dry_run));
+    Ok(())
+}
+
+fn ask(dirs: &DirArgs, inventory: Inventory, prune: bool, dry_run: bool) -> Outcome<Changes> {
+    let mut client = Client::connect(&dirs.run_dir)?;
+    let request = Request::Apply {
+        inventory,
+        prune,
+        dry_run,
+    };
+    match client.request(&request)? {
+        Response::Applied(changes) => Ok(changes),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// Runs `slate export`.
@@ -84,27 +96,9 @@ pub fn export(dirs: &DirArgs, output: OutputArgs) -> Outcome {
 
 fn read(path: &Path) -> Outcome<Inventory> {
     let shown = path.display();
-    let mut text = String::new();
-    let mut read =
-        |source: &mut dyn std::io::Read| source.take(FILE_MAX_BYTES + 1).read_to_string(&mut text);
-    let length = if path == Path::new("-") {
-        read(&mut std::io::stdin())
-    } else {
-        std::fs::File::open(path).and_then(|mut file| read(&mut file))
-    };
-    match length {
-        Ok(length) if length as u64 > FILE_MAX_BYTES => {
-            return Err(Failure::new(format!(
-                "{shown}: expected at most {}",
-                render::bytes(FILE_MAX_BYTES)
-            )));
-        }
-        Ok(_) => {}
-        Err(error) => {
-            return Err(Failure::because(format!("reading {shown}"), &error)
-                .hint("name the file, or make one of what there is: slate export > slate.toml"));
-        }
-    }
+    let text = read_text(path).map_err(|failure| {
+        failure.hint("name the file, or make one of what there is: slate export > slate.toml")
+    })?;
     let mut inventory = parsed(&text).map_err(|cause| {
         Failure::new(format!("{shown}: {cause}")).hint(
             "expected tables like this one:\n[nodes.node1]\nmac = \"68:05:ca:93:95:a5\"\n\
@@ -118,6 +112,27 @@ fn read(path: &Path) -> Outcome<Inventory> {
         read_source(beside, file)?;
     }
     Ok(inventory)
+}
+
+/// A file's text, or that of standard input.
+pub(super) fn read_text(path: &Path) -> Outcome<String> {
+    let shown = path.display();
+    let mut text = String::new();
+    let mut read =
+        |source: &mut dyn std::io::Read| source.take(FILE_MAX_BYTES + 1).read_to_string(&mut text);
+    let length = if path == Path::new("-") {
+        read(&mut std::io::stdin())
+    } else {
+        std::fs::File::open(path).and_then(|mut file| read(&mut file))
+    };
+    match length {
+        Ok(length) if length as u64 > FILE_MAX_BYTES => Err(Failure::new(format!(
+            "{shown}: expected at most {}",
+            render::bytes(FILE_MAX_BYTES)
+        ))),
+        Ok(_) => Ok(text),
+        Err(error) => Err(Failure::because(format!("reading {shown}"), &error)),
+    }
 }
 
 /// Takes a file's content from where its entry says, beside the inventory.
@@ -140,7 +155,7 @@ fn read_source(beside: &Path, file: &mut FileEntry) -> Outcome {
     Ok(())
 }
 
-fn parsed(text: &str) -> Result<Inventory, String> {
+pub(super) fn parsed(text: &str) -> Result<Inventory, String> {
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     let entry = |(name, node): (String, Node)| {
         let mac: Mac = node
@@ -165,7 +180,7 @@ fn parsed(text: &str) -> Result<Inventory, String> {
 }
 
 /// Networks and groups, then nodes in the order in which they come, each with its table.
-fn written(inventory: Inventory) -> Outcome<String> {
+pub(super) fn written(inventory: Inventory) -> Outcome<String> {
     let failed = |error| Failure::because("writing the inventory", &error);
     let mut out = String::from("# The nodes of slate; make it so with: slate apply FILE\n");
     let shared = File {

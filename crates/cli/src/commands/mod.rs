@@ -1,8 +1,10 @@
 //! One module per command: each asks the layer below and renders what comes back.
 
 pub mod apply;
+pub mod config;
 pub mod console;
 mod diff;
+pub mod doctor;
 mod edit;
 pub mod events;
 mod export;
@@ -12,6 +14,8 @@ pub mod lab;
 pub mod manual;
 pub mod node;
 mod order;
+mod otherserver;
+pub mod plan;
 pub mod report;
 pub mod rollout;
 pub mod secret;

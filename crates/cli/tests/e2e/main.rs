@@ -5,6 +5,7 @@
 
 mod breaks;
 mod chains;
+mod doctor;
 mod dracut;
 mod firmware;
 mod groups;

@@ -200,3 +200,64 @@ fn full_a_node_boots_where_another_server_names_this_one() {
     let seen = site.events(node, "address-seen");
     assert_eq!(text(&seen[0]["detail"], "address"), held.to_string());
 }
+
+/// ISC's DHCP server, on another host, with what `slate plan` printed for it.
+fn isc_dhcpd(network: &Network, directory: &Path, lines: &str) -> (Host, Process) {
+    let host = network
+        .add_host([10, 77, 0, 2].into())
+        .expect("another host");
+    let subnet = "authoritative;\nping-check false;\n\
+        subnet 10.77.0.0 netmask 255.255.255.0 { range 10.77.0.100 10.77.0.120; }\n";
+    let (config, leases) = (directory.join("dhcpd.conf"), directory.join("leases"));
+    std::fs::write(&config, format!("{subnet}{lines}")).expect("a file");
+    std::fs::write(&leases, "").expect("a file");
+    let log = std::fs::File::create(directory.join("dhcpd.log")).expect("a log");
+    let mut command = Command::new("/usr/sbin/dhcpd");
+    command
+        .args(["-4", "-f", "-d", "--no-pid", "-cf"])
+        .arg(&config)
+        .arg("-lf")
+        .arg(&leases)
+        .arg(host.interface())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    let process = host.spawn(command).expect("dhcpd starts");
+    let log = directory.join("dhcpd.log");
+    wait_for("dhcpd", || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        said.contains("Server starting service")
+    });
+    (host, process)
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_a_node_boots_beside_isc_dhcpd_with_the_printed_lines() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    if !Path::new("/usr/sbin/dhcpd").exists() {
+        println!("skipped: isc-dhcp-server is not installed");
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let network = Network::new().expect("a network namespace");
+    let site = serve(network, "off");
+    let node = MacAddress::nth(1);
+    let fixed = "10.77.0.130";
+    site.slate(&[
+        "node",
+        "set",
+        &node.to_string(),
+        "--name",
+        "pc1",
+        "--address",
+        fixed,
+    ]);
+    let lines = site.slate(&["plan", "--as", "dhcpd"]);
+    let (_host, _server) = isc_dhcpd(&site.network, directory.path(), &lines);
+    let (machine, held) = boots(&site);
+    assert_eq!(held.to_string(), fixed);
+    assert_eq!(guest(machine.console(), "hostname"), "pc1");
+}

@@ -72,6 +72,16 @@ pub enum Request {
         /// Name, MAC or address.
         node: String,
     },
+    /// What a machine would get if it booted now, without any trace: answered by
+    /// [`Response::Preview`].
+    Preview {
+        /// Name, MAC or address; also the MAC of a machine that is no node.
+        node: String,
+        /// As what it asks, by [`FirmwareView::name`]; `None` = as it did last.
+        firmware: Option<String>,
+    },
+    /// What firmware is to be told to boot: answered by [`Response::BootService`].
+    BootService,
     /// Events after `since`, oldest first.
     Events {
         /// Only events with a greater id; 0 = all that are kept.
@@ -181,6 +191,10 @@ pub enum Response {
     },
     /// To [`Request::Plan`].
     Plan(PlanView),
+    /// To [`Request::Preview`].
+    Preview(Box<PreviewView>),
+    /// To [`Request::BootService`].
+    BootService(BootServiceView),
     /// To [`Request::Apply`].
     Applied(Changes),
     /// To [`Request::Inventory`].
@@ -392,6 +406,107 @@ pub struct PlanView {
     /// Kernel command line. It holds the secret token of the boot that this plan starts, so that
     /// a machine without network firmware can be started with it.
     pub cmdline: String,
+}
+
+/// What a machine would get if it booted now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviewView {
+    /// MAC.
+    pub mac: String,
+    /// Host name of the node that it is, or would become.
+    pub node: Option<String>,
+    /// Whether it is a node.
+    pub is_node: bool,
+    /// As what it asks.
+    pub firmware: String,
+    /// What DHCP is spoken to it: `authoritative`, `proxy` or `off`.
+    pub dhcp: String,
+    /// DHCP, in order.
+    pub exchanges: Vec<ExchangeView>,
+    /// The files that it would ask for, in order.
+    pub files: Vec<PlannedFileView>,
+    /// What is to be known besides.
+    pub notes: Vec<String>,
+}
+
+/// A DHCP message and its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExchangeView {
+    /// The message, in hexadecimal.
+    pub request: String,
+    /// The answer; `None` = silence.
+    pub reply: Option<ReplyView>,
+}
+
+/// A DHCP reply, decoded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyView {
+    /// Every byte, in hexadecimal.
+    pub bytes: String,
+    /// `yiaddr`: the address given.
+    pub address: Option<Ipv4Addr>,
+    /// `siaddr`: where the boot file is.
+    pub next_server: Option<Ipv4Addr>,
+    /// `file` of the header.
+    pub file: String,
+    /// The options in their order.
+    pub options: Vec<OptionView>,
+}
+
+/// A DHCP option.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OptionView {
+    /// Its code.
+    pub code: u8,
+    /// Its name, empty where it has none here.
+    pub name: String,
+    /// Its value, for people.
+    pub value: String,
+}
+
+/// A file that a machine would ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedFileView {
+    /// Its path, without a leading slash.
+    pub path: String,
+    /// The digest of the image version that it is from, if it is from one.
+    pub digest: Option<String>,
+    /// Its name among the boot files of that version.
+    pub file: Option<String>,
+    /// Its text, if it is made for the machine. `BOOT` and `TOKEN` stand for the boot's id and secret.
+    pub text: Option<String>,
+    /// Why there is none.
+    pub error: Option<String>,
+}
+
+/// What another DHCP server has to tell machines, so that they boot from here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootServiceView {
+    /// This server on the machines' network.
+    pub server: Ipv4Addr,
+    /// That network's own address.
+    pub network: Ipv4Addr,
+    /// The length of its prefix in bits.
+    pub prefix: u8,
+    /// What DHCP is spoken here: `authoritative`, `proxy` or `off`.
+    pub dhcp: String,
+    /// The firmware that something is served for, those with a user class first.
+    pub firmware: Vec<FirmwareView>,
+}
+
+/// What one kind of firmware is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareView {
+    /// Its name here.
+    pub name: String,
+    /// Values of its DHCP option 93 (RFC 4578, 2.1).
+    pub architectures: Vec<u16>,
+    /// Its DHCP option 77, where only that tells it from others.
+    pub user_class: Option<String>,
+    /// Whether it boots over HTTP: the file is a URL, and option 60 of the reply `HTTPClient`.
+    pub http: bool,
+    /// The file.
+    pub file: String,
 }
 
 /// One event with its place in the journal.

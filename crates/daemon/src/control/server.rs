@@ -12,7 +12,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::{
-    BootFile, Command, CommandReply, Engine, ImageInfo, Input, NfsActivity, NfsCounters, Setting,
+    BootFile, Command, CommandReply, Engine, Firmware, ImageInfo, Input, NfsActivity, NfsCounters,
+    Setting,
 };
 use serde::Serialize;
 use wire::hex::hexadecimal;
@@ -22,7 +23,7 @@ use super::{
     SeenView, Status, VERSION, peer,
 };
 use crate::content::Contents;
-use crate::hub::{CommandResult, Inbox, Message};
+use crate::hub::{self, CommandResult, Inbox, Message};
 use crate::journal::Journal;
 use crate::keys::Keys;
 use crate::{Error, views};
@@ -170,6 +171,11 @@ impl Server {
             },
             Request::ForgetNode { node } => self.command(Command::NodeForget { node }),
             Request::Plan { node } => self.command(Command::Plan { node }),
+            Request::Preview { node, firmware } => self.preview(&node, firmware.as_deref()),
+            Request::BootService => match self.ask(views::boot_service) {
+                Some(Some(service)) => Response::BootService(service),
+                _ => refusal("the daemon serves no network".into(), "Start it anew."),
+            },
             Request::Apply {
                 inventory,
                 prune,
@@ -240,6 +246,27 @@ impl Server {
                 "the change could not be written to disk yet".into(),
                 "Free some disk space and try again; the daemon's log says what is wrong.",
             ),
+        }
+    }
+
+    fn preview(&self, node: &str, firmware: Option<&str>) -> Response {
+        let firmware = match firmware.map(|name| Firmware::from_name(name).ok_or(name)) {
+            None => None,
+            Some(Ok(firmware)) => Some(firmware),
+            Some(Err(got)) => {
+                let known: Vec<&str> = Firmware::all().map(Firmware::name).collect();
+                let known = known.join(", ");
+                let message = format!("expected a kind of firmware ({known}), got {got:?}");
+                return refusal(message, "");
+            }
+        };
+        // Only the copy is made where packets wait for their answers.
+        let Some(engine) = self.ask(Engine::clone) else {
+            return refusal("the daemon is stopping".into(), "Try again.");
+        };
+        match engine.preview(hub::now(), node, firmware) {
+            Ok(preview) => Response::Preview(Box::new(views::preview(&preview))),
+            Err(error) => refusal(error.to_string(), error.hint()),
         }
     }
 

@@ -126,7 +126,9 @@ pub fn look(name: &str, state_dir: &Path) -> io::Result<Surroundings> {
     let interface = interface::find(name).map_err(io::Error::other)?;
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     knock(name, &interface);
-    let servers = servers(name, &interface)?;
+    let mac = fs::read_to_string(format!("/sys/class/net/{name}/address"))?;
+    let mac: Mac = mac.trim().parse().map_err(io::Error::other)?;
+    let servers = servers(name, &interface, mac)?;
     let table = fs::read_to_string("/proc/net/arp").unwrap_or_default();
     let ours = given(state_dir);
     let is_foreign = |it: &Ipv4Addr| interface.contains(*it) && !ours.contains(it);
@@ -158,10 +160,13 @@ fn knock(name: &str, interface: &engine::Interface) {
     }
 }
 
-/// Asks for an address, as a client that takes none.
-fn servers(name: &str, interface: &engine::Interface) -> io::Result<Vec<Ipv4Addr>> {
-    let mac = fs::read_to_string(format!("/sys/class/net/{name}/address"))?;
-    let mac: Mac = mac.trim().parse().map_err(io::Error::other)?;
+/// Asks for an address as `mac`, a client that takes none: the servers that answer, but for this
+/// machine itself.
+pub(crate) fn servers(
+    name: &str,
+    interface: &engine::Interface,
+    mac: Mac,
+) -> io::Result<Vec<Ipv4Addr>> {
     let watch = Watch::open(interface.id)?;
     let socket = client(name)?;
     let mut random = [0; 4];
@@ -201,7 +206,7 @@ fn servers(name: &str, interface: &engine::Interface) -> io::Result<Vec<Ipv4Addr
     Ok(servers.into_iter().collect())
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(crate) fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
@@ -209,7 +214,7 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 /// A socket to ask from: the client port where this machine's own client leaves it.
-fn client(name: &str) -> io::Result<UdpSocket> {
+pub(crate) fn client(name: &str) -> io::Result<UdpSocket> {
     let socket = bound_to(name)?;
     socket.set_reuse_address(true)?;
     socket.set_broadcast(true)?;

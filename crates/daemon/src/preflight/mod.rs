@@ -12,6 +12,7 @@ mod owner;
 mod ports;
 mod privilege;
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use wire::dhcp4::{BOOT_SERVER_PORT, SERVER_PORT};
@@ -55,7 +56,7 @@ pub fn owner_of(port: Port) -> Owner {
 }
 
 /// Every port that nodes must reach.
-fn needed(ports: &Ports, mode: DhcpMode) -> Vec<Port> {
+pub(crate) fn needed(ports: &Ports, mode: DhcpMode) -> Vec<Port> {
     let mut needed = match mode {
         DhcpMode::Authoritative => vec![Port::udp(SERVER_PORT, DHCP)],
         DhcpMode::Proxy => vec![
@@ -77,6 +78,16 @@ fn needed(ports: &Ports, mode: DhcpMode) -> Vec<Port> {
 const DHCP: &str = "DHCP";
 /// What the boot server's port is for, beside another DHCP server.
 const PROXY_DHCP: &str = "proxyDHCP";
+
+/// The firewall that drops what nodes send to these ports, if one does.
+pub(crate) fn firewall(interface: &str, needed: &[Port]) -> Option<FirewallFinding> {
+    firewall::check(interface, needed)
+}
+
+/// Who has a port of this machine; `None` = nobody.
+pub(crate) fn holder(port: Port, interface: &str, address: Ipv4Addr) -> Option<Owner> {
+    ports::is_taken(port, interface, address).then(|| owner_of(port))
+}
 
 /// Opens the firewall that `finding` is about, by the commands that it names. Returns the commands
 /// that were run; on failure the one that failed, with its words.

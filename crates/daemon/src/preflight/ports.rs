@@ -106,7 +106,7 @@ fn other_owner(port: Port, interface: &str, address: Ipv4Addr) -> Option<Owner> 
 
 /// Whether binding the port as the daemon does says "address in use". Other refusals are not this
 /// check's matter.
-fn is_taken(port: Port, interface: &str, address: Ipv4Addr) -> bool {
+pub(super) fn is_taken(port: Port, interface: &str, address: Ipv4Addr) -> bool {
     try_bind(port, interface, address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
