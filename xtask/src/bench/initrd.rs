@@ -35,7 +35,8 @@ chroot "$2" apt-get install --yes --no-install-recommends dracut-core dracut-net
 touch "$2/.prepared"
 "#;
 
-/// Runs dracut in the folder `$1`, as the usual recipe for an NFS root has it; `$2…` are added.
+/// Runs dracut in the folder `$1`, as the usual recipe for an NFS root has it; `$2…` are added. Debian's
+/// would take networkd by itself, which leaves an NFS root waiting for ever.
 const DRACUT: &str = r#"
 set -e
 root=$1
@@ -43,7 +44,7 @@ shift
 for folder in proc sys dev; do mount --bind "/$folder" "$root/$folder"; done
 exec chroot "$root" dracut --quiet --no-hostonly --no-hostonly-cmdline --nofscks \
     --add-drivers "virtio_net overlay nfs nfsv4" --install more \
-    -m "bash systemd systemd-initrd i18n network ifcfg dm kernel-modules kernel-modules-extra kernel-network-modules rootfs-block terminfo udev-rules dracut-systemd usrmount base fs-lib nfs" \
+    -m "bash systemd systemd-initrd i18n network network-legacy ifcfg dm kernel-modules kernel-modules-extra kernel-network-modules rootfs-block terminfo udev-rules dracut-systemd usrmount base fs-lib nfs" \
     --kver "$(ls "$root/lib/modules")" "$@" --force /boot/initrd.bench
 "#;
 
