@@ -524,7 +524,7 @@ pub struct PlanArgs {
     /// The machine, also one that is no node [default with --as: all nodes]
     #[arg(value_name = "MAC|NODE", required_unless_present = "server")]
     pub node: Option<String>,
-    /// As what it asks: uefi-x64, uefi-http, bios, ipxe or arm64 [default: as it did last]
+    /// As what it asks: uefi-x64, uefi-http, bios, ipxe, arm64 or arm64-http [default: as it did last]
     #[arg(long, value_name = "KIND", conflicts_with = "server")]
     pub firmware: Option<String>,
     /// Print the lines for the configuration of another DHCP server

@@ -37,6 +37,8 @@ pub enum Firmware {
     Ipxe,
     /// UEFI on 64-bit ARM, over TFTP.
     Arm64,
+    /// UEFI on 64-bit ARM, over HTTP.
+    Arm64Http,
 }
 
 /// How a kind of firmware shows itself.
@@ -52,7 +54,7 @@ struct Traits {
 }
 
 /// The one table of firmware kinds.
-const KINDS: [Traits; 5] = [
+const KINDS: [Traits; 6] = [
     Traits {
         firmware: Firmware::UefiX64,
         name: "uefi-x64",
@@ -89,12 +91,26 @@ const KINDS: [Traits; 5] = [
         architectures: &[11],
         user_class: None,
     },
+    Traits {
+        firmware: Firmware::Arm64Http,
+        name: "arm64-http",
+        class: b"HTTPClient:Arch:00019:UNDI:003001",
+        architectures: &[19],
+        user_class: None,
+    },
 ];
 
-/// What a loader asks for by itself, by the last part of its own path.
-const THEN: [(&str, &str); 2] = [
+/// What a loader asks for by itself, by the last part of its own path. `BOOTIF` stands for the
+/// machine's address as PXELINUX writes it.
+const THEN: [(&str, &str); 8] = [
     ("shimx64.efi", "grubx64.efi"),
     ("grubx64.efi", "grub/grub.cfg"),
+    ("shimaa64.efi", "grubaa64.efi"),
+    ("grubaa64.efi", "grub/grub.cfg"),
+    ("snponly.efi", "autoexec.ipxe"),
+    ("undionly.kpxe", "autoexec.ipxe"),
+    ("pxelinux.0", "ldlinux.c32"),
+    ("ldlinux.c32", "pxelinux.cfg/BOOTIF"),
 ];
 
 impl Firmware {
@@ -410,7 +426,7 @@ impl Rehearsal {
             let file = self.fetch(address, path);
             let named = match &file.content {
                 Ok(PlannedContent::Text(text)) => named_in(text, self.mac),
-                Ok(PlannedContent::File { .. }) => asked_by(&file.path),
+                Ok(PlannedContent::File { .. }) => asked_by(&file.path, self.mac),
                 // Without it the machine does not go on.
                 Err(_) => Vec::new(),
             };
@@ -539,17 +555,27 @@ fn path_of(name: &str) -> String {
 }
 
 /// What a loader of this path asks for.
-fn asked_by(path: &str) -> Vec<String> {
+fn asked_by(path: &str, mac: Mac) -> Vec<String> {
     let name = path.rsplit('/').next().unwrap_or_default();
     let then = THEN.iter().filter(|(loader, _)| *loader == name);
-    then.map(|(_, then)| (*then).to_owned()).collect()
+    then.map(|(_, then)| then.replace("BOOTIF", &mac.bootif()))
+        .collect()
 }
 
 /// The files that a configuration names: kernel and initramfs, or the configuration behind it.
 fn named_in(config: &str, mac: Mac) -> Vec<String> {
-    let by_mac = "/grub/${net_default_mac}.cfg";
-    if config.contains(by_mac) {
-        return vec![format!("grub/{mac}.cfg")];
+    // Loaders fill in their own address.
+    let hyphens = mac.to_string().replace(':', "-");
+    for (template, path) in [
+        ("/grub/${net_default_mac}.cfg", format!("grub/{mac}.cfg")),
+        (
+            "/ipxe/${netX/mac:hexhyp}.ipxe",
+            format!("ipxe/{hyphens}.ipxe"),
+        ),
+    ] {
+        if config.contains(template) {
+            return vec![path];
+        }
     }
     let words = config.split(|it: char| it.is_whitespace() || it == '\'' || it == '"');
     let boot_file = |word: &str| {

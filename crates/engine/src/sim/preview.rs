@@ -219,6 +219,15 @@ fn a_stranger_is_told_of_by_the_rules_of_its_network() {
     assert!(plan.files.is_empty());
     assert!(plan.notes.iter().any(|it| it.contains("slate node set")));
 
+    // Each chain leads to the initramfs.
+    for world in [&alone, &in_mode(DhcpMode::Off)] {
+        for firmware in Firmware::all() {
+            let plan = preview(world, "free", firmware);
+            let last = plan.files.last().map(|it| it.path.clone());
+            let ends = last.is_some_and(|it| it.ends_with("/initrd"));
+            assert!(ends, "{firmware:?}: {:?}", plan.files);
+        }
+    }
     // Where another server names us, GRUB asks by its own address.
     let off = in_mode(DhcpMode::Off);
     let plan = preview(&off, "free", Firmware::UefiX64);
