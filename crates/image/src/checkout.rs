@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
     use crate::store::Publish;
-    use crate::store::tests::{everything, import, is_root};
+    use crate::store::tests::{everything_for, import, is_root};
 
     /// A store and a checkout of a version with everything; `None`, and why, where that cannot be.
     fn checked_out() -> Option<(TempDir, Store, Checkout)> {
@@ -158,7 +158,7 @@ mod tests {
         }
         let dir = TempDir::new().unwrap();
         let store = Store::open(dir.path().join("store")).unwrap();
-        let digest = import(&store, &everything(), Publish::Untagged).unwrap();
+        let digest = import(&store, &everything_for(dir.path()), Publish::Untagged).unwrap();
         let top = dir.path().join("checkout");
         fs::create_dir(&top).unwrap();
         let tree = store.open_tree(digest).unwrap();
