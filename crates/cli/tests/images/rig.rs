@@ -7,6 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::disk::Disk;
+
 /// Says why a test cannot run here, in the words that the test runner counts.
 pub fn impossible(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|it| !Path::new(it).exists());
@@ -27,24 +29,39 @@ fn is_root() -> bool {
 }
 
 /// `slate` with a state directory of its own.
-pub struct Slate {
+pub struct Slate<'d> {
     state: PathBuf,
+    disk: Option<&'d Disk>,
 }
 
-impl Slate {
-    pub fn at(state: &Path) -> Slate {
+impl<'d> Slate<'d> {
+    pub fn at(state: &Path) -> Slate<'d> {
         Slate {
             state: state.to_owned(),
+            disk: None,
         }
     }
 
-    /// The state directory.
-    pub fn state(&self) -> &Path {
-        &self.state
+    /// With the state on a disk.
+    pub fn on(disk: &'d Disk) -> Slate<'d> {
+        Slate {
+            state: disk.path().join("state"),
+            disk: Some(disk),
+        }
+    }
+
+    /// The state directory, for this process.
+    pub fn state(&self) -> PathBuf {
+        self.disk
+            .map_or_else(|| self.state.clone(), |disk| disk.seen().join("state"))
     }
 
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_slate"));
+        let program = env!("CARGO_BIN_EXE_slate");
+        let mut command = match self.disk {
+            Some(disk) => disk.command(program),
+            None => Command::new(program),
+        };
         command
             .args(words)
             .env("SLATE_STATE_DIR", &self.state)
