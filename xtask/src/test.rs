@@ -47,6 +47,30 @@ const BUSYBOX: install::Extra = install::Extra {
     purpose: "be the programs of small images",
 };
 
+/// What makes packages of the Red Hat family and images of them.
+const RPM: [install::Extra; 4] = [
+    install::Extra {
+        path: "/usr/bin/dnf",
+        package: "dnf",
+        purpose: "make an image of rpm packages",
+    },
+    install::Extra {
+        path: "/usr/bin/rpmbuild",
+        package: "rpm",
+        purpose: "make rpm packages",
+    },
+    install::Extra {
+        path: "/usr/bin/createrepo_c",
+        package: "createrepo-c",
+        purpose: "make a repository of rpm packages",
+    },
+    install::Extra {
+        path: "/usr/bin/gpg-agent",
+        package: "gnupg",
+        purpose: "sign rpm packages",
+    },
+];
+
 /// The tests that boot machines or change images, as package and test target.
 const END_TO_END: [(&str, &str); 4] = [
     ("lab", "machines"),
@@ -106,7 +130,11 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Busybox,
     ];
     let built = install::ensure_build();
-    install::ensure(&tools, &[NFTABLES, REGISTRY, XFS, BUSYBOX])?;
+    let extras: Vec<_> = [NFTABLES, REGISTRY, XFS, BUSYBOX]
+        .into_iter()
+        .chain(RPM)
+        .collect();
+    install::ensure(&tools, &extras)?;
     built
 }
 

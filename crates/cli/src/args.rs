@@ -282,12 +282,12 @@ pub enum ImageCommand {
         output: OutputArgs,
     },
     /// Build an image from a distribution's packages
+    ///
+    /// `debian12`, `debian13` and `rocky9` are built from the distribution of that name; others say
+    /// --from, or have a recipe.
     Build {
-        /// The distribution
-        recipe: Recipe,
-        /// What to call it [default: as the distribution]
-        #[arg(long, value_name = "NAME[:TAG]")]
-        name: Option<String>,
+        #[command(flatten)]
+        build: BuildArgs,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -482,23 +482,31 @@ pub struct OutputArgs {
     pub json: bool,
 }
 
-/// The distributions that `slate image build` knows.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recipe {
-    /// Debian 12 "bookworm", Linux 6.1
-    Debian12,
-    /// Debian 13 "trixie", Linux 6.12
-    Debian13,
-}
-
-impl Recipe {
-    /// The image's name unless another one is asked for.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Debian12 => "debian12",
-            Self::Debian13 => "debian13",
-        }
-    }
+/// What an image is built of.
+#[derive(Args, Debug, Clone, Default)]
+pub struct BuildArgs {
+    /// What to call it
+    #[arg(value_name = "NAME[:TAG]", required_unless_present = "file")]
+    pub name: Option<String>,
+    /// The recipe: name, from, packages, scripts, files, mirrors
+    #[arg(long, short, value_name = "RECIPE.toml", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with_all = ["from", "packages", "scripts", "mirrors"])]
+    pub file: Option<PathBuf>,
+    /// The distribution: debian:trixie, debian:bookworm or rocky:9
+    #[arg(long, value_name = "DISTRIBUTION")]
+    pub from: Option<String>,
+    /// Packages besides those that every image has
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    pub packages: Vec<String>,
+    /// A program to run in the image when the packages are there; may be given again
+    #[arg(long = "script", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub scripts: Vec<PathBuf>,
+    /// Where packages come from instead of the distribution's own servers
+    #[arg(long = "mirror", value_name = "URL")]
+    pub mirrors: Vec<String>,
+    /// What to call it, where NAME says the distribution
+    #[arg(long = "name", value_name = "NAME[:TAG]")]
+    pub rename: Option<String>,
 }
 
 /// `slate node …`.

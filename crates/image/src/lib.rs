@@ -10,9 +10,9 @@
 //! The layout on disk is that of composefs: see [`store`].
 
 pub mod boot;
+pub mod build;
 pub mod check;
 pub mod checkout;
-pub mod debian;
 pub mod diff;
 pub mod error;
 pub mod export;

@@ -1,6 +1,7 @@
 //! One module per command: each asks the layer below and renders what comes back.
 
 pub mod apply;
+pub mod build;
 pub mod console;
 mod diff;
 mod edit;

@@ -1,8 +1,10 @@
-//! Images on real disks: file systems of their own, mounted from files, that lose power and fill up.
+//! Images by the real command: built of real packages, and on file systems of their own, mounted from
+//! files, that lose power and fill up.
 //!
 //! These need root and programs of the distribution: `cargo xtask test` installs and runs them. A
 //! test that cannot run here prints why, as `skipped: reason`, and passes.
 
+mod build;
 mod disk;
 mod power;
 mod rig;

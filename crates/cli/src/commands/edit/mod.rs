@@ -1,7 +1,7 @@
 //! `slate image edit|run`: a version is changed in a private copy, and what changed becomes the next
 //! version. Nothing that runs from the version, or follows its tag, is touched.
 
-mod sandbox;
+pub(super) mod sandbox;
 
 use std::collections::BTreeSet;
 use std::fs;
