@@ -333,6 +333,28 @@ pub enum ImageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Make a layer: what a script, a command or a shell adds to an image
+    ///
+    /// Base and layer become an image of the layer's name. When the base has a new version,
+    /// `slate image compose` lays the layer over that one.
+    Layer {
+        #[command(flatten)]
+        layer: LayerArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List the layers
+    Layers {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Make an image anew of the present version of its base and its layers
+    Compose {
+        #[command(flatten)]
+        compose: ComposeArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Compare two versions: kernel, packages (of dpkg) and files
     Diff {
         /// The earlier version
@@ -436,6 +458,44 @@ pub struct ChangeArgs {
     #[arg(long)]
     pub discard: bool,
     /// Take the place of a NAME:next that was made meanwhile
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// How a layer is made.
+#[derive(Args, Debug, Clone)]
+pub struct LayerArgs {
+    /// What to call it, and the image that it makes of its base
+    pub name: String,
+    /// The image that it is made on
+    #[arg(long, value_name = "NAME[:TAG]", required_unless_present = "remove")]
+    pub on: Option<String>,
+    /// A program of this machine to run in the image; without it and --run, a shell
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "run")]
+    pub script: Option<PathBuf>,
+    /// A command line for the image's shell
+    #[arg(long, value_name = "COMMAND")]
+    pub run: Option<String>,
+    /// Whether programs in it see this machine's network
+    #[arg(long, value_enum, default_value = "on")]
+    pub network: Switch,
+    /// Forget the layer
+    #[arg(long, conflicts_with_all = ["on", "script", "run"])]
+    pub remove: bool,
+}
+
+/// What an image is composed of.
+#[derive(Args, Debug, Clone)]
+pub struct ComposeArgs {
+    /// The image
+    pub name: String,
+    /// Its base, from now on
+    #[arg(long, value_name = "NAME[:TAG]", requires = "layers")]
+    pub on: Option<String>,
+    /// A layer, the lowest first; may be given again
+    #[arg(long = "layer", value_name = "LAYER", requires = "on")]
+    pub layers: Vec<String>,
+    /// Take the place of a NAME:next that was changed by hand
     #[arg(long)]
     pub replace: bool,
 }

@@ -19,6 +19,7 @@ pub mod export;
 pub mod files;
 pub mod import;
 pub mod initramfs;
+pub mod layer;
 pub mod packages;
 pub mod store;
 pub mod tree;

@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
-use super::{build, diff, edit, export, upkeep};
+use super::{build, diff, edit, export, layer, upkeep};
 use crate::args::{DirArgs, ImageCommand, OutputArgs};
 use crate::failure::{AS_ROOT, Code, Failure, Outcome};
 use crate::registry::{self, Remote};
@@ -31,6 +31,7 @@ pub fn run(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             | ImageCommand::Show { .. }
             | ImageCommand::Diff { .. }
             | ImageCommand::Log { .. }
+            | ImageCommand::Layers { .. }
             | ImageCommand::Export { .. }
     );
     let done = carry_out(dirs, command);
@@ -64,6 +65,14 @@ fn carry_out(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             command,
             output,
         } => edit::run(dirs, &open_store(dirs)?, &change, &command, output),
+        ImageCommand::Layer {
+            layer: args,
+            output,
+        } => layer::layer(dirs, &open_store(dirs)?, &args, output),
+        ImageCommand::Layers { output } => layer::list(&open_store(dirs)?, output),
+        ImageCommand::Compose { compose, output } => {
+            layer::compose(&open_store(dirs)?, &compose, output)
+        }
         ImageCommand::Diff {
             before,
             after,
@@ -291,7 +300,7 @@ pub(super) fn say_imported(store: &Store, imported: &Imported, output: OutputArg
     if tag == image::store::TAG_NEXT {
         anstream::println!("Nodes boot it after: slate image tag {name}:{tag} {name}");
     }
-    Ok(())
+    layer::say_composed_on(store, name, tag, *digest)
 }
 
 /// How far an import or a build has come: one live line on a terminal, else a line now and then.
@@ -569,7 +578,7 @@ fn tag(store: &Store, source: &str, target: &str, output: OutputArgs) -> Outcome
         }));
     }
     anstream::println!("{} is now {digest}", format!("{name}:{tag}").bold());
-    Ok(())
+    layer::say_composed_on(store, name, tag, digest)
 }
 
 /// The version that a reference names; a failure names the images that there are.
@@ -684,6 +693,9 @@ pub(crate) fn path_failure(doing: &str, path: &Path, error: &io::Error) -> Failu
 const ONE_IMAGE: &str = "import the one that you mean from a place of its own: docker save NAME:TAG,\n\
                          or skopeo copy oci:DIR:NAME oci:OTHER (with --override-arch for a platform)";
 
+const LAYER_AGAIN: &str = "make the layer again, on the base's present version:\n\
+                           slate image layer LAYER --on BASE --script FILE";
+
 const FREE_SPACE: &str = "free some disk space, or choose another --state-dir";
 
 impl From<Error> for Failure {
@@ -701,6 +713,8 @@ impl From<Error> for Failure {
                 failure.hint("copy or save the container image again, and import that")
             }
             Error::NoSuchPlatform { .. } => failure.hint(ONE_IMAGE),
+            Error::NoSuchLayer { .. } => failure.hint("see what there is: slate image layers"),
+            Error::LayerKernel { .. } | Error::LayerConflict { .. } => failure.hint(LAYER_AGAIN),
             Error::BadTarget { .. } => failure
                 .hint("name NAME.tar, NAME.tar.gz, NAME.tar.zst, - or a new directory")
                 .code(Code::Usage),

@@ -10,6 +10,7 @@ mod export;
 pub mod image;
 pub mod initrd;
 pub mod lab;
+mod layer;
 pub mod manual;
 pub mod node;
 mod order;

@@ -11,6 +11,7 @@ mod harness;
 mod identical;
 mod images;
 mod keeper;
+mod layers;
 mod libnfs;
 mod links;
 mod native;

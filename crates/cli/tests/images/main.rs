@@ -6,5 +6,6 @@
 
 mod build;
 mod disk;
+mod layers;
 mod power;
 mod rig;

@@ -198,7 +198,7 @@ impl Session {
     }
 
     /// Takes in content that is in memory.
-    fn add_bytes(&mut self, content: &[u8]) -> Result<Content> {
+    pub fn add_bytes(&mut self, content: &[u8]) -> Result<Content> {
         if content.len() <= INLINE_MAX {
             return Ok(Content::Inline(content.to_vec()));
         }
