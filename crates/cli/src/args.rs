@@ -355,7 +355,7 @@ pub enum ImageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Compare two versions: kernel, packages (of dpkg) and files
+    /// Compare two versions: kernel, size, packages (of dpkg and rpm) and files
     Diff {
         /// The earlier version
         #[arg(value_name = "NAME[:TAG]|DIGEST")]

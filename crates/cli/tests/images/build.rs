@@ -320,6 +320,27 @@ fn rpm_packages_become_an_image() {
         "a file's capabilities are lost: {capable:?}"
     );
 
+    // The package manager of this machine takes one package out, and its records are read.
+    let remove = "HOME=$1 rpm --root \"$2\" --erase lldpd";
+    let mut erase = Command::new("sh");
+    erase.args(["-c", remove, "sh"]).args([&mirror, &out]);
+    fs::write(mirror.join(".rpmmacros"), "%_dbpath /var/lib/rpm\n").expect("a file");
+    let erased = erase.output().expect("sh starts");
+    assert!(erased.status.success(), "{erased:?}");
+    slate.run(&["image", "import", "rocky9:next", text(&out)]);
+    let diff = slate.json(&["image", "diff", "rocky9", "rocky9:next", "--json"]);
+    let expected = serde_json::json!([{ "name": "lldpd.x86_64", "before": "1-1", "after": null }]);
+    assert_eq!(diff["packages"], expected);
+    let shown = slate.run(&["image", "diff", "rocky9", "rocky9:next"]);
+    for part in [
+        "5.14.0-1.el9.x86_64 in both",
+        "Size ",
+        "1 removed",
+        "lldpd.x86_64  1-1",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+
     let (code, said) = build("other", "slate-no-such-package");
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("no package slate-no-such-package"), "{said}");
@@ -347,5 +368,5 @@ fn rpm_packages_become_an_image() {
     let left: Vec<String> = names(&cache).into_iter().filter(|it| it != "log").collect();
     assert_eq!(left, ["build.lock"], "rests of a build");
     let list = slate.json(&["image", "list", "--json"]);
-    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+    assert_eq!(list.as_array().map(Vec::len), Some(2), "{list}");
 }
