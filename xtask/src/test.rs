@@ -47,6 +47,13 @@ const BUSYBOX: install::Extra = install::Extra {
     purpose: "be the programs of small images",
 };
 
+/// What labels files by an image's policy.
+const LABELS: install::Extra = install::Extra {
+    path: "/usr/sbin/setfiles",
+    package: "policycoreutils",
+    purpose: "label the files of an image",
+};
+
 /// What makes packages of the Red Hat family and images of them.
 const RPM: [install::Extra; 4] = [
     install::Extra {
@@ -130,7 +137,7 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Busybox,
     ];
     let built = install::ensure_build();
-    let extras: Vec<_> = [NFTABLES, REGISTRY, XFS, BUSYBOX]
+    let extras: Vec<_> = [NFTABLES, REGISTRY, XFS, BUSYBOX, LABELS]
         .into_iter()
         .chain(RPM)
         .collect();

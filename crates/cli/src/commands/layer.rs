@@ -1,6 +1,5 @@
 //! `slate image layer|layers|compose`: what a change adds to an image, laid over its later versions.
 
-use image::diff;
 use image::layer::{Composition, LAYERS_MAX, Layer};
 use image::store::{TAG_DEFAULT, TAG_NEXT, split_reference};
 use image::{Digest, Error, Publish, Store};
@@ -9,7 +8,7 @@ use serde_json::json;
 
 use super::edit::sandbox::kernel_of;
 use super::edit::{Session, Summary};
-use super::image::{Meter, Step, publish, resolve, say_imported};
+use super::image::{publish, resolve, say_imported};
 use crate::args::{ComposeArgs, DirArgs, LayerArgs, OutputArgs};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
@@ -35,13 +34,8 @@ pub(super) fn layer(
     check_name(store, &args.name, &on)?;
     let session = Session::on(dirs, store, &args.name, resolve(store, &on)?, args.network)?;
     change(&session, args)?;
-    let mut meter = Meter::new();
-    let mut follow = |it| meter.show(&Step::Importing(it));
-    let staged = store.stage_checkout(session.checkout(), &mut follow);
-    meter.done();
-    let staged = staged?;
+    let (staged, changes) = session.stage()?;
     let base = session.checkout().base();
-    let changes = diff::diff(base, staged.tree())?;
     let summary = Summary::of(&changes);
     if changes.is_empty() {
         return summary.say_unpublished(false, output);

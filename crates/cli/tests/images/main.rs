@@ -6,6 +6,7 @@
 
 mod build;
 mod disk;
+mod labels;
 mod layers;
 mod power;
 mod rig;

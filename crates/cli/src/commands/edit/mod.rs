@@ -1,6 +1,7 @@
 //! `slate image edit|run`: a version is changed in a private copy, and what changed becomes the next
 //! version. Nothing that runs from the version, or follows its tag, is touched.
 
+mod labels;
 pub(super) mod sandbox;
 
 use std::collections::BTreeSet;
@@ -157,13 +158,8 @@ impl<'s> Session<'s> {
 
     /// Says what has changed, and publishes it.
     fn finish(&self, discard: bool, ask: bool, output: OutputArgs) -> Outcome {
-        let (mut meter, begun) = (Meter::new(), Instant::now());
-        let staged = self
-            .store
-            .stage_checkout(&self.checkout, &mut |it| meter.show(&Step::Importing(it)));
-        meter.done();
-        let staged = staged?;
-        let changes = diff::diff(self.checkout.base(), staged.tree())?;
+        let begun = Instant::now();
+        let (staged, changes) = self.stage()?;
         let summary = Summary::of(&changes);
         if !output.json {
             anstream::eprintln!("{}", summary.text());
@@ -175,6 +171,26 @@ impl<'s> Session<'s> {
             return summary.say_unpublished(true, output);
         }
         self.publish(staged, &changes, &summary, begun, output)
+    }
+
+    /// Reads the copy into the store, with the labels that the image's own policy wants of what has
+    /// changed; what that is.
+    pub fn stage(&self) -> Outcome<(Staged, Vec<Change>)> {
+        let read = || -> Outcome<(Staged, Vec<Change>)> {
+            let mut meter = Meter::new();
+            let mut follow = |it| meter.show(&Step::Importing(it));
+            let staged = self.store.stage_checkout(&self.checkout, &mut follow);
+            meter.done();
+            let staged = staged?;
+            let changes = diff::diff(self.checkout.base(), staged.tree())?;
+            Ok((staged, changes))
+        };
+        let (staged, changes) = read()?;
+        if !labels::restore(&self.sandbox, self.checkout.path(), &changes)? {
+            return Ok((staged, changes));
+        }
+        drop(staged);
+        read()
     }
 
     fn publish(

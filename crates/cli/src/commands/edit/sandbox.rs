@@ -177,7 +177,17 @@ impl Sandbox {
         self.execute(&command, None)
     }
 
-    fn execute(&self, command: &[OsString], log: Option<&File>) -> Outcome<ExitStatus> {
+    /// Puts a file into the programs' `/tmp`; its path there.
+    pub fn put(&self, name: &str, content: &[u8]) -> Outcome<String> {
+        let path = self.scratch.join(name);
+        // What programs left there may be a link.
+        let _ = fs::remove_file(&path);
+        fs::write(&path, content).map_err(|error| path_failure("writing", &path, &error))?;
+        Ok(format!("/tmp/{name}"))
+    }
+
+    /// Runs a command, what it prints to a log where there is one.
+    pub fn execute(&self, command: &[OsString], log: Option<&File>) -> Outcome<ExitStatus> {
         let over = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&over))
             .map_err(|error| Failure::because("catching Ctrl-C", &error))?;
