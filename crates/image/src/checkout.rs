@@ -61,22 +61,21 @@ impl Checkout {
         &self.base
     }
 
-    /// The content of a file that has not been touched since the checkout.
-    pub(crate) fn untouched(&self, inode: u64, changed: Changed) -> Result<Option<Content>> {
-        let Some((then, nid)) = self.known.get(&inode) else {
-            return Ok(None);
-        };
-        if *then != changed {
-            return Ok(None);
-        }
-        let content = match self.base.object_of(*nid)? {
+    /// The inode of the version that a file is, if it has not been touched since the checkout.
+    pub(crate) fn untouched(&self, inode: u64, changed: Changed) -> Option<Nid> {
+        let (then, nid) = self.known.get(&inode)?;
+        (*then == changed).then_some(*nid)
+    }
+
+    /// The content of a file of the version.
+    pub(crate) fn content(&self, nid: Nid) -> Result<Content> {
+        Ok(match self.base.object_of(nid)? {
             Some(digest) => Content::Object {
                 digest,
-                size: self.base.attr(*nid)?.size,
+                size: self.base.attr(nid)?.size,
             },
-            None => Content::Inline(self.base.read_inode(*nid)?),
-        };
-        Ok(Some(content))
+            None => Content::Inline(self.base.read_inode(nid)?),
+        })
     }
 
     /// Looks at all files once every name is made: a further name changes an inode too.

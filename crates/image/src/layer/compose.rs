@@ -189,10 +189,11 @@ impl Laying<'_, '_> {
         self.conflicts.push(format!("/{}{what}", shown(path)));
     }
 
-    fn content(&self, content: &Content) -> Result<Vec<u8>> {
+    fn content(&mut self, content: &Content) -> Result<Vec<u8>> {
         match content {
             Content::Inline(bytes) => Ok(bytes.clone()),
             Content::Object { digest, .. } => {
+                self.composing.session.settle()?;
                 let path = self.composing.session.path_of(*digest);
                 std::fs::read(&path).map_err(Error::io("reading", &path))
             }

@@ -31,6 +31,7 @@ pub(crate) mod session;
 #[cfg(test)]
 pub(crate) mod tests;
 mod verify;
+mod writer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -506,6 +507,7 @@ impl Store {
         let image = erofs::write(tree)?;
         let digest = crate::verity::digest_of(&image);
         session.add_object(digest, &image)?;
+        session.settle()?;
         let objects = Arc::new(session.objects());
         let tree = open_image(digest, &session.path_of(digest), objects)?;
         Ok(Staged {
