@@ -71,8 +71,51 @@ const KEA: install::Extra = install::Extra {
     purpose: "check what Kea is to be told",
 };
 
-/// The tests that boot machines, as package and test target.
-const END_TO_END: [(&str, &str); 3] = [("lab", "machines"), ("cli", "errors"), ("cli", "e2e")];
+/// What images are kept on while power fails.
+const XFS: install::Extra = install::Extra {
+    path: "/usr/sbin/xfs_io",
+    package: "xfsprogs",
+    purpose: "make XFS file systems, and cut the power of file systems",
+};
+
+/// What labels files by an image's policy.
+const LABELS: install::Extra = install::Extra {
+    path: "/usr/sbin/setfiles",
+    package: "policycoreutils",
+    purpose: "label the files of an image",
+};
+
+/// What makes packages of the Red Hat family and images of them.
+const RPM: [install::Extra; 4] = [
+    install::Extra {
+        path: "/usr/bin/dnf",
+        package: "dnf",
+        purpose: "make an image of rpm packages",
+    },
+    install::Extra {
+        path: "/usr/bin/rpmbuild",
+        package: "rpm",
+        purpose: "make rpm packages",
+    },
+    install::Extra {
+        path: "/usr/bin/createrepo_c",
+        package: "createrepo-c",
+        purpose: "make a repository of rpm packages",
+    },
+    install::Extra {
+        path: "/usr/bin/gpg-agent",
+        package: "gnupg",
+        purpose: "sign rpm packages",
+    },
+];
+
+/// The tests that boot machines or change images, as package and test target.
+const END_TO_END: [(&str, &str); 4] = [
+    ("lab", "machines"),
+    ("cli", "errors"),
+    ("cli", "images"),
+    ("cli", "e2e"),
+];
 /// Tests of the long matrix begin with this.
 const LONG: &str = "full_";
 
@@ -93,7 +136,10 @@ pub fn run(full: bool) -> anyhow::Result<ExitCode> {
     }
     println!("== end-to-end boots");
     match tools {
-        Ok(()) if can_be_root() => counts.add(end_to_end(full)?),
+        Ok(()) if can_be_root() => {
+            counts.add(on_file_systems()?);
+            counts.add(end_to_end(full)?);
+        }
         Ok(()) => counts.skip("end-to-end boots: they need root, and sudo does not work here"),
         Err(error) => counts.skip(&format!("end-to-end boots: {error:#}")),
     }
@@ -123,19 +169,20 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Busybox,
     ];
     let built = install::ensure_build();
-    install::ensure(
-        &tools,
-        &[
-            NFTABLES, REGISTRY, IPXE, PXELINUX, SYSLINUX, RELAY, ISC_DHCPD, KEA,
-        ],
-    )?;
+    let extras: Vec<_> = [
+        NFTABLES, REGISTRY, IPXE, PXELINUX, SYSLINUX, RELAY, ISC_DHCPD, KEA, XFS, LABELS,
+    ]
+    .into_iter()
+    .chain(RPM)
+    .collect();
+    install::ensure(&tools, &extras)?;
     built
 }
 
 fn end_to_end(full: bool) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
     for (package, target) in END_TO_END {
-        let Some(program) = build_test(package, target)? else {
+        let Some(program) = build_test(package, target, &["--test", target])? else {
             println!("{package}: its test {target} does not compile");
             counts.failed += 1;
             continue;
@@ -150,15 +197,49 @@ fn end_to_end(full: bool) -> anyhow::Result<Counts> {
     Ok(counts)
 }
 
-/// Builds a test target as the invoking user; `None` if it does not compile.
-fn build_test(package: &str, target: &str) -> anyhow::Result<Option<PathBuf>> {
+/// File systems, and what they are made with. Small ones would have small blocks, and these only short links.
+const FILE_SYSTEMS: [[&str; 2]; 2] = [["ext4", "-qFb4096"], ["xfs", "-q"]];
+
+/// Runs `$4` where `TMPDIR` is a file system of kind `$1`, made with the options `$2`, in the file `$3`.
+const ON_FILE_SYSTEM: &str = r#"
+set -e
+truncate --size=400M "$3"
+"mkfs.$1" "$2" "$3"
+mkdir "$3.mnt"
+mount -o loop "$3" "$3.mnt"
+trap 'umount "$3.mnt"' EXIT
+TMPDIR=$3.mnt "$4"
+"#;
+
+/// The tests of the image store, on the file systems that servers have.
+fn on_file_systems() -> anyhow::Result<Counts> {
+    let mut counts = Counts::default();
+    let Some(program) = build_test("image", "image", &["--lib"])? else {
+        println!("image: its tests do not compile");
+        counts.failed += 1;
+        return Ok(counts);
+    };
+    for [kind, options] in FILE_SYSTEMS {
+        println!("== tests of the image store on {kind}");
+        let directory = tempfile::tempdir().context("making a temporary directory")?;
+        let mut command = as_root("sh");
+        command.args(["-c", ON_FILE_SYSTEM, "sh", kind, options]);
+        command.arg(directory.path().join("disk")).arg(&program);
+        counts.add(libtest(&mut command, IgnoredTests::Skipped)?);
+    }
+    Ok(counts)
+}
+
+/// Builds a test target, chosen by `choice`, as the invoking user; `None` if it does not compile.
+fn build_test(package: &str, target: &str, choice: &[&str]) -> anyhow::Result<Option<PathBuf>> {
     let mut command = cargo([
         "test",
         "--no-run",
         "--message-format=json-render-diagnostics",
     ]);
     command
-        .args(["--package", package, "--test", target])
+        .args(["--package", package])
+        .args(choice)
         .stdout(Stdio::piped());
     let mut child = command
         .spawn()

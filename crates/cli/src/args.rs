@@ -351,12 +351,12 @@ pub enum ImageCommand {
         output: OutputArgs,
     },
     /// Build an image from a distribution's packages
+    ///
+    /// `debian12`, `debian13` and `rocky9` are built from the distribution of that name; others say
+    /// --from, or have a recipe.
     Build {
-        /// The distribution
-        recipe: Recipe,
-        /// What to call it [default: as the distribution]
-        #[arg(long, value_name = "NAME[:TAG]")]
-        name: Option<String>,
+        #[command(flatten)]
+        build: BuildArgs,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -402,7 +402,29 @@ pub enum ImageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Compare two versions: kernel, packages (of dpkg) and files
+    /// Make a layer: what a script, a command or a shell adds to an image
+    ///
+    /// Base and layer become an image of the layer's name. When the base has a new version,
+    /// `slate image compose` lays the layer over that one.
+    Layer {
+        #[command(flatten)]
+        layer: LayerArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List the layers
+    Layers {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Make an image anew of the present version of its base and its layers
+    Compose {
+        #[command(flatten)]
+        compose: ComposeArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Compare two versions: kernel, size, packages (of dpkg and rpm) and files
     Diff {
         /// The earlier version
         #[arg(value_name = "NAME[:TAG]|DIGEST")]
@@ -505,6 +527,44 @@ pub struct ChangeArgs {
     #[arg(long)]
     pub discard: bool,
     /// Take the place of a NAME:next that was made meanwhile
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// How a layer is made.
+#[derive(Args, Debug, Clone)]
+pub struct LayerArgs {
+    /// What to call it, and the image that it makes of its base
+    pub name: String,
+    /// The image that it is made on
+    #[arg(long, value_name = "NAME[:TAG]", required_unless_present = "remove")]
+    pub on: Option<String>,
+    /// A program of this machine to run in the image; without it and --run, a shell
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "run")]
+    pub script: Option<PathBuf>,
+    /// A command line for the image's shell
+    #[arg(long, value_name = "COMMAND")]
+    pub run: Option<String>,
+    /// Whether programs in it see this machine's network
+    #[arg(long, value_enum, default_value = "on")]
+    pub network: Switch,
+    /// Forget the layer
+    #[arg(long, conflicts_with_all = ["on", "script", "run"])]
+    pub remove: bool,
+}
+
+/// What an image is composed of.
+#[derive(Args, Debug, Clone)]
+pub struct ComposeArgs {
+    /// The image
+    pub name: String,
+    /// Its base, from now on
+    #[arg(long, value_name = "NAME[:TAG]", requires = "layers")]
+    pub on: Option<String>,
+    /// A layer, the lowest first; may be given again
+    #[arg(long = "layer", value_name = "LAYER", requires = "on")]
+    pub layers: Vec<String>,
+    /// Take the place of a NAME:next that was changed by hand
     #[arg(long)]
     pub replace: bool,
 }
@@ -631,23 +691,31 @@ pub struct OutputArgs {
     pub json: bool,
 }
 
-/// The distributions that `slate image build` knows.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recipe {
-    /// Debian 12 "bookworm", Linux 6.1
-    Debian12,
-    /// Debian 13 "trixie", Linux 6.12
-    Debian13,
-}
-
-impl Recipe {
-    /// The image's name unless another one is asked for.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Debian12 => "debian12",
-            Self::Debian13 => "debian13",
-        }
-    }
+/// What an image is built of.
+#[derive(Args, Debug, Clone, Default)]
+pub struct BuildArgs {
+    /// What to call it
+    #[arg(value_name = "NAME[:TAG]", required_unless_present = "file")]
+    pub name: Option<String>,
+    /// The recipe: name, from, packages, scripts, files, mirrors
+    #[arg(long, short, value_name = "RECIPE.toml", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with_all = ["from", "packages", "scripts", "mirrors"])]
+    pub file: Option<PathBuf>,
+    /// The distribution: debian:trixie, debian:bookworm or rocky:9
+    #[arg(long, value_name = "DISTRIBUTION")]
+    pub from: Option<String>,
+    /// Packages besides those that every image has
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    pub packages: Vec<String>,
+    /// A program to run in the image when the packages are there; may be given again
+    #[arg(long = "script", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub scripts: Vec<PathBuf>,
+    /// Where packages come from instead of the distribution's own servers
+    #[arg(long = "mirror", value_name = "URL")]
+    pub mirrors: Vec<String>,
+    /// What to call it, where NAME says the distribution
+    #[arg(long = "name", value_name = "NAME[:TAG]")]
+    pub rename: Option<String>,
 }
 
 /// `slate node …`.

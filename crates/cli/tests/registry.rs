@@ -313,3 +313,51 @@ fn a_registry_that_sends_something_else_is_found_out() {
     let tmp = registry.path("state/store/tmp");
     assert_eq!(fs::read_dir(tmp).unwrap().count(), 0, "rests of the import");
 }
+
+/// Answers every request in the same way, the body again and again until the other side has enough.
+fn endless(head: &'static str) -> String {
+    use std::io::{Read as _, Write as _};
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..read]).into_owned();
+            let is_manifest = request.contains("/manifests/");
+            if !is_manifest {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                continue;
+            }
+            let chunk = vec![b' '; 1 << 16];
+            let mut sent = stream.write_all(head.as_bytes());
+            while sent.is_ok() {
+                sent = write!(stream, "{:x}\r\n", chunk.len())
+                    .and_then(|()| stream.write_all(&chunk))
+                    .and_then(|()| stream.write_all(b"\r\n"));
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_manifest_without_end_is_not_waited_for() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for head in [
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ] {
+        let source = format!("docker://{}/x:1", endless(head));
+        let output = Command::new(SLATE)
+            .args(["image", "import", "x", &source])
+            .env("SLATE_STATE_DIR", directory.path().join("state"))
+            .env("SLATE_RUN_DIR", directory.path().join("run"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("slate starts");
+        let (good, text) = said(&output);
+        assert!(!good, "{text}");
+        assert!(text.contains("at most 4194304 bytes"), "{text}");
+    }
+}

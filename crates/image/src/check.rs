@@ -36,6 +36,7 @@ pub fn check(files: &dyn Files) -> io::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     check_keys(root, &mut findings)?;
     check_boot(root, &mut findings)?;
+    check_processor(root, &mut findings)?;
     check_system(root, &mut findings)?;
     check_identity(root, &mut findings)?;
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -142,6 +143,63 @@ fn check_boot(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
         Err(crate::boot::Error::Read(error)) => return Err(error),
     }
     Ok(())
+}
+
+/// Programs that every system has, one of them at least.
+const PROGRAMS: [&str; 4] = [
+    "/sbin/init",
+    "/usr/lib/systemd/systemd",
+    "/bin/sh",
+    "/bin/busybox",
+];
+/// The machine of an ELF file's header (elf(5), `e_machine`) that nodes are: AMD64.
+const NODES_MACHINE: u16 = 62;
+/// Other machines, for people.
+const MACHINES: [(u16, &str); 7] = [
+    (3, "32-bit x86"),
+    (8, "MIPS"),
+    (21, "POWER"),
+    (22, "S/390"),
+    (40, "32-bit ARM"),
+    (183, "64-bit ARM"),
+    (243, "RISC-V"),
+];
+
+/// A container image may be for another processor, and so may any root file system.
+fn check_processor(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
+    for path in PROGRAMS {
+        let Some((real, info)) = root.resolve(path)? else {
+            continue;
+        };
+        if info.kind != FileKind::File {
+            continue;
+        }
+        let head = root.files().read_up_to(&real, 20)?;
+        let Some(machine) = machine_of(&head).filter(|it| *it != NODES_MACHINE) else {
+            continue;
+        };
+        let mut known = MACHINES.into_iter().filter(|it| it.0 == machine);
+        let name = known.next().map_or("another processor", |it| it.1);
+        findings.push(Finding::new(
+            Severity::Warn,
+            format!("nodes cannot run it: its programs are for {name}, expected 64-bit x86"),
+            path,
+            "import the image for linux/amd64",
+        ));
+        return Ok(());
+    }
+    Ok(())
+}
+
+/// What an ELF file runs on, by its first 20 bytes.
+fn machine_of(head: &[u8]) -> Option<u16> {
+    let bytes: [u8; 2] = head.get(18..20)?.try_into().ok()?;
+    // EI_DATA: 1 is little-endian.
+    match (head.starts_with(b"\x7fELF"), head[5]) {
+        (true, 1) => Some(u16::from_le_bytes(bytes)),
+        (true, 2) => Some(u16::from_be_bytes(bytes)),
+        _ => None,
+    }
 }
 
 /// What to do about an image with neither a kernel nor an init.
@@ -323,6 +381,29 @@ mod tests {
             .collect();
         assert_eq!(disks.len(), 1);
         assert!(disks[0].what.contains("UUID=2"));
+    }
+
+    #[test]
+    fn programs_for_another_processor_are_warned_of() {
+        let header = |data: u8, machine: [u8; 2]| {
+            let mut header = *b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\0\0";
+            header[5] = data;
+            header[18..].copy_from_slice(&machine);
+            header
+        };
+        let found = |header: [u8; 20]| {
+            let top = tempfile::tempdir().unwrap();
+            std::fs::create_dir(top.path().join("bin")).unwrap();
+            std::fs::write(top.path().join("bin/real"), header).unwrap();
+            std::os::unix::fs::symlink("/bin/real", top.path().join("bin/sh")).unwrap();
+            check(&HostDir::new(top.path())).unwrap()
+        };
+        let arm = found(header(1, 183_u16.to_le_bytes()));
+        assert!(about(&arm, "64-bit ARM").is_some(), "{arm:?}");
+        let mainframe = found(header(2, 22_u16.to_be_bytes()));
+        assert!(about(&mainframe, "S/390").is_some(), "{mainframe:?}");
+        let fine = found(header(1, 62_u16.to_le_bytes()));
+        assert!(about(&fine, "programs are for").is_none(), "{fine:?}");
     }
 
     #[test]

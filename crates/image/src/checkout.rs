@@ -61,22 +61,21 @@ impl Checkout {
         &self.base
     }
 
-    /// The content of a file that has not been touched since the checkout.
-    pub(crate) fn untouched(&self, inode: u64, changed: Changed) -> Result<Option<Content>> {
-        let Some((then, nid)) = self.known.get(&inode) else {
-            return Ok(None);
-        };
-        if *then != changed {
-            return Ok(None);
-        }
-        let content = match self.base.object_of(*nid)? {
+    /// The inode of the version that a file is, if it has not been touched since the checkout.
+    pub(crate) fn untouched(&self, inode: u64, changed: Changed) -> Option<Nid> {
+        let (then, nid) = self.known.get(&inode)?;
+        (*then == changed).then_some(*nid)
+    }
+
+    /// The content of a file of the version.
+    pub(crate) fn content(&self, nid: Nid) -> Result<Content> {
+        Ok(match self.base.object_of(nid)? {
             Some(digest) => Content::Object {
                 digest,
-                size: self.base.attr(*nid)?.size,
+                size: self.base.attr(nid)?.size,
             },
-            None => Content::Inline(self.base.read_inode(*nid)?),
-        };
-        Ok(Some(content))
+            None => Content::Inline(self.base.read_inode(nid)?),
+        })
     }
 
     /// Looks at all files once every name is made: a further name changes an inode too.
@@ -148,7 +147,7 @@ mod tests {
 
     use super::*;
     use crate::store::Publish;
-    use crate::store::tests::{everything, import, is_root};
+    use crate::store::tests::{everything_for, import, is_root};
 
     /// A store and a checkout of a version with everything; `None`, and why, where that cannot be.
     fn checked_out() -> Option<(TempDir, Store, Checkout)> {
@@ -158,7 +157,7 @@ mod tests {
         }
         let dir = TempDir::new().unwrap();
         let store = Store::open(dir.path().join("store")).unwrap();
-        let digest = import(&store, &everything(), Publish::Untagged).unwrap();
+        let digest = import(&store, &everything_for(dir.path()), Publish::Untagged).unwrap();
         let top = dir.path().join("checkout");
         fs::create_dir(&top).unwrap();
         let tree = store.open_tree(digest).unwrap();

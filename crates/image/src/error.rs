@@ -166,6 +166,38 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A layer that is not in the store.
+    #[error("no layer {name}")]
+    NoSuchLayer {
+        /// Its name.
+        name: String,
+    },
+    /// A layer that an image is composed of.
+    #[error("the image {image} is composed of the layer {name}")]
+    LayerInUse {
+        /// The layer.
+        name: String,
+        /// The image.
+        image: String,
+    },
+    /// A layer with modules of another kernel than the base's.
+    #[error("the layer {layer} has modules for Linux {expected}, the base boots {got}")]
+    LayerKernel {
+        /// The layer.
+        layer: String,
+        /// The release that it was made for.
+        expected: String,
+        /// The base's.
+        got: String,
+    },
+    /// A layer that changed what the base, since, or a lower layer changed as well.
+    #[error("the layer {layer} and what is below it both changed {}", some(paths))]
+    LayerConflict {
+        /// The layer.
+        layer: String,
+        /// The paths, and what in them where that can be told.
+        paths: Vec<String>,
+    },
     /// The checks before publishing found what must never be in an image.
     #[error("the image is refused: {}", reasons.join("; "))]
     Refused {
@@ -203,6 +235,15 @@ impl Error {
             source.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
         )
+    }
+}
+
+/// The first of many.
+fn some(paths: &[String]) -> String {
+    let shown = &paths[..paths.len().min(5)];
+    match paths.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

@@ -10,15 +10,16 @@
 //! The layout on disk is that of composefs: see [`store`].
 
 pub mod boot;
+pub mod build;
 pub mod check;
 pub mod checkout;
-pub mod debian;
 pub mod diff;
 pub mod error;
 pub mod export;
 pub mod files;
 pub mod import;
 pub mod initramfs;
+pub mod layer;
 pub mod packages;
 pub mod store;
 pub mod tree;

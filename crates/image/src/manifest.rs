@@ -154,6 +154,11 @@ impl Manifest {
         self.entries(found?, b"").ok()
     }
 
+    /// The node at a path from the root, no link being followed.
+    pub fn at(&self, path: &[u8]) -> Option<Id> {
+        components(path).try_fold(Self::ROOT, |at, name| self.child(at, name))
+    }
+
     /// The node at a path from the root. Symbolic links on the way (not at its end) are
     /// followed inside the tree.
     pub fn find(&self, path: &[u8]) -> Result<Option<Id>> {

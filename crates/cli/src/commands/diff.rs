@@ -21,6 +21,8 @@ const SHOWN: usize = 40;
 struct Report {
     versions: [Digest; 2],
     kernels: [Option<String>; 2],
+    /// The sizes of all files, in bytes.
+    bytes: [u64; 2],
     packages: Vec<(String, Option<String>, Option<String>)>,
     changes: Vec<Change>,
 }
@@ -44,7 +46,12 @@ pub(super) fn run(
 /// What differs, without the files' names.
 pub(super) fn summary(store: &Store, before: &str, after: &str) -> Outcome<String> {
     let report = Report::between(store, before, after)?;
-    Ok(report.kernel_text() + &report.packages_text() + &report.totals_text())
+    Ok(
+        report.kernel_text()
+            + &report.size_text()
+            + &report.packages_text()
+            + &report.totals_text(),
+    )
 }
 
 impl Report {
@@ -56,6 +63,7 @@ impl Report {
         Ok(Report {
             versions: [before.digest(), after.digest()],
             kernels: [kernel(before), kernel(after)],
+            bytes: [before.totals()?.bytes, after.totals()?.bytes],
             packages: changed_packages(&packages(before)?, &packages(after)?),
             changes: diff::diff(before, after)?,
         })
@@ -67,6 +75,7 @@ impl Report {
             "before": self.versions[0].to_string(),
             "after": self.versions[1].to_string(),
             "kernel": { "before": self.kernels[0], "after": self.kernels[1] },
+            "bytes": { "before": self.bytes[0], "after": self.bytes[1] },
             "packages": self.packages.iter().map(package).collect::<Vec<_>>(),
             "files": self.changes.iter().map(change_json).collect::<Vec<_>>(),
         })
@@ -79,6 +88,7 @@ impl Report {
             return text + "No difference.\n";
         }
         text += &self.kernel_text();
+        text += &self.size_text();
         text += &self.packages_text();
         text + &self.files_text(all)
     }
@@ -89,6 +99,14 @@ impl Report {
             [before, after] if before == after => format!("Kernel    {} in both\n", shown(before)),
             [before, after] => format!("Kernel    {} -> {}\n", shown(before), shown(after)),
         }
+    }
+
+    fn size_text(&self) -> String {
+        let [before, after] = self.bytes;
+        let differ = render::bytes(before.abs_diff(after));
+        let sign = if after < before { '-' } else { '+' };
+        let [before, after] = [before, after].map(render::bytes);
+        format!("Size      {before} -> {after} ({sign}{differ})\n")
     }
 
     fn packages_text(&self) -> String {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use image::boot::{self, BootFiles};
+use image::build as packages;
 use image::check::{self, Finding, Severity};
-use image::debian::{self, Suite};
 use image::files::Files as _;
 use image::import::container;
 use image::store::split_reference;
@@ -17,8 +17,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
-use super::{diff, edit, export, upkeep};
-use crate::args::{DirArgs, ImageCommand, OutputArgs, Recipe};
+use super::{build, diff, edit, export, layer, upkeep};
+use crate::args::{DirArgs, ImageCommand, OutputArgs};
 use crate::failure::{AS_ROOT, Code, Failure, Outcome};
 use crate::registry::{self, Remote};
 use crate::render;
@@ -31,6 +31,7 @@ pub fn run(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             | ImageCommand::Show { .. }
             | ImageCommand::Diff { .. }
             | ImageCommand::Log { .. }
+            | ImageCommand::Layers { .. }
             | ImageCommand::Export { .. }
     );
     let done = carry_out(dirs, command);
@@ -48,10 +49,9 @@ fn carry_out(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             output,
         } => import(&open_store(dirs)?, &name, &source, output),
         ImageCommand::Build {
-            recipe,
-            name,
+            build: args,
             output,
-        } => build(dirs, recipe, name.as_deref(), output),
+        } => build::run(dirs, &args, output),
         ImageCommand::List { output } => list(&open_store(dirs)?, output),
         ImageCommand::Show { image, output } => show(&open_store(dirs)?, &image, output),
         ImageCommand::Tag {
@@ -65,6 +65,14 @@ fn carry_out(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             command,
             output,
         } => edit::run(dirs, &open_store(dirs)?, &change, &command, output),
+        ImageCommand::Layer {
+            layer: args,
+            output,
+        } => layer::layer(dirs, &open_store(dirs)?, &args, output),
+        ImageCommand::Layers { output } => layer::list(&open_store(dirs)?, output),
+        ImageCommand::Compose { compose, output } => {
+            layer::compose(&open_store(dirs)?, &compose, output)
+        }
         ImageCommand::Diff {
             before,
             after,
@@ -118,7 +126,7 @@ pub(crate) fn cache_dir(dirs: &DirArgs) -> PathBuf {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Packages become an archive.
-    Building(debian::Progress),
+    Building(packages::Progress),
     /// An archive or a directory becomes a version.
     Importing(image::Progress),
     /// A version leaves the store.
@@ -140,77 +148,8 @@ pub(crate) struct Imported {
     pub skipped: Vec<Skipped>,
 }
 
-/// Makes a Debian image and imports it as `name` (`NAME` or `NAME:TAG`, as for an import). An archive that the
-/// recipe made within [`CACHE_AGE_MAX`] is used again.
-pub(crate) fn build_debian(
-    store: &Store,
-    suite: Suite,
-    name: &str,
-    cache_dir: &Path,
-    progress: &mut dyn FnMut(Step),
-) -> Outcome<Imported> {
-    let target = target(name)?;
-    let archive = debian_archive(suite, cache_dir, &mut |step| progress(Step::Building(step)))?;
-    import_archive(store, target, &archive, progress)
-}
-
-/// How long a built archive is used again; after that the distribution has newer packages.
-const CACHE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// The archive of a suite: from the cache, or built into it.
-fn debian_archive(
-    suite: Suite,
-    cache_dir: &Path,
-    progress: &mut dyn FnMut(debian::Progress),
-) -> Outcome<PathBuf> {
-    fs::create_dir_all(cache_dir).map_err(|error| path_failure("creating", cache_dir, &error))?;
-    let _lock = lock_cache(cache_dir)?;
-    let key = debian::cache_key(suite, &[]);
-    let archive = cache_dir.join(format!("{key}.tar"));
-    if is_fresh(&archive) {
-        return Ok(archive);
-    }
-    let partial = cache_dir.join(format!("{key}.partial.tar"));
-    debian::build(suite, &[], &partial, progress).map_err(|error| build_failure(&error))?;
-    fs::rename(&partial, &archive).map_err(|error| path_failure("renaming", &partial, &error))?;
-    Ok(archive)
-}
-
-/// Keeps a second build of the same archive waiting; held until the file is dropped.
-fn lock_cache(cache_dir: &Path) -> Outcome<File> {
-    let path = cache_dir.join("build.lock");
-    let file = File::create(&path).map_err(|error| path_failure("creating", &path, &error))?;
-    file.lock()
-        .map_err(|error| path_failure("locking", &path, &error))?;
-    Ok(file)
-}
-
-fn is_fresh(archive: &Path) -> bool {
-    let modified = fs::metadata(archive).and_then(|meta| meta.modified());
-    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < CACHE_AGE_MAX))
-}
-
-fn build_failure(error: &debian::Error) -> Failure {
-    let failure = Failure::because("building the image", error).hint(error.hint());
-    match error {
-        debian::Error::NoMmdebstrap => failure.code(Code::NotReady),
-        _ => failure,
-    }
-}
-
-fn import_archive(
-    store: &Store,
-    target: Publish<'_>,
-    archive: &Path,
-    progress: &mut dyn FnMut(Step),
-) -> Outcome<Imported> {
-    let file = File::open(archive).map_err(|error| path_failure("opening", archive, &error))?;
-    let staged = store.stage_tar(file, &mut |step| progress(Step::Importing(step)))?;
-    publish(store, staged, target)
-}
-
 /// What `NAME` or `NAME:TAG` asks an import to move.
-fn target(name: &str) -> Outcome<Publish<'_>> {
+pub(super) fn target(name: &str) -> Outcome<Publish<'_>> {
     let target = match name.split_once(':') {
         Some((name, tag)) => Publish::Tag { name, tag },
         None => Publish::Import { name },
@@ -221,7 +160,7 @@ fn target(name: &str) -> Outcome<Publish<'_>> {
 }
 
 /// Judges a staged version and publishes it.
-fn publish(store: &Store, staged: Staged, target: Publish<'_>) -> Outcome<Imported> {
+pub(super) fn publish(store: &Store, staged: Staged, target: Publish<'_>) -> Outcome<Imported> {
     publish_unless_moved(store, staged, target)?.map_err(Failure::from)
 }
 
@@ -334,31 +273,6 @@ fn source_failure(source: &Path, error: Error, hint: &str) -> Failure {
     about
 }
 
-fn build(dirs: &DirArgs, recipe: Recipe, name: Option<&str>, output: OutputArgs) -> Outcome {
-    let store = open_store(dirs)?;
-    let name = name.unwrap_or_else(|| recipe.name());
-    let mut meter = Meter::new();
-    let imported = build_debian(
-        &store,
-        recipe.suite(),
-        name,
-        &cache_dir(dirs),
-        &mut |step| meter.show(&step),
-    );
-    meter.done();
-    say_imported(&store, &imported?, output)
-}
-
-impl Recipe {
-    /// The Debian release that it builds.
-    pub(crate) fn suite(self) -> Suite {
-        match self {
-            Self::Debian12 => Suite::Bookworm,
-            Self::Debian13 => Suite::Trixie,
-        }
-    }
-}
-
 pub(super) fn say_imported(store: &Store, imported: &Imported, output: OutputArgs) -> Outcome {
     let Tag { name, tag, digest } = &imported.tag;
     let totals = store.open_tree(*digest)?.totals()?;
@@ -386,7 +300,7 @@ pub(super) fn say_imported(store: &Store, imported: &Imported, output: OutputArg
     if tag == image::store::TAG_NEXT {
         anstream::println!("Nodes boot it after: slate image tag {name}:{tag} {name}");
     }
-    Ok(())
+    layer::say_composed_on(store, name, tag, *digest)
 }
 
 /// How far an import or a build has come: one live line on a terminal, else a line now and then.
@@ -413,7 +327,7 @@ impl Meter {
     /// Shows a step; called as often as there is one.
     pub(crate) fn show(&mut self, step: &Step) {
         match step {
-            Step::Building(debian::Progress { stage, percent }) => {
+            Step::Building(packages::Progress { stage, percent }) => {
                 self.say(stage, || format!("building: {stage} ({percent} %)"));
             }
             Step::Importing(progress) => self.count("importing", progress),
@@ -664,7 +578,7 @@ fn tag(store: &Store, source: &str, target: &str, output: OutputArgs) -> Outcome
         }));
     }
     anstream::println!("{} is now {digest}", format!("{name}:{tag}").bold());
-    Ok(())
+    layer::say_composed_on(store, name, tag, digest)
 }
 
 /// The version that a reference names; a failure names the images that there are.
@@ -767,7 +681,7 @@ fn skipped_json(skipped: &Skipped) -> Value {
     json!({ "path": path_text(&skipped.path), "why": why_text(&skipped.why) })
 }
 
-pub(super) fn path_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
+pub(crate) fn path_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
     let failure = Failure::because(format!("{doing} {}", path.display()), error);
     match error.kind() {
         io::ErrorKind::PermissionDenied => failure.hint(AS_ROOT).code(Code::NotReady),
@@ -778,6 +692,9 @@ pub(super) fn path_failure(doing: &str, path: &Path, error: &io::Error) -> Failu
 
 const ONE_IMAGE: &str = "import the one that you mean from a place of its own: docker save NAME:TAG,\n\
                          or skopeo copy oci:DIR:NAME oci:OTHER (with --override-arch for a platform)";
+
+const LAYER_AGAIN: &str = "make the layer again, on the base's present version:\n\
+                           slate image layer LAYER --on BASE --script FILE";
 
 const FREE_SPACE: &str = "free some disk space, or choose another --state-dir";
 
@@ -796,6 +713,8 @@ impl From<Error> for Failure {
                 failure.hint("copy or save the container image again, and import that")
             }
             Error::NoSuchPlatform { .. } => failure.hint(ONE_IMAGE),
+            Error::NoSuchLayer { .. } => failure.hint("see what there is: slate image layers"),
+            Error::LayerKernel { .. } | Error::LayerConflict { .. } => failure.hint(LAYER_AGAIN),
             Error::BadTarget { .. } => failure
                 .hint("name NAME.tar, NAME.tar.gz, NAME.tar.zst, - or a new directory")
                 .code(Code::Usage),

@@ -18,7 +18,7 @@ use wire::cmdline::Break;
 
 use crate::args::{TryArgs, TryCommand};
 use crate::commands::report::{Document, Node, Root, SHOW_ROOT, parse_root};
-use crate::commands::{console, image as images, node, up};
+use crate::commands::{build, console, image as images, node, up};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
 
@@ -92,7 +92,7 @@ fn prepare_image(args: &TryArgs, cache: &Path) -> Outcome<PathBuf> {
     if store.resolve(&args.image).is_ok() {
         return Ok(path);
     }
-    let Ok(suite) = args.image.parse() else {
+    let Ok(release) = args.image.parse() else {
         let hint = "Import it first (slate image import NAME DIR|TAR), or name debian12 or debian13, which are built when needed.";
         return Err(Failure::new(format!("there is no image {}", args.image)).hint(hint));
     };
@@ -102,7 +102,7 @@ fn prepare_image(args: &TryArgs, cache: &Path) -> Outcome<PathBuf> {
         cache.display()
     );
     let mut meter = images::Meter::new();
-    let built = images::build_debian(&store, suite, &args.image, cache, &mut |step| {
+    let built = build::build_plain(&store, release, &args.image, cache, &mut |step| {
         meter.show(&step);
     });
     meter.done();

@@ -1,6 +1,7 @@
 //! One module per command: each asks the layer below and renders what comes back.
 
 pub mod apply;
+pub mod build;
 pub mod config;
 pub mod console;
 mod diff;
@@ -11,6 +12,7 @@ mod export;
 pub mod image;
 pub mod initrd;
 pub mod lab;
+mod layer;
 pub mod manual;
 pub mod node;
 mod order;

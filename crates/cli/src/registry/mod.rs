@@ -1,6 +1,7 @@
 //! Container images in registries: `docker://REGISTRY/REPOSITORY:TAG`, for an import.
 
 mod credentials;
+mod manifest;
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -12,12 +13,9 @@ use std::time::Duration;
 use image::import::container::{Origin, Part};
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
-use oci_client::manifest::{
-    IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE,
-    OCI_IMAGE_MEDIA_TYPE, OciDescriptor,
-};
+use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference, RegistryOperation};
+use oci_client::{Client, Reference};
 use tokio::io::AsyncWrite;
 use tokio::runtime::{Builder, Runtime};
 
@@ -25,12 +23,6 @@ use crate::failure::{Code, Failure, Outcome};
 
 /// What a source in a registry begins with.
 const SCHEME: &str = "docker://";
-const MANIFESTS: [&str; 4] = [
-    OCI_IMAGE_INDEX_MEDIA_TYPE,
-    OCI_IMAGE_MEDIA_TYPE,
-    IMAGE_MANIFEST_LIST_MEDIA_TYPE,
-    IMAGE_MANIFEST_MEDIA_TYPE,
-];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a registry may send nothing.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,6 +32,8 @@ pub struct Remote {
     image: Reference,
     auth: RegistryAuth,
     client: Client,
+    /// For what the client would read without end.
+    http: reqwest::Client,
     runtime: Runtime,
 }
 
@@ -78,27 +72,21 @@ impl Remote {
                 "install the certificates of public authorities: apt-get install ca-certificates",
             )
         })?;
+        let http = manifest::client()
+            .map_err(|error| Failure::because("preparing to fetch manifests", &error))?;
         Ok(Self {
             image,
             auth,
             client,
+            http,
             runtime,
         })
     }
 
     /// Fetches the manifest, or the index of several platforms, that the name leads to.
     pub fn manifest(&self) -> Outcome<Vec<u8>> {
-        let fetched = self.runtime.block_on(async {
-            // Asked for by itself, a refused password is told as such.
-            let pull = RegistryOperation::Pull;
-            self.client.auth(&self.image, &self.auth, pull).await?;
-            self.client
-                .pull_manifest_raw(&self.image, &self.auth, &MANIFESTS)
-                .await
-        });
-        fetched
-            .map(|(text, _)| text.to_vec())
-            .map_err(|error| self.failure(&error))
+        let fetched = self.runtime.block_on(self.fetch_manifest(&self.image));
+        fetched.map_err(|error| self.failure(&error))
     }
 
     /// What to do where a part of the image does not come, or not as it should be.
@@ -145,10 +133,7 @@ impl Origin for Remote {
                 };
             }
             let image = self.image.clone_with_digest(part.digest.to_owned());
-            let (text, _) = self
-                .client
-                .pull_manifest_raw(&image, &self.auth, &MANIFESTS)
-                .await?;
+            let text = self.fetch_manifest(&image).await?;
             Ok(out.write_all(&text)?)
         });
         fetched.map_err(|error| match error {

@@ -13,6 +13,7 @@ mod harness;
 mod identical;
 mod images;
 mod keeper;
+mod layers;
 mod libnfs;
 mod links;
 mod native;

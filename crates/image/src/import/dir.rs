@@ -14,7 +14,7 @@ use crate::checkout::Checkout;
 use crate::error::{Error, Result};
 use crate::manifest::{Content, Id, Manifest, Meta, Node, Xattrs, empty_directory, is_kept_xattr};
 use crate::store::session::{Session, Sparse};
-use crate::tree::{Device, Mtime};
+use crate::tree::{Device, Mtime, Nid};
 
 /// Reads the tree below `top` into a manifest, contents into the session. What a `checkout` knows to
 /// be untouched is not read.
@@ -39,7 +39,7 @@ pub fn read(
     // A link to the directory is fine: from here on its real path is walked.
     walk.top = top.canonicalize().map_err(Error::io("opening", top))?;
     let top = walk.top.clone();
-    let meta = walk.meta(&top, &stat)?;
+    let meta = walk.meta(&top, &stat, None)?;
     walk.tree.set_root(meta);
     walk.directory(&top, Manifest::ROOT)?;
     Ok((walk.tree, walk.skipped))
@@ -85,7 +85,8 @@ impl Walk<'_> {
         if mounted {
             self.skip(path, SkipReason::Submount);
         }
-        let meta = self.meta(path, &stat)?;
+        let untouched = self.untouched(&stat);
+        let meta = self.meta(path, &stat, untouched)?;
         if meta_kind == libc_type::DIRECTORY {
             let id = self.tree.add(parent, name, empty_directory(meta))?;
             self.count(0);
@@ -95,7 +96,13 @@ impl Walk<'_> {
                 self.directory(path, id)
             };
         }
-        let content = self.content(path, &stat, meta_kind, mounted)?;
+        let content = match (untouched, self.checkout) {
+            (Some(nid), Some(checkout)) => {
+                self.count(0);
+                checkout.content(nid)?
+            }
+            _ => self.content(path, &stat, meta_kind, mounted)?,
+        };
         let id = self.tree.add(parent, name, Node { meta, content })?;
         if stat.stx_nlink > 1 {
             self.links.insert(key, id);
@@ -111,10 +118,6 @@ impl Walk<'_> {
         let content = match kind {
             libc_type::FILE if mounted => Content::Inline(Vec::new()),
             libc_type::FILE => {
-                if let Some(content) = self.untouched(stat)? {
-                    self.count(0);
-                    return Ok(content);
-                }
                 let file = open(path)?;
                 let content = self
                     .session
@@ -136,15 +139,13 @@ impl Walk<'_> {
         Ok(content)
     }
 
-    fn untouched(&self, stat: &Statx) -> Result<Option<Content>> {
-        let Some(checkout) = self.checkout else {
-            return Ok(None);
-        };
+    /// The inode of the checkout's version that this still is.
+    fn untouched(&self, stat: &Statx) -> Option<Nid> {
         let changed = (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec);
-        checkout.untouched(stat.stx_ino, changed)
+        self.checkout?.untouched(stat.stx_ino, changed)
     }
 
-    fn meta(&mut self, path: &Path, stat: &Statx) -> Result<Meta> {
+    fn meta(&mut self, path: &Path, stat: &Statx, untouched: Option<Nid>) -> Result<Meta> {
         let mode = if u32::from(stat.stx_mode) & libc_type::MASK == libc_type::SYMLINK {
             0o777
         } else {
@@ -159,7 +160,11 @@ impl Walk<'_> {
             uid: stat.stx_uid,
             gid: stat.stx_gid,
             mtime,
-            xattrs: self.xattrs(path)?,
+            xattrs: match (untouched, self.checkout) {
+                // Setting an attribute is a change of the inode, too.
+                (Some(nid), Some(checkout)) => checkout.base().xattrs(nid)?.into_iter().collect(),
+                _ => self.xattrs(path)?,
+            },
         })
     }
 

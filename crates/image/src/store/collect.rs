@@ -24,7 +24,7 @@ pub struct Collected {
 }
 
 impl Store {
-    /// Removes every version that nothing names (no tag, no pin, not what a tag named before), that
+    /// Removes every version that nothing names (no tag, no pin, no layer, not what a tag named before), that
     /// nobody has open and that is not in `in_use`, then the objects that no version needs. Waits
     /// for imports that are under way. With `dry_run`, only says what it would remove.
     pub fn gc(&self, in_use: &[Digest], dry_run: bool) -> Result<Collected> {
@@ -32,6 +32,7 @@ impl Store {
         let mut kept: HashSet<Digest> = self.tags()?.into_iter().map(|tag| tag.digest).collect();
         kept.extend(self.pins()?);
         kept.extend(self.previous()?);
+        kept.extend(self.layer_versions()?);
         kept.extend(in_use);
         let mut collected = Collected::default();
         let mut needed = HashSet::new();

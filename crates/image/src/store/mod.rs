@@ -8,6 +8,7 @@
 //! images/refs/@pins/4e67…  a version that is kept without a tag
 //! history/NAME/TAG        what the tag named before
 //! initrds/4e67ea…         an initramfs that a version boots with in the place of ours
+//! layers/, compositions/  see [`crate::layer`]
 //! tmp/PID.N/              an import that is under way
 //! lock, tags.lock         held by flock: shared by imports, alone by gc; by whoever moves a tag
 //! ```
@@ -30,6 +31,7 @@ pub(crate) mod session;
 #[cfg(test)]
 pub(crate) mod tests;
 mod verify;
+mod writer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -505,6 +507,7 @@ impl Store {
         let image = erofs::write(tree)?;
         let digest = crate::verity::digest_of(&image);
         session.add_object(digest, &image)?;
+        session.settle()?;
         let objects = Arc::new(session.objects());
         let tree = open_image(digest, &session.path_of(digest), objects)?;
         Ok(Staged {
@@ -535,6 +538,27 @@ impl Store {
         self.link_atomically(&target, &directory.join(tag))?;
         self.disk.sync_dir(&directory)?;
         self.moved_tags()
+    }
+
+    /// Gives a file of the store new content, durably.
+    pub(crate) fn replace_durably(&self, path: &Path, content: &[u8]) -> Result<()> {
+        let _tags = self.lock_tags()?;
+        let directory = path.parent().unwrap_or(&self.dir);
+        self.disk.create_dir(directory)?;
+        let draft = self.dir.join("tmp").join("record");
+        self.disk.replace(&draft, path, content)?;
+        self.disk.sync_dir(directory)?;
+        self.disk.sync_dir(&self.dir)
+    }
+
+    /// Removes a file of the store, durably.
+    pub(crate) fn remove_durably(&self, path: &Path) -> Result<()> {
+        self.disk.remove(path)?;
+        let directory = path.parent().unwrap_or(&self.dir);
+        if directory.is_dir() {
+            self.disk.sync_dir(directory)?;
+        }
+        Ok(())
     }
 
     fn link_atomically(&self, target: &Path, path: &Path) -> Result<()> {
@@ -638,7 +662,7 @@ impl Store {
         Ok(())
     }
 
-    fn lock_tags(&self) -> Result<File> {
+    pub(crate) fn lock_tags(&self) -> Result<File> {
         self.lock("tags.lock", FlockOperation::LockExclusive)
     }
 
@@ -717,7 +741,7 @@ pub fn check_name(text: &str) -> Result<()> {
 }
 
 /// The names in a directory; none where there is none. Those that are not UTF-8 are not ours.
-fn names_in(path: &Path) -> Result<Vec<String>> {
+pub(crate) fn names_in(path: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(path) {
         Err(error)
             if matches!(

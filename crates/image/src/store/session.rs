@@ -13,6 +13,7 @@ use wire::digest::Digest;
 
 use super::disk::Disk;
 use super::objects::{Objects, object_path};
+use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::manifest::{Content, INLINE_MAX};
 use crate::verity::{self, Hasher};
@@ -106,6 +107,8 @@ pub struct Session {
     /// Objects that the store lacks, in `directory` under their names.
     new: HashMap<Digest, u64>,
     buffer: Vec<u8>,
+    /// Runs from the first object that the store lacks.
+    writer: Option<Writer>,
     /// The shared lock that holds off the removal of objects.
     _lock: File,
 }
@@ -126,6 +129,7 @@ impl Session {
             directory,
             new: HashMap::new(),
             buffer: vec![0; BUFFER],
+            writer: None,
             _lock: lock,
         })
     }
@@ -198,7 +202,7 @@ impl Session {
     }
 
     /// Takes in content that is in memory.
-    fn add_bytes(&mut self, content: &[u8]) -> Result<Content> {
+    pub fn add_bytes(&mut self, content: &[u8]) -> Result<Content> {
         if content.len() <= INLINE_MAX {
             return Ok(Content::Inline(content.to_vec()));
         }
@@ -209,15 +213,29 @@ impl Session {
 
     /// Takes in an object that is in memory, whatever its size.
     pub fn add_object(&mut self, digest: Digest, content: &[u8]) -> Result<()> {
-        if !self.has(digest, content.len() as u64) {
-            let mut object = Draft::new(&self.disk, self.directory.join("draft"))?;
-            object.write_sparse(content)?;
-            self.name(&object, digest)?;
+        if self.has(digest, content.len() as u64) {
+            return Ok(());
         }
-        Ok(())
+        if self.writer.is_none() {
+            let directory = self.directory.clone();
+            self.writer = Some(Writer::start(self.disk.clone(), directory)?);
+        }
+        self.new.insert(digest, content.len() as u64);
+        match &mut self.writer {
+            Some(writer) => writer.write(digest, content.to_vec()),
+            None => Ok(()),
+        }
     }
 
-    /// The path of an object that was added, named already or not yet.
+    /// Waits until all objects that were added can be read.
+    pub fn settle(&mut self) -> Result<()> {
+        self.writer
+            .take()
+            .map_or(Ok(()), |mut writer| writer.finish())
+    }
+
+    /// The path of an object that was added, named already or not yet; there after
+    /// [`Session::settle`].
     pub fn path_of(&self, digest: Digest) -> PathBuf {
         if self.new.contains_key(&digest) {
             self.directory.join(digest.to_string())
@@ -233,6 +251,7 @@ impl Session {
 
     /// Makes the objects durable, then gives them their names, durably.
     pub fn commit(&mut self) -> Result<()> {
+        self.settle()?;
         self.make_durable()?;
         let mut directories: Vec<PathBuf> = Vec::new();
         for digest in self.new.keys() {
@@ -282,32 +301,23 @@ impl Session {
             self.disk.remove(&object.path)?;
         } else {
             object.size = size;
-            self.name(&object, digest)?;
+            object.name(&self.disk, &self.directory, digest)?;
+            self.new.insert(digest, size);
         }
         Ok(Content::Object { digest, size })
-    }
-
-    fn name(&mut self, object: &Draft, digest: Digest) -> Result<()> {
-        object
-            .file
-            .set_len(object.size)
-            .map_err(Error::io("writing", &object.path))?;
-        self.disk
-            .rename(&object.path, &self.directory.join(digest.to_string()))?;
-        self.new.insert(digest, object.size);
-        Ok(())
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.writer = None;
         // What stays behind is removed when the store is next opened for writing.
         let _ = self.disk.remove_all(&self.directory);
     }
 }
 
 /// An object that is being written.
-struct Draft {
+pub(super) struct Draft {
     file: File,
     path: PathBuf,
     hasher: Hasher,
@@ -315,7 +325,7 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(disk: &Disk, path: PathBuf) -> Result<Draft> {
+    pub fn new(disk: &Disk, path: PathBuf) -> Result<Draft> {
         disk.remove(&path)?;
         Ok(Draft {
             file: disk.create(&path)?,
@@ -323,6 +333,14 @@ impl Draft {
             hasher: Hasher::default(),
             size: 0,
         })
+    }
+
+    /// Gives it its length, and its name in a directory.
+    pub fn name(&self, disk: &Disk, directory: &Path, digest: Digest) -> Result<()> {
+        self.file
+            .set_len(self.size)
+            .map_err(Error::io("writing", &self.path))?;
+        disk.rename(&self.path, &directory.join(digest.to_string()))
     }
 
     /// Adds bytes to content whose digest is not known yet.
@@ -337,7 +355,7 @@ impl Draft {
     }
 
     /// Writes what is not zero, in runs as long as can be.
-    fn write_sparse(&mut self, content: &[u8]) -> Result<()> {
+    pub fn write_sparse(&mut self, content: &[u8]) -> Result<()> {
         let head = content
             .len()
             .min((HOLE - (self.size as usize % HOLE)) % HOLE);

@@ -1,11 +1,13 @@
 //! `slate image edit|run`: a version is changed in a private copy, and what changed becomes the next
 //! version. Nothing that runs from the version, or follows its tag, is touched.
 
-mod sandbox;
+mod labels;
+pub(super) mod sandbox;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ use owo_colors::OwoColorize as _;
 use serde_json::json;
 
 use super::image::{Meter, Step, path_failure, publish_unless_moved, resolve, say_imported};
-use crate::args::{ChangeArgs, DirArgs, OutputArgs};
+use crate::args::{ChangeArgs, DirArgs, OutputArgs, Switch};
 use crate::failure::{Failure, Outcome};
 use crate::render;
 use sandbox::{Sandbox, WorkDir};
@@ -28,20 +30,9 @@ const PATHS_SHOWN: usize = 5;
 
 /// Opens a shell in an image.
 pub(super) fn edit(dirs: &DirArgs, store: &Store, change: &ChangeArgs) -> Outcome {
-    if !io::stdin().is_terminal() {
-        return Err(
-            Failure::new("slate image edit opens a shell, and there is no terminal")
-                .hint("to run a command: slate image run NAME -- COMMAND"),
-        );
-    }
+    need_terminal("to run a command: slate image run NAME -- COMMAND")?;
     let session = Session::begin(dirs, store, change)?;
-    anstream::eprintln!(
-        "A shell in {}: what you change becomes {}:{TAG_NEXT}. Leave it with exit.",
-        change.image.bold(),
-        session.name
-    );
-    let shell = session.shell();
-    session.execute(&[shell.into()])?;
+    session.open_shell(&format!("becomes {}:{TAG_NEXT}", session.name))?;
     session.finish(change.discard, true, OutputArgs { json: false })
 }
 
@@ -64,8 +55,15 @@ pub(super) fn run(
     session.finish(change.discard, false, output)
 }
 
+fn need_terminal(hint: &str) -> Outcome {
+    if io::stdin().is_terminal() {
+        return Ok(());
+    }
+    Err(Failure::new("this opens a shell, and there is no terminal").hint(hint))
+}
+
 /// A change under way.
-struct Session<'s> {
+pub(super) struct Session<'s> {
     store: &'s Store,
     name: String,
     /// What `NAME:next` named when it began.
@@ -83,10 +81,22 @@ impl<'s> Session<'s> {
         Failure::unless_root("changing an image takes root")?;
         let (name, tag) = split_reference(&change.image);
         let base = resolve(store, &format!("{name}:{tag}"))?;
-        let next = store.read_tag(name, TAG_NEXT)?;
         if !change.replace {
-            check_next(store, name, tag, base, next)?;
+            check_next(store, name, tag, base, store.read_tag(name, TAG_NEXT)?)?;
         }
+        Session::on(dirs, store, name, base, change.network)
+    }
+
+    /// A copy of a version, to become one of the image `name`.
+    pub fn on(
+        dirs: &DirArgs,
+        store: &'s Store,
+        name: &str,
+        base: Digest,
+        network: Switch,
+    ) -> Outcome<Session<'s>> {
+        Failure::unless_root("changing an image takes root")?;
+        let next = store.read_tag(name, TAG_NEXT)?;
         let work = WorkDir::new(&dirs.state_dir.join("edit"))?;
         let root = work.path().join("root");
         fs::create_dir(&root).map_err(|error| path_failure("making", &root, &error))?;
@@ -99,7 +109,7 @@ impl<'s> Session<'s> {
         let kernel = BootFiles::of(checkout.base())
             .ok()
             .map(|it| it.kernel.version);
-        let sandbox = Sandbox::new(&root, work.path(), name, kernel, change.network)?;
+        let sandbox = Sandbox::new(&root, work.path(), name, kernel, network)?;
         Ok(Session {
             store,
             name: name.to_owned(),
@@ -120,7 +130,26 @@ impl<'s> Session<'s> {
         }
     }
 
-    fn execute(&self, command: &[String]) -> Outcome<ExitStatus> {
+    /// The copy.
+    pub fn checkout(&self) -> &Checkout {
+        &self.checkout
+    }
+
+    /// Opens a shell; what is changed in it `becomes` something.
+    pub fn open_shell(&self, becomes: &str) -> Outcome {
+        need_terminal("to run a command or a script: --run COMMAND, --script FILE")?;
+        let name = self.name.bold();
+        anstream::eprintln!("A shell in {name}: what you change {becomes}. Leave it with exit.");
+        self.execute(&[self.shell().into()]).map(|_| ())
+    }
+
+    /// Runs a program of this machine in the image.
+    pub fn execute_script(&self, script: &Path) -> Outcome<ExitStatus> {
+        self.sandbox.run_script(script, None)
+    }
+
+    /// Runs a command of the image.
+    pub fn execute(&self, command: &[String]) -> Outcome<ExitStatus> {
         let placed = self.sandbox.prepare()?;
         let status = self.sandbox.run(command);
         placed.take_back()?;
@@ -129,13 +158,8 @@ impl<'s> Session<'s> {
 
     /// Says what has changed, and publishes it.
     fn finish(&self, discard: bool, ask: bool, output: OutputArgs) -> Outcome {
-        let (mut meter, begun) = (Meter::new(), Instant::now());
-        let staged = self
-            .store
-            .stage_checkout(&self.checkout, &mut |it| meter.show(&Step::Importing(it)));
-        meter.done();
-        let staged = staged?;
-        let changes = diff::diff(self.checkout.base(), staged.tree())?;
+        let begun = Instant::now();
+        let (staged, changes) = self.stage()?;
         let summary = Summary::of(&changes);
         if !output.json {
             anstream::eprintln!("{}", summary.text());
@@ -147,6 +171,26 @@ impl<'s> Session<'s> {
             return summary.say_unpublished(true, output);
         }
         self.publish(staged, &changes, &summary, begun, output)
+    }
+
+    /// Reads the copy into the store, with the labels that the image's own policy wants of what has
+    /// changed; what that is.
+    pub fn stage(&self) -> Outcome<(Staged, Vec<Change>)> {
+        let read = || -> Outcome<(Staged, Vec<Change>)> {
+            let mut meter = Meter::new();
+            let mut follow = |it| meter.show(&Step::Importing(it));
+            let staged = self.store.stage_checkout(&self.checkout, &mut follow);
+            meter.done();
+            let staged = staged?;
+            let changes = diff::diff(self.checkout.base(), staged.tree())?;
+            Ok((staged, changes))
+        };
+        let (staged, changes) = read()?;
+        if !labels::restore(&self.sandbox, self.checkout.path(), &changes)? {
+            return Ok((staged, changes));
+        }
+        drop(staged);
+        read()
     }
 
     fn publish(
@@ -257,7 +301,7 @@ fn confirm(question: &str) -> Outcome<bool> {
 
 /// What changed, counted.
 #[derive(Default)]
-struct Summary {
+pub(super) struct Summary {
     added: usize,
     changed: usize,
     removed: usize,
@@ -266,7 +310,7 @@ struct Summary {
 }
 
 impl Summary {
-    fn of(changes: &[Change]) -> Summary {
+    pub fn of(changes: &[Change]) -> Summary {
         let mut summary = Summary::default();
         for change in real(changes) {
             match change.what {
@@ -279,7 +323,7 @@ impl Summary {
         summary
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         format!(
             "{} added, {} changed, {} removed; {} in added and changed files",
             self.added,
@@ -301,7 +345,7 @@ impl Summary {
         })
     }
 
-    fn say_unpublished(&self, discarded: bool, output: OutputArgs) -> Outcome {
+    pub fn say_unpublished(&self, discarded: bool, output: OutputArgs) -> Outcome {
         if output.json {
             return render::json(&json!({
                 "digest": null,

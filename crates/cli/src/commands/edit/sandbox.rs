@@ -1,13 +1,16 @@
 //! The place where an image's own programs run: namespaces, a minimal `/dev`, and a resolver.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use image::boot::BootFiles;
+use image::files::HostDir;
 use signal_hook::consts::SIGINT;
 
 use crate::args::Switch;
@@ -80,6 +83,13 @@ fn remove_abandoned(parent: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The release of the kernel of the image in `root`, where it has one that nodes can boot.
+pub fn kernel_of(root: &Path) -> Option<String> {
+    BootFiles::of(&HostDir::new(root))
+        .ok()
+        .map(|it| it.kernel.version)
+}
+
 /// Where and how programs run.
 pub struct Sandbox {
     root: PathBuf,
@@ -145,8 +155,39 @@ impl Sandbox {
         (directory.starts_with(&root) && directory.is_dir()).then_some(directory)
     }
 
+    /// Runs a program of this machine in the image, as `/tmp/NAME`; what it prints goes to `log`.
+    pub fn run_script(&self, script: &Path, log: Option<&File>) -> Outcome<ExitStatus> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let failed = |error| path_failure("copying", script, &error);
+        let name = script.file_name().unwrap_or("script".as_ref());
+        let copy = self.scratch.join(name);
+        fs::copy(script, &copy).map_err(failed)?;
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        let mut path = OsString::from("/tmp/");
+        path.push(name);
+        let placed = self.prepare()?;
+        let status = self.execute(&[path], log);
+        placed.take_back()?;
+        status
+    }
+
     /// Runs a command to its end. Meanwhile Ctrl-C is the command's.
     pub fn run(&self, command: &[String]) -> Outcome<ExitStatus> {
+        let command: Vec<OsString> = command.iter().map(OsString::from).collect();
+        self.execute(&command, None)
+    }
+
+    /// Puts a file into the programs' `/tmp`; its path there.
+    pub fn put(&self, name: &str, content: &[u8]) -> Outcome<String> {
+        let path = self.scratch.join(name);
+        // What programs left there may be a link.
+        let _ = fs::remove_file(&path);
+        fs::write(&path, content).map_err(|error| path_failure("writing", &path, &error))?;
+        Ok(format!("/tmp/{name}"))
+    }
+
+    /// Runs a command, what it prints to a log where there is one.
+    pub fn execute(&self, command: &[OsString], log: Option<&File>) -> Outcome<ExitStatus> {
         let over = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&over))
             .map_err(|error| Failure::because("catching Ctrl-C", &error))?;
@@ -169,6 +210,12 @@ impl Sandbox {
         enter.arg(self.kernel.as_deref().unwrap_or_default());
         enter.arg(&self.name).arg(self.resolver_in_run());
         enter.args(command);
+        if let Some(log) = log {
+            let failed = |error| Failure::because("opening the log", &error);
+            enter.stdin(Stdio::null());
+            enter.stdout(log.try_clone().map_err(failed)?);
+            enter.stderr(log.try_clone().map_err(failed)?);
+        }
         let status = enter.status();
         over.store(true, Ordering::Relaxed);
         status.map_err(|error| {

@@ -65,6 +65,15 @@ impl BlobDigest {
         }
     }
 
+    /// Whether it is that of these bytes.
+    pub fn is_of(&self, bytes: &[u8]) -> bool {
+        let hex = match self.algorithm {
+            Algorithm::Sha256 => hexadecimal(&Sha256::digest(bytes)),
+            Algorithm::Sha512 => hexadecimal(&Sha512::digest(bytes)),
+        };
+        hex == self.hex
+    }
+
     /// Where an image layout has the blob (image-layout.md, "Blobs").
     pub fn path(&self) -> String {
         format!("blobs/{}/{}", self.algorithm.name(), self.hex)

@@ -15,8 +15,10 @@ mod tests;
 use std::collections::HashSet;
 use std::path::Path;
 
-pub(crate) use self::digest::{BlobDigest, Hashed};
+pub use self::digest::BlobDigest;
+pub(crate) use self::digest::Hashed;
 use self::documents as doc;
+pub use self::documents::DOCUMENT_MAX;
 use self::documents::{Config, Descriptor, ImageManifest, Index, Layout, Platform, Saved};
 use self::layer::{Layer, LayerSource};
 pub use self::place::{Origin, Part};

@@ -1,5 +1,7 @@
 //! Which packages a version has installed, by its own package manager's records.
 
+pub mod rpm;
+
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
@@ -11,13 +13,15 @@ const DPKG: &str = "var/lib/dpkg/status";
 /// A package's name, with the architecture where it is told, and its version.
 pub type Packages = BTreeMap<String, String>;
 
-/// The packages that dpkg has installed; none where it never ran. RPM's records are not read.
+/// The packages that dpkg and rpm have installed; none where neither ever ran.
 pub fn packages(tree: &StoredTree) -> Result<Packages> {
-    match tree.read_file(DPKG) {
-        Ok(status) => Ok(parse(&String::from_utf8_lossy(&status))),
-        Err(Error::NoSuchFile { .. } | Error::NotADirectory { .. }) => Ok(Packages::new()),
-        Err(error) => Err(error),
-    }
+    let mut packages = match tree.read_file(DPKG) {
+        Ok(status) => parse(&String::from_utf8_lossy(&status)),
+        Err(Error::NoSuchFile { .. } | Error::NotADirectory { .. }) => Packages::new(),
+        Err(error) => return Err(error),
+    };
+    rpm::add(tree, &mut packages)?;
+    Ok(packages)
 }
 
 /// The paragraphs of dpkg's status file (deb822(5)) that are of installed packages.

@@ -1,0 +1,208 @@
+//! `slate image build`: an image made of a distribution's packages, and what a recipe adds to them.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use image::build::{self, Release};
+use image::{Publish, Store};
+
+use super::edit::sandbox::{Sandbox, WorkDir, kernel_of};
+use super::image::{
+    Imported, Meter, Step, cache_dir, open_store, path_failure, publish, say_imported, target,
+};
+use crate::args::{BuildArgs, DirArgs, OutputArgs, Switch};
+use crate::failure::{Code, Failure, Outcome};
+use crate::recipe::Recipe;
+
+/// How long a built archive is used again; after that the distribution has newer packages.
+const CACHE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Lines of the log that a failure of a script shows.
+const LINES_SHOWN: usize = 5;
+/// Most of the end of a log that is read for them, in bytes.
+const TAIL_MAX: u64 = 64 << 10;
+
+/// Runs `slate image build`.
+pub fn run(dirs: &DirArgs, args: &BuildArgs, output: OutputArgs) -> Outcome {
+    let recipe = Recipe::of(args)?;
+    let store = open_store(dirs)?;
+    let mut meter = Meter::new();
+    let mut follow = |step: Step| meter.show(&step);
+    let imported = build(dirs, &store, &recipe, &cache_dir(dirs), &mut follow);
+    meter.done();
+    say_imported(&store, &imported?, output)
+}
+
+/// Makes a plain image of a release and imports it as `name` (`NAME` or `NAME:TAG`, as for an
+/// import). An archive that was made within [`CACHE_AGE_MAX`] is used again.
+pub(crate) fn build_plain(
+    store: &Store,
+    release: Release,
+    name: &str,
+    cache: &Path,
+    progress: &mut dyn FnMut(Step),
+) -> Outcome<Imported> {
+    let target = target(name)?;
+    let log = Log::new(&cache.join("log"), name)?;
+    let archive = archive(&build::Recipe::of(release), cache, &log, progress)?;
+    import_archive(store, target, &archive, progress)
+}
+
+fn build(
+    dirs: &DirArgs,
+    store: &Store,
+    recipe: &Recipe,
+    cache: &Path,
+    progress: &mut dyn FnMut(Step),
+) -> Outcome<Imported> {
+    let target = target(&recipe.name)?;
+    let log = Log::new(&dirs.state_dir.join("log"), &recipe.name)?;
+    if recipe.is_plain() {
+        let archive = archive(&recipe.packages, cache, &log, progress)?;
+        return import_archive(store, target, &archive, progress);
+    }
+    Failure::unless_root("building an image takes root")?;
+    let archive = archive(&recipe.packages, cache, &log, progress)?;
+    let work = WorkDir::new(&dirs.state_dir.join("edit"))?;
+    let root = work.path().join("root");
+    progress(step("unpacking", 86));
+    unpack(&archive, &root)?;
+    for file in &recipe.files {
+        file.copy_to(&root)?;
+    }
+    let name = recipe.name.split(':').next().unwrap_or_default();
+    let sandbox = Sandbox::new(&root, work.path(), name, kernel_of(&root), Switch::On)?;
+    for script in &recipe.scripts {
+        progress(step(&format!("running {}", script.display()), 88));
+        log.script(&sandbox, script)?;
+    }
+    let staged = store.stage_dir(&root, &mut |it| progress(Step::Importing(it)))?;
+    publish(store, staged, target)
+}
+
+fn step(stage: &str, percent: u8) -> Step {
+    let stage = stage.to_owned();
+    Step::Building(build::Progress { stage, percent })
+}
+
+/// The archive of a recipe's packages: from the cache, or built into it.
+fn archive(
+    recipe: &build::Recipe,
+    cache: &Path,
+    log: &Log,
+    progress: &mut dyn FnMut(Step),
+) -> Outcome<PathBuf> {
+    fs::create_dir_all(cache).map_err(|error| path_failure("creating", cache, &error))?;
+    let _lock = lock_cache(cache)?;
+    let key = recipe.cache_key();
+    let archive = cache.join(format!("{key}.tar"));
+    if is_fresh(&archive) {
+        return Ok(archive);
+    }
+    let partial = cache.join(format!("{key}.partial.tar"));
+    let built = recipe.build(&partial, &log.file, &mut |it| progress(Step::Building(it)));
+    built.map_err(|error| log.add_to(build_failure(&error)))?;
+    fs::rename(&partial, &archive).map_err(|error| path_failure("renaming", &partial, &error))?;
+    Ok(archive)
+}
+
+/// Keeps a second build of the same archive waiting; held until the file is dropped.
+fn lock_cache(cache: &Path) -> Outcome<File> {
+    let path = cache.join("build.lock");
+    let file = File::create(&path).map_err(|error| path_failure("creating", &path, &error))?;
+    file.lock()
+        .map_err(|error| path_failure("locking", &path, &error))?;
+    Ok(file)
+}
+
+fn is_fresh(archive: &Path) -> bool {
+    let modified = fs::metadata(archive).and_then(|meta| meta.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < CACHE_AGE_MAX))
+}
+
+fn build_failure(error: &build::Error) -> Failure {
+    let failure = Failure::because("building the image", error).hint(error.hint());
+    match error {
+        build::Error::NoProgram { .. } => failure.code(Code::NotReady),
+        _ => failure,
+    }
+}
+
+fn import_archive(
+    store: &Store,
+    target: Publish<'_>,
+    archive: &Path,
+    progress: &mut dyn FnMut(Step),
+) -> Outcome<Imported> {
+    let file = File::open(archive).map_err(|error| path_failure("opening", archive, &error))?;
+    let staged = store.stage_tar(file, &mut |step| progress(Step::Importing(step)))?;
+    publish(store, staged, target)
+}
+
+/// Unpacks an archive that was built here into a new directory.
+fn unpack(archive: &Path, root: &Path) -> Outcome {
+    fs::create_dir(root).map_err(|error| path_failure("making", root, &error))?;
+    let mut tar = std::process::Command::new("tar");
+    tar.args(["--extract", "--numeric-owner", "--xattrs"]);
+    tar.args(["--xattrs-include=*", "--same-permissions", "--file"]);
+    tar.arg(archive).arg("--directory").arg(root);
+    let output = tar
+        .output()
+        .map_err(|error| Failure::because("starting tar", &error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let failure = Failure::new(format!("unpacking {}: {}", archive.display(), said.trim()));
+    Err(failure.hint("free some disk space; or remove the archive, to have it built again"))
+}
+
+/// What the programs of one build print.
+struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    /// That of the last build of `name`.
+    fn new(directory: &Path, name: &str) -> Outcome<Log> {
+        fs::create_dir_all(directory).map_err(|error| path_failure("making", directory, &error))?;
+        let path = directory.join(format!("build-{}.log", name.replace(':', "-")));
+        let file = File::create(&path).map_err(|error| path_failure("making", &path, &error))?;
+        Ok(Log { path, file })
+    }
+
+    /// Runs a script of the recipe in the image.
+    fn script(&self, sandbox: &Sandbox, script: &Path) -> Outcome {
+        let _ = writeln!(&self.file, "slate: running {}", script.display());
+        let status = sandbox.run_script(script, Some(&self.file))?;
+        if status.success() {
+            return Ok(());
+        }
+        let mut failure = Failure::new(format!("{} in the image: {status}", script.display()));
+        failure.causes = self.last_lines();
+        Err(self.add_to(failure.hint("nothing was published")))
+    }
+
+    /// Says where the rest can be read.
+    fn add_to(&self, failure: Failure) -> Failure {
+        let hint = failure.hint.clone().unwrap_or_default();
+        let all = format!("{hint}\nall that was printed: {}", self.path.display());
+        failure.hint(all.trim_start())
+    }
+
+    fn last_lines(&self) -> Vec<String> {
+        use std::io::{Read as _, Seek as _, SeekFrom};
+        let mut tail = Vec::new();
+        let _ = File::open(&self.path).and_then(|mut file| {
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_MAX)))?;
+            file.read_to_end(&mut tail)
+        });
+        let text = String::from_utf8_lossy(&tail).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        let shown = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
+        shown.iter().map(|it| (*it).to_owned()).collect()
+    }
+}
