@@ -590,6 +590,7 @@ mod tests {
              Firmware   uefi-x64\n\
              Image      the default, booted abababababab\n\
              Reached    failed at kernel\n\
+             Orders     not asked for since the daemon started\n\
              Cause      asked for vmlinuz: not found\n\
              Host key   ssh-ed25519 AAAA\n\
              Last boot  13 MB of loaders and kernel, 1.9 MB of initrd, 0 NFS calls, 0 B read\n     \
