@@ -70,6 +70,15 @@ struct Order {
     printed: u64,
 }
 
+/// A poll that was proven to be a node's.
+struct Opened {
+    mac: Mac,
+    boot: BootId,
+    key: ControlKey,
+    nonce: [u8; NONCE_BYTES],
+    poll: Poll,
+}
+
 /// How far an order is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
@@ -198,7 +207,13 @@ impl Engine {
     /// `POST /control`: an agent's poll.
     pub(crate) fn poll(&mut self, turn: &mut Turn, peer: Ipv4Addr, body: &[u8]) {
         match self.open_poll(body) {
-            Ok((mac, boot, key, nonce, poll)) => {
+            Ok(Opened {
+                mac,
+                boot,
+                key,
+                nonce,
+                poll,
+            }) => {
                 self.learn(turn, mac, peer, Evidence::Proof);
                 self.take_poll(turn, mac, boot, &poll);
                 let answer = self.orders.answer(mac, boot);
@@ -240,18 +255,20 @@ impl Engine {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn open_poll(
-        &self,
-        body: &[u8],
-    ) -> Result<(Mac, BootId, ControlKey, [u8; NONCE_BYTES], Poll), String> {
+    fn open_poll(&self, body: &[u8]) -> Result<Opened, String> {
         let (id, nonce) = Poll::peek(body).map_err(|error| error.to_string())?;
         let boot = self.boots.get(id);
         let boot = boot.filter(|boot| self.nodes.contains_key(&boot.mac));
         let boot = boot.ok_or("no such boot of a node")?;
         let key = ControlKey(boot.control_key.ok_or("this boot has no control key")?);
         let poll = Poll::open(body, &key).map_err(|error| error.to_string())?;
-        Ok((boot.mac, id, key, nonce, poll))
+        Ok(Opened {
+            mac: boot.mac,
+            boot: id,
+            key,
+            nonce,
+            poll,
+        })
     }
 
     fn take_poll(&mut self, turn: &mut Turn, mac: Mac, boot: BootId, poll: &Poll) {

@@ -103,6 +103,9 @@ pub struct Trial {
     /// The version that is tried.
     #[serde(with = "crate::text")]
     pub version: Digest,
+    /// The version that the node was pinned to before, by an earlier rollout.
+    #[serde(default, with = "crate::text::option")]
+    pub former: Option<Digest>,
     /// How far it is.
     pub step: Step,
     /// When the step before this one began to count against the rollout's time.
@@ -246,13 +249,15 @@ impl Engine {
             return;
         };
         // Where its image is gone there is nothing to go back to.
-        let pinned = node.pinned.or_else(|| self.version_of(Some(node)).ok());
+        let former = node.pinned;
+        let pinned = former.or_else(|| self.version_of(Some(node)).ok());
         let now = turn.now;
         self.change_node(turn, mac, |node| {
             node.pinned = pinned;
             node.trial = Some(Box::new(Trial {
                 rollout,
                 version,
+                former,
                 step: Step::Waiting,
                 since: now,
             }));
@@ -459,8 +464,7 @@ impl Engine {
             }
             self.rollouts.orders.remove(mac);
             self.change_node(turn, *mac, |node| {
-                node.trial = None;
-                node.pinned = None;
+                node.pinned = node.trial.take().and_then(|trial| trial.former);
             });
             let runs = self.boots.current(*mac).and_then(|boot| boot.image);
             if runs == Some(rollout.version) {

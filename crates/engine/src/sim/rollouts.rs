@@ -386,6 +386,21 @@ fn what_users_say_ends_a_node_s_part_and_nodes_have_one_rollout_at_a_time() {
 }
 
 #[test]
+fn a_rollout_that_fails_leaves_nodes_where_an_earlier_one_brought_them() {
+    let mut fleet = Fleet::new(7, 2);
+    fleet.begin(plan());
+    assert_eq!(fleet.run(3600 * SECOND), RolloutState::Done);
+    fleet.busy = vec![0, 1];
+    fleet.begin(RolloutPlan {
+        image: image().name,
+        ..plan()
+    });
+    let state = fleet.run(3600 * SECOND);
+    assert!(matches!(state, RolloutState::Failed { .. }), "{state:?}");
+    assert_eq!(fleet.next(), vec![Some(NEXT); 2]);
+}
+
+#[test]
 fn on_the_next_boot_nobody_is_told_to_reboot() {
     let mut fleet = Fleet::new(6, 2);
     fleet.begin(RolloutPlan {
