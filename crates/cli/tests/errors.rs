@@ -31,6 +31,12 @@ struct Place {
     directory: tempfile::TempDir,
 }
 
+/// Where Debian's packages have them.
+const LOADERS: [&str; 2] = [
+    "shim/shimx64.efi.signed",
+    "grub/x86_64-efi-signed/grubnetx64.efi.signed",
+];
+
 impl Place {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -77,9 +83,12 @@ impl Place {
         self.write(&format!("{name}/lib/modules/1.0/modules.dep"), &modules);
     }
 
-    /// An image that is enough for the daemon to serve.
+    /// An image that is enough for the daemon to serve to UEFI machines.
     fn image(&self) {
         self.root("root", &["nfsv4", "overlay"]);
+        for loader in LOADERS {
+            self.write(&format!("root/usr/lib/{loader}"), "loader");
+        }
         succeeds(run(self.slate(&["image", "import", "tiny", "root"])));
     }
 }
@@ -1006,7 +1015,7 @@ fn the_doctor_finds_what_is_broken() {
 
     let daemon = site.serve(&[]);
     let (code, checks) = doctor(&site);
-    // The image has neither shim nor GRUB.
+    // The image's kernel has no NFS.
     assert_eq!(code, FAILED);
     for well in [
         "daemon",
@@ -1024,7 +1033,9 @@ fn the_doctor_finds_what_is_broken() {
     ] {
         assert_eq!(checks[well], "ok", "{well}");
     }
-    assert_eq!(checks["config uefi-x64"], "error");
+    for ill in ["tftp initrd of tiny:latest", "http initrd of tiny:latest"] {
+        assert_eq!(checks[ill], "error", "{ill}");
+    }
     // Nothing stays behind.
     let nodes = succeeds(site.slate(&["node", "list", "--json"]));
     assert_eq!(nodes.trim(), "[]");
