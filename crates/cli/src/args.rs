@@ -859,7 +859,7 @@ pub struct RolloutArgs {
     /// Reboot nobody: nodes are tried when somebody else reboots them
     #[arg(long, conflicts_with = "before")]
     pub on_next_boot: bool,
-    /// How long each node may take, from the order to reboot to the end of the gate
+    /// How long each node may take to begin to boot, and from there to the end of the gate
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub timeout: Duration,
     /// Do not wait for its end

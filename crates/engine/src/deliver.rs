@@ -1,6 +1,7 @@
 //! The files that a node is given with its identity: those that its groups name, and those by which
 //! the rest of its groups' settings reach its system.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 
 use minijinja::{Value, context};
@@ -38,9 +39,10 @@ impl Engine {
         let mut files = self.settings_files(node);
         let mut omitted = Vec::new();
         let mut bytes: usize = files.iter().map(|file| file.content.len()).sum();
-        let values = self.values(node);
+        // Every node is described there, which only templates ask for.
+        let values = LazyCell::new(|| self.values(node));
         for (path, entry) in self.entries_of(node, |group| &group.files) {
-            let made = self.file_content(entry, &values).and_then(|content| {
+            let made = self.file_content(entry, || &values).and_then(|content| {
                 bytes += content.len();
                 if bytes > MAX_FILES_BYTES {
                     bytes -= content.len();
@@ -61,7 +63,11 @@ impl Engine {
         (files, omitted)
     }
 
-    fn file_content(&self, entry: &FileEntry, values: &Value) -> Result<Vec<u8>, String> {
+    fn file_content<'a>(
+        &self,
+        entry: &FileEntry,
+        values: impl FnOnce() -> &'a Value,
+    ) -> Result<Vec<u8>, String> {
         if let Some(name) = &entry.secret {
             let secret = self.secrets.get(name);
             let secret = secret.ok_or_else(|| format!("there is no secret {name}"))?;
@@ -69,7 +75,7 @@ impl Engine {
         }
         let content = entry.content.as_deref().unwrap_or_default();
         if entry.template {
-            template::fill(content, values)
+            template::fill(content, values())
         } else {
             Ok(content.as_bytes().to_vec())
         }

@@ -4,7 +4,7 @@
 //! one has come up on it and passed its gate, to that. The new version is given for one boot only
 //! before that, so a power cut in the middle boots nobody into a version that was not proved there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ pub struct RolloutPlan {
     pub reboot: Option<String>,
     /// Reboots a node in any case: to take the version back.
     pub back: String,
-    /// From the order to reboot to the end of the gate, in seconds.
+    /// How long a node may take to begin to boot, and from there to the end of the gate, in seconds.
     pub seconds: u32,
 }
 
@@ -276,8 +276,11 @@ impl Engine {
         let now = turn.now;
         self.change_node(turn, mac, |node| {
             if let Some(trial) = &mut node.trial {
+                // The time of a reboot ends, and that of its boot begins, with the first boot.
                 if step == Step::Rebooting {
                     trial.since = now;
+                } else if trial.step == Step::Rebooting {
+                    trial.since = trial.since.max(now);
                 }
                 trial.step = step;
             }
@@ -488,12 +491,9 @@ impl Engine {
     }
 
     fn forget_old_rollouts(&mut self, turn: &mut Turn) {
-        let running: BTreeSet<u64> = self.rollouts.running().into_iter().collect();
-        let over: Vec<u64> = self.rollouts.by_id.keys().copied().collect();
-        let over: Vec<u64> = over
-            .into_iter()
-            .filter(|id| !running.contains(id))
-            .collect();
+        let is_over = |rollout: &&Rollout| rollout.state != RolloutState::Running;
+        let over = self.rollouts.by_id.values().filter(is_over);
+        let over: Vec<u64> = over.map(|rollout| rollout.id).collect();
         for id in over.iter().take(over.len().saturating_sub(KEPT)) {
             self.rollouts.by_id.remove(id);
             turn.persist(Record::Removed {
@@ -528,8 +528,7 @@ impl Engine {
         }
     }
 
-    /// A boot of a node begins, `former` after its last one: it may be the one in which the version
-    /// is tried.
+    /// A boot of a node begins: it may be the one in which the version is tried.
     pub(crate) fn boot_on_trial(&mut self, turn: &mut Turn, mac: Mac, boot: BootId) {
         let Some(trial) = self.nodes.get(&mac).and_then(|node| node.trial.as_ref()) else {
             return;
@@ -544,16 +543,7 @@ impl Engine {
             _ => false,
         };
         if is_tried {
-            let since = trial.since;
-            let first = trial.step == Step::Rebooting;
             self.set_step(turn, mac, Step::Booting { boot });
-            let now = turn.now;
-            self.change_node(turn, mac, |node| {
-                if let Some(trial) = &mut node.trial {
-                    // The time of whoever was waited for begins with its boot.
-                    trial.since = if first { now.max(since) } else { since };
-                }
-            });
         }
     }
 

@@ -178,6 +178,18 @@ impl World {
     }
 
     /// Tells the engine what the store has.
+    /// One on a good network, whose store has the image `next` besides the default one.
+    fn with_next(seed: u8) -> World {
+        let mut world = World::new(seed, GOOD, config());
+        world.images.push(ImageInfo {
+            name: "next".into(),
+            digest: NEXT,
+            ..image()
+        });
+        world.show_images();
+        world
+    }
+
     fn show_images(&mut self) {
         self.input(Input::Images {
             images: self.images.clone(),

@@ -6,12 +6,11 @@ use std::time::Duration;
 use wire::dhcp4::{MAX_BUDGET_BYTES, Message, MessageType, decode_search, option};
 use wire::identity::File;
 
-use super::{GOOD, NEXT, START, World, config, dhcp, image, mac};
+use super::{NEXT, START, World, dhcp, image, mac};
 use crate::apply::{Inventory, NodeEntry};
 use crate::command::{CommandError, CommandReply};
 use crate::event::EventKind;
 use crate::group::{Disk, FileEntry, Group, Mount, NetworkSettings, Wipe};
-use crate::image::ImageInfo;
 use crate::io::Output;
 use crate::record::Secret;
 use crate::{Command, NodeChange};
@@ -60,22 +59,9 @@ fn says(files: &BTreeMap<String, File>, path: &str) -> String {
     String::from_utf8(file.content.clone()).unwrap()
 }
 
-/// A world whose store has `next` besides the default image.
-fn world(seed: u8) -> World {
-    let mut world = World::new(seed, GOOD, config());
-    let next = ImageInfo {
-        name: "next".into(),
-        digest: NEXT,
-        ..image()
-    };
-    world.images.push(next);
-    world.show_images();
-    world
-}
-
 #[test]
 fn the_first_group_that_says_something_counts_and_all_comes_last() {
-    let mut world = world(1);
+    let mut world = World::with_next(1);
     let all = Group {
         kernel_args: "all".into(),
         upper_size: Some("25%".into()),
@@ -149,7 +135,7 @@ fn the_first_group_that_says_something_counts_and_all_comes_last() {
 
 #[test]
 fn settings_reach_a_node_as_files_of_its_system() {
-    let mut world = world(2);
+    let mut world = World::with_next(2);
     let mount = Mount {
         source: "10.0.0.1:/export/ho me%".into(),
         kind: "nfs".into(),
@@ -224,7 +210,7 @@ fn settings_reach_a_node_as_files_of_its_system() {
 
 #[test]
 fn templates_and_secrets_are_filled_in_for_each_node() {
-    let mut world = world(3);
+    let mut world = World::with_next(3);
     let key = "munge".to_owned();
     let secret = FileEntry {
         secret: Some(key.clone()),
@@ -313,7 +299,7 @@ fn templates_and_secrets_are_filled_in_for_each_node() {
 
 #[test]
 fn every_problem_of_a_group_is_named_and_nothing_changes() {
-    let mut world = world(4);
+    let mut world = World::with_next(4);
     let kept = Inventory {
         nodes: vec![entry(0, "a", &["kept"])],
         groups: groups([("kept", Group::default())]),
@@ -442,7 +428,7 @@ fn every_problem_of_a_group_is_named_and_nothing_changes() {
 
 #[test]
 fn dhcp_tells_what_group_and_network_say_and_gives_no_router_s_address_away() {
-    let mut world = world(5);
+    let mut world = World::with_next(5);
     let router = [10, 77, 0, 2];
     let of_network = NetworkSettings {
         routers: vec![router.into()],
@@ -500,7 +486,7 @@ fn dhcp_tells_what_group_and_network_say_and_gives_no_router_s_address_away() {
 
 #[test]
 fn nodes_are_meant_by_lists() {
-    let mut world = world(6);
+    let mut world = World::with_next(6);
     let inventory = Inventory {
         nodes: vec![
             entry(0, "n1", &["gpu"]),

@@ -6,10 +6,9 @@ use std::time::Duration;
 use wire::identity::BootId;
 use wire::order::{ControlKey, Order, Orders, Part, Poll};
 
-use super::{DIGEST, GOOD, NEXT, World, config, image, mac};
+use super::{DIGEST, GOOD, NEXT, World, config, mac};
 use crate::command::{CommandError, CommandReply};
 use crate::event::EventKind;
-use crate::image::ImageInfo;
 use crate::io::{Content, HttpBody, HttpRequest, Input, Output};
 use crate::orders::{MAX_OUTPUT_BYTES, OrderState, OrderView};
 use crate::{Command, NodeChange, Setting};
@@ -290,14 +289,7 @@ fn outputs_and_orders_are_bounded() {
 
 #[test]
 fn an_image_for_once_is_booted_once() {
-    let mut world = World::new(5, GOOD, config());
-    let next = ImageInfo {
-        name: "next".into(),
-        digest: NEXT,
-        ..image()
-    };
-    world.images.push(next);
-    world.show_images();
+    let mut world = World::with_next(5);
     world.power_on(1);
     world.boot_all(5 * MINUTE);
     let booted = |world: &World| {

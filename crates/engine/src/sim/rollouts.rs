@@ -7,10 +7,9 @@ use std::time::Duration;
 use wire::digest::Digest;
 use wire::order::{ControlKey, Orders, Part, Poll};
 
-use super::{DIGEST, GOOD, NEXT, World, config, image, mac};
+use super::{DIGEST, NEXT, World, image, mac};
 use crate::command::{CommandError, CommandReply};
 use crate::event::EventKind;
-use crate::image::ImageInfo;
 use crate::io::{Content, HttpBody, HttpRequest, Input, Output};
 use crate::rollout::{Batch, RolloutPlan, RolloutState, RolloutView};
 use crate::{Command, NodeChange, Setting};
@@ -46,14 +45,7 @@ fn plan() -> RolloutPlan {
 
 impl Fleet {
     fn new(seed: u8, machines: usize) -> Fleet {
-        let mut world = World::new(seed, GOOD, config());
-        let next = ImageInfo {
-            name: "next".into(),
-            digest: NEXT,
-            ..image()
-        };
-        world.images.push(next);
-        world.show_images();
+        let mut world = World::with_next(seed);
         world.power_on(machines);
         world.boot_all(300 * SECOND);
         Fleet {
