@@ -19,94 +19,62 @@ struct Counts {
     skipped: u32,
 }
 
-/// What a test puts in the way of a daemon.
-const NFTABLES: install::Extra = install::Extra {
-    path: "/usr/sbin/nft",
-    package: "nftables",
-    purpose: "be a firewall that drops what nodes send",
-};
-
-/// Where a test's container images come from.
-const REGISTRY: install::Extra = install::Extra {
-    path: "/usr/bin/docker-registry",
-    package: "docker-registry",
-    purpose: "be a registry of container images",
-};
-
-/// Loaders that machines fetch where their image has none.
-const IPXE: install::Extra = install::Extra {
-    path: "/usr/lib/ipxe/undionly.kpxe",
-    package: "ipxe",
-    purpose: "boot machines by iPXE",
-};
-const PXELINUX: install::Extra = install::Extra {
-    path: "/usr/lib/PXELINUX/pxelinux.0",
-    package: "pxelinux",
-    purpose: "boot machines with a BIOS",
-};
-const SYSLINUX: install::Extra = install::Extra {
-    path: "/usr/lib/syslinux/modules/bios/ldlinux.c32",
-    package: "syslinux-common",
-    purpose: "boot machines with a BIOS",
-};
-
-/// What stands between two networks.
-const RELAY: install::Extra = install::Extra {
-    path: "/usr/sbin/dhcrelay",
-    package: "isc-dhcp-relay",
-    purpose: "be a DHCP relay",
-};
-
-/// Which checks the lines of `slate plan --as dhcpd`, and boots a machine with them.
-const ISC_DHCPD: install::Extra = install::Extra {
-    path: "/usr/sbin/dhcpd",
-    package: "isc-dhcp-server",
-    purpose: "be another DHCP server that names this one to firmware",
-};
-
-/// Which checks the document of `slate plan --as kea`.
-const KEA: install::Extra = install::Extra {
-    path: "/usr/sbin/kea-dhcp4",
-    package: "kea-dhcp4-server",
-    purpose: "check what Kea is to be told",
-};
-
-/// What images are kept on while power fails.
-const XFS: install::Extra = install::Extra {
-    path: "/usr/sbin/xfs_io",
-    package: "xfsprogs",
-    purpose: "make XFS file systems, and cut the power of file systems",
-};
-
-/// What labels files by an image's policy.
-const LABELS: install::Extra = install::Extra {
-    path: "/usr/sbin/setfiles",
-    package: "policycoreutils",
-    purpose: "label the files of an image",
-};
-
-/// What makes packages of the Red Hat family and images of them.
-const RPM: [install::Extra; 4] = [
-    install::Extra {
-        path: "/usr/bin/dnf",
-        package: "dnf",
-        purpose: "make an image of rpm packages",
-    },
-    install::Extra {
-        path: "/usr/bin/rpmbuild",
-        package: "rpm",
-        purpose: "make rpm packages",
-    },
-    install::Extra {
-        path: "/usr/bin/createrepo_c",
-        package: "createrepo-c",
-        purpose: "make a repository of rpm packages",
-    },
-    install::Extra {
-        path: "/usr/bin/gpg-agent",
-        package: "gnupg",
-        purpose: "sign rpm packages",
-    },
+/// What only tests need: what shows that it is there, its package, and what for.
+const EXTRAS: [[&str; 3]; 14] = [
+    [
+        "/usr/sbin/nft",
+        "nftables",
+        "be a firewall that drops what nodes send",
+    ],
+    [
+        "/usr/bin/docker-registry",
+        "docker-registry",
+        "be a registry of container images",
+    ],
+    [
+        "/usr/lib/ipxe/undionly.kpxe",
+        "ipxe",
+        "boot machines by iPXE",
+    ],
+    [
+        "/usr/lib/PXELINUX/pxelinux.0",
+        "pxelinux",
+        "boot machines with a BIOS",
+    ],
+    [
+        "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+        "syslinux-common",
+        "boot machines with a BIOS",
+    ],
+    ["/usr/sbin/dhcrelay", "isc-dhcp-relay", "be a DHCP relay"],
+    [
+        "/usr/sbin/dhcpd",
+        "isc-dhcp-server",
+        "be another DHCP server that names this one to firmware",
+    ],
+    [
+        "/usr/sbin/kea-dhcp4",
+        "kea-dhcp4-server",
+        "check what Kea is to be told",
+    ],
+    [
+        "/usr/sbin/xfs_io",
+        "xfsprogs",
+        "make XFS file systems, and cut the power of file systems",
+    ],
+    [
+        "/usr/sbin/setfiles",
+        "policycoreutils",
+        "label the files of an image",
+    ],
+    ["/usr/bin/dnf", "dnf", "make an image of rpm packages"],
+    ["/usr/bin/rpmbuild", "rpm", "make rpm packages"],
+    [
+        "/usr/bin/createrepo_c",
+        "createrepo-c",
+        "make a repository of rpm packages",
+    ],
+    ["/usr/bin/gpg-agent", "gnupg", "sign rpm packages"],
 ];
 
 /// The tests that boot machines or change images, as package and test target.
@@ -169,12 +137,11 @@ fn install_everything() -> anyhow::Result<()> {
         Tool::Busybox,
     ];
     let built = install::ensure_build();
-    let extras: Vec<_> = [
-        NFTABLES, REGISTRY, IPXE, PXELINUX, SYSLINUX, RELAY, ISC_DHCPD, KEA, XFS, LABELS,
-    ]
-    .into_iter()
-    .chain(RPM)
-    .collect();
+    let extras = EXTRAS.map(|[path, package, purpose]| install::Extra {
+        path,
+        package,
+        purpose,
+    });
     install::ensure(&tools, &extras)?;
     built
 }
