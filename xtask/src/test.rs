@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test, then one line that counts them.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -12,11 +13,20 @@ use crate::workspace::{as_root, can_be_root, cargo, describe};
 use crate::{install, tidy};
 
 /// What came of the tests so far.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Counts {
     passed: u32,
     failed: u32,
     skipped: u32,
+    /// What failed, each once.
+    failures: BTreeSet<String>,
+}
+
+/// The list of failed tests that a test program ends with: what comes before it may be long.
+#[derive(Debug, Default)]
+struct FailureList {
+    reading: bool,
+    names: BTreeSet<String>,
 }
 
 /// What only tests need: what shows that it is there, its package, and what for.
@@ -99,8 +109,11 @@ pub fn run(full: bool) -> anyhow::Result<ExitCode> {
     println!("== rules of the architecture");
     for finding in tidy::check()? {
         println!("{finding}");
-        counts.failed += u32::from(finding.is_violation());
-        counts.passed += u32::from(!finding.is_violation());
+        if finding.is_violation() {
+            counts.fail(finding.to_string());
+        } else {
+            counts.passed += 1;
+        }
     }
     println!("== end-to-end boots");
     match tools {
@@ -110,6 +123,9 @@ pub fn run(full: bool) -> anyhow::Result<ExitCode> {
         }
         Ok(()) => counts.skip("end-to-end boots: they need root, and sudo does not work here"),
         Err(error) => counts.skip(&format!("end-to-end boots: {error:#}")),
+    }
+    for name in &counts.failures {
+        println!("failed: {name}");
     }
     println!(
         "{} passed, {} failed, {} skipped",
@@ -150,8 +166,7 @@ fn end_to_end(full: bool) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
     for (package, target) in END_TO_END {
         let Some(program) = build_test(package, target, &["--test", target])? else {
-            println!("{package}: its test {target} does not compile");
-            counts.failed += 1;
+            counts.fail(format!("{package}: its test {target} does not compile"));
             continue;
         };
         let mut command = as_root(&program);
@@ -182,8 +197,7 @@ TMPDIR=$3.mnt "$4"
 fn on_file_systems() -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
     let Some(program) = build_test("image", "image", &["--lib"])? else {
-        println!("image: its tests do not compile");
-        counts.failed += 1;
+        counts.fail("image: its tests do not compile".to_owned());
         return Ok(counts);
     };
     for [kind, options] in FILE_SYSTEMS {
@@ -245,17 +259,18 @@ fn libtest(command: &mut Command, ignored: IgnoredTests) -> anyhow::Result<Count
         .with_context(|| format!("starting {name}"))?;
     let output = BufReader::new(child.stdout.take().context("a pipe was asked for")?);
     let mut counts = Counts::default();
+    let mut failures = FailureList::default();
     for line in output.lines() {
         let line = line.with_context(|| format!("reading the output of {name}"))?;
         println!("{line}");
         counts.add(counts_in(&line, ignored));
+        counts.failures.extend(failures.read(&line));
     }
     let status = child
         .wait()
         .with_context(|| format!("waiting for {name}"))?;
     if !status.success() && counts.failed == 0 {
-        println!("{name}: {status}");
-        counts.failed = 1;
+        counts.fail(format!("{name}: {status}"));
     }
     Ok(counts)
 }
@@ -287,14 +302,40 @@ fn counts_in(line: &str, ignored: IgnoredTests) -> Counts {
         passed: count("passed"),
         failed: count("failed"),
         skipped,
+        ..Counts::default()
+    }
+}
+
+impl FailureList {
+    /// The failed tests, when `line` ends the list of them.
+    fn read(&mut self, line: &str) -> BTreeSet<String> {
+        // A list of what the failed tests printed comes first, under the same title.
+        if line == "failures:" {
+            self.reading = true;
+            self.names.clear();
+        } else if line.starts_with("test result: ") {
+            self.reading = false;
+            return std::mem::take(&mut self.names);
+        } else if let Some(name) = line.strip_prefix("    ")
+            && self.reading
+        {
+            self.names.insert(name.to_owned());
+        }
+        BTreeSet::new()
     }
 }
 
 impl Counts {
     fn add(&mut self, other: Self) {
+        self.failures.extend(other.failures);
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+    }
+
+    fn fail(&mut self, what: String) {
+        self.failed += 1;
+        self.failures.insert(what);
     }
 
     fn skip(&mut self, reason: &str) {
@@ -315,7 +356,7 @@ mod tests {
             Counts {
                 passed: 12,
                 failed: 3,
-                skipped: 0
+                ..Counts::default()
             }
         );
         assert_eq!(
@@ -323,13 +364,23 @@ mod tests {
             Counts {
                 passed: 12,
                 failed: 3,
-                skipped: 4
+                skipped: 4,
+                ..Counts::default()
             }
         );
         assert_eq!(
             counts_in("test a ... ok", IgnoredTests::Skipped),
             Counts::default()
         );
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let output = "failures:\n\n---- a::b stdout ----\n    not a test\n\nfailures:\n    a::b\n    a::c\n\ntest result: FAILED. 1 passed";
+        let mut list = FailureList::default();
+        let names: Vec<String> = output.lines().flat_map(|line| list.read(line)).collect();
+        assert_eq!(names, ["a::b", "a::c"]);
+        assert!(!list.reading);
     }
 
     #[test]
