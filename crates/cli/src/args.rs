@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use wire::cmdline::Break;
+use wire::mac::Mac;
 
 use crate::commands::initrd::InitrdCommand;
 
@@ -150,6 +151,10 @@ pub struct UpArgs {
     /// How to answer DHCP
     #[arg(long, value_name = "MODE", value_enum, default_value = "auto")]
     pub dhcp: DhcpMode,
+    /// What becomes of machines that are no nodes and ask to boot; `unknown` in slate.toml counts
+    /// before this [default: auto, with --dhcp proxy|off approve]
+    #[arg(long, value_name = "POLICY", value_enum)]
+    pub unknown: Option<Unknown>,
     /// The image that nodes boot unless `slate node set` says otherwise
     #[arg(long, value_name = "NAME[:TAG]")]
     pub image: Option<String>,
@@ -186,6 +191,18 @@ pub struct UpArgs {
     /// The TCP port that kernels and initrds are fetched from
     #[arg(long, value_name = "PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     pub http_port: u16,
+    /// Serve boot files over HTTPS too, with this certificate (PEM, with its chain)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert (PEM, without a password)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// The TCP port of HTTPS [default: 443]
+    #[arg(long, value_name = "PORT", requires = "tls_cert", value_parser = clap::value_parser!(u16).range(1..))]
+    pub https_port: Option<u16>,
+    /// Tell firmware that boots over HTTP to do it by HTTPS: it must know the certificate's authority
+    #[arg(long, requires = "tls_cert")]
+    pub https_boot: bool,
     /// The TCP port that roots are mounted from [default: 2049, another one where that is taken]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub nfs_port: Option<u16>,
@@ -215,6 +232,17 @@ pub enum UefiLoader {
     Ipxe,
 }
 
+/// What becomes of machines that are no nodes.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// They become nodes, and boot the default image
+    Auto,
+    /// They are listed below the nodes, and boot after `slate node approve MAC`
+    Approve,
+    /// They get no answer at all, not even an address
+    Ignore,
+}
+
 /// How the daemon answers DHCP.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DhcpMode {
@@ -224,7 +252,7 @@ pub enum DhcpMode {
     Authoritative,
     /// Gives none, and tells nodes what to boot: another server gives the addresses
     ///
-    /// Machines that are no nodes get no answer, until `slate node set MAC --name NAME`.
+    /// Machines that are no nodes get no answer, until `slate node approve MAC` (see --unknown).
     Proxy,
     /// Answers no DHCP: another server gives the addresses and names this machine to firmware
     Off,
@@ -758,6 +786,17 @@ pub enum NodeCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Let machines boot that are no nodes yet: each becomes one, with the next free name
+    Approve {
+        /// Their Ethernet addresses
+        #[arg(value_name = "MAC", required_unless_present = "seen")]
+        macs: Vec<Mac>,
+        /// All that have asked: those below the nodes in `slate node list`
+        #[arg(long)]
+        seen: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Take a node out of the inventory, with its address; it is a new one when it boots again
     Forget {
         /// The nodes: names, MACs, n[001-600], @group
@@ -987,6 +1026,12 @@ pub struct NodeChange {
     /// Appended to its kernel command line; `none`: nothing
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true, value_parser = text_or_none)]
     pub kernel_args: Option<String>,
+    /// What it loads first where it is UEFI: shim or ipxe; `none`: as its groups say
+    #[arg(long, value_name = "LOADER", value_parser = text_or_none)]
+    pub loader: Option<String>,
+    /// Its consoles, that of the system last: "tty0 ttyS0,115200"; `none`: as its groups say
+    #[arg(long, value_name = "NAME …", value_parser = text_or_none)]
+    pub console: Option<String>,
     /// The image of its next boot only; `none`: its own
     #[arg(long, value_name = "NAME[:TAG]", value_parser = text_or_none)]
     pub once: Option<String>,

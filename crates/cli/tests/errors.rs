@@ -631,6 +631,138 @@ fn a_port_that_is_taken_has_an_owner() {
     );
 }
 
+/// An authority, and certificates of its for the daemon's address: good, expired, and of another one.
+const CERTIFICATES: &str = r#"
+new="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+echo "subjectAltName=IP:10.77.0.1" > san
+authority() { openssl req -x509 $new -days 30 -keyout "$1.key" -out "$1.pem" -subj "/CN=$1"; }
+certificate() {
+    openssl req $new -keyout "$1.key" -out request -subj /CN=slate
+    openssl x509 -req -in request -CA "$2.pem" -CAkey "$2.key" -days "$3" -extfile san -out "$1.pem" \
+        -set_serial "$4"
+    chmod 600 "$1.key"
+}
+exec 2>&1
+authority ca; authority ca2
+certificate good ca 10 1; certificate expired ca -1 2; certificate renewed ca2 10 3
+echo nonsense > nonsense.pem
+"#;
+
+fn has_openssl_and_curl() -> bool {
+    for program in ["openssl", "curl"] {
+        if !PathBuf::from("/usr/bin").join(program).exists() {
+            println!("skipped: no {program} (package {program})");
+            return false;
+        }
+    }
+    true
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_certificate_that_cannot_be_served_with_says_why() {
+    if impossible() || !has_openssl_and_curl() {
+        return;
+    }
+    let site = Site::new();
+    site.shell(CERTIFICATES);
+    let (code, said) = site.up(&["--tls-cert", "good.pem"]);
+    assert_eq!(code, USAGE);
+    says(&said, &["--tls-key"]);
+    let up = |certificate: &str, key: &str| site.up(&["--tls-cert", certificate, "--tls-key", key]);
+    for (certificate, key, parts) in [
+        (
+            "good.pem",
+            "renewed.key",
+            &["renewed.key: expected the key of good.pem", "of another"][..],
+        ),
+        (
+            "good.pem",
+            "none.key",
+            &["reading none.key", "No such file"],
+        ),
+        (
+            "nonsense.pem",
+            "good.key",
+            &["nonsense.pem: expected a certificate in PEM"],
+        ),
+        (
+            "good.pem",
+            "good.pem",
+            &["good.pem: expected a private key in PEM"],
+        ),
+        (".", "good.key", &["expected a file"]),
+    ] {
+        fails(up(certificate, key), FAILED, parts);
+    }
+    let daemon = site.serve(&["--tls-cert", "expired.pem", "--tls-key", "expired.key"]);
+    says(
+        &daemon.said,
+        &["the certificate expired.pem expired at 20", "renewed"],
+    );
+    drop(daemon);
+    site.shell("chmod 644 good.key");
+    let daemon = site.serve(&["--tls-cert", "good.pem", "--tls-key", "good.key"]);
+    says(
+        &daemon.said,
+        &["every user", "chmod o-r good.key", "HTTPS 443"],
+    );
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn https_serves_what_http_does() {
+    if impossible() || !has_openssl_and_curl() {
+        return;
+    }
+    let site = Site::new();
+    site.shell(CERTIFICATES);
+    site.shell("cp good.pem now.pem; cp good.key now.key");
+    let _daemon = site.serve(&["--tls-cert", "now.pem", "--tls-key", "now.key"]);
+    let plan = succeeds(site.slate(&["node", "plan", "52:77:00:00:00:01"]));
+    let digest = plan.split("/images/").nth(1).and_then(|it| it.get(..64));
+    let kernel = format!("10.77.0.1/boot/{}/vmlinuz", digest.expect("a digest"));
+
+    // Byte for byte but for the date, for who is no node as well.
+    let missing = "10.77.0.1/boot/nothing".to_owned();
+    let config = "10.77.0.1/autoexec.ipxe".to_owned();
+    for path in [&kernel, &missing, &config] {
+        for options in ["", "--head", "--range 2-4"] {
+            site.shell(&format!(
+                "get() {{ curl -sS -i --max-time 60 --cacert ca.pem {options} \"$1\" | grep -v ^Date; }}\n\
+                 get http://{path} > plain; get https://{path} > tls; cmp plain tls; test -s tls"
+            ));
+        }
+    }
+    let said = site.shell(&format!("curl -sS --cacert ca.pem https://{kernel}"));
+    assert_eq!(said, "kernel");
+    // One connection for several files.
+    let connects = site.shell(&format!(
+        "curl -sS --cacert ca.pem -w '%{{num_connects}} ' -o /dev/null https://{kernel} -o /dev/null https://{kernel}"
+    ));
+    assert_eq!(connects, "1 0 ");
+    site.shell(&format!(
+        "if curl -sS https://{kernel}; then exit 1; else test $? = 60; fi 2>&1"
+    ));
+    // Who says nothing is hung up on, in its time.
+    site.shell("timeout 60 bash -c 'exec 3<>/dev/tcp/10.77.0.1/443; read -r -u 3 line || exit 0'");
+
+    // A new certificate counts without a restart; one that is damaged changes nothing.
+    let fetch = |authority: &str| {
+        site.shell(&format!(
+            "for i in $(seq 60); do\n\
+             if curl -sS --cacert {authority} https://{kernel}; then exit 0; fi; sleep 0.5\n\
+             done 2>/dev/null; exit 1"
+        ))
+    };
+    site.shell("mv renewed.key now.key; mv renewed.pem now.pem");
+    assert_eq!(fetch("ca2.pem"), "kernel");
+    site.shell("cp nonsense.pem now.pem; sleep 1.2");
+    assert_eq!(fetch("ca2.pem"), "kernel");
+    site.shell("sleep 1.2");
+    assert_eq!(fetch("ca2.pem"), "kernel");
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn an_interface_must_be_there_up_and_have_an_address() {
@@ -1033,7 +1165,12 @@ fn the_doctor_finds_what_is_broken() {
     ] {
         assert_eq!(checks[well], "ok", "{well}");
     }
-    for ill in ["tftp initrd of tiny:latest", "http initrd of tiny:latest"] {
+    for ill in [
+        "tftp initrd of tiny:latest",
+        "http initrd of tiny:latest",
+        "config uefi-x64",
+        "config ipxe",
+    ] {
         assert_eq!(checks[ill], "error", "{ill}");
     }
     // Nothing stays behind.

@@ -54,6 +54,16 @@ pub enum Error {
         /// What was found.
         got: String,
     },
+    /// A certificate or its key cannot be served with.
+    #[error("{}: expected {expected}, got {got}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
     /// The state database cannot be used.
     #[error("state database {}: {source}", path.display())]
     Database {
@@ -132,6 +142,9 @@ impl Error {
                 "chmod 600 {0}, or restore it from a backup. A new one would change every node's identity.",
                 path.display()
             ),
+            Error::Certificate { .. } => {
+                "Give --tls-cert the server's certificate with its chain, and --tls-key its own key, both in PEM.".into()
+            }
             Error::Database { path, .. } => format!(
                 "Check free space and permissions of {}; the file can be inspected with sqlite3.",
                 path.display()

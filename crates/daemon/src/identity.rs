@@ -30,7 +30,7 @@ impl Identities {
             console_login: grant.console_login,
             unix_time_ms: now().0,
             random_seed: random(),
-            hosts: grant.hosts.clone(),
+            hosts: grant.hosts.to_vec(),
             files: grant.files.clone(),
             control_key: grant.control_key,
         }

@@ -29,8 +29,8 @@ mod views;
 pub use error::Error;
 pub use notice::{ContentProgress, Listening, Notice};
 pub use options::{
-    DEFAULT_LEASE_SECONDS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DhcpMode, Drivers, Options, Ports,
-    UefiLoader,
+    CertificateFiles, DEFAULT_LEASE_SECONDS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DhcpMode, Drivers,
+    Options, Ports, UefiLoader, UnknownPolicy,
 };
 
 pub use run::run;

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::control::EventRecord;
-use crate::options::DhcpMode;
+use crate::options::{DhcpMode, UnknownPolicy};
 
 /// One thing to show.
 #[derive(Debug, Clone)]
@@ -33,10 +33,14 @@ pub struct Listening {
     pub interfaces: Vec<(String, Ipv4Addr)>,
     /// What DHCP is spoken there.
     pub dhcp: DhcpMode,
+    /// What becomes of machines that are no nodes.
+    pub unknown: UnknownPolicy,
     /// TFTP port, UDP.
     pub tftp_port: u16,
     /// HTTP port, TCP; beacons over UDP.
     pub http_port: u16,
+    /// HTTPS port, TCP; `None` = not served.
+    pub https_port: Option<u16>,
     /// NFS port, TCP; may differ from the one asked for.
     pub nfs_port: u16,
     /// The NFS port asked for, where that one was taken.

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-pub use engine::{DhcpMode, UefiLoader};
+pub use engine::{DhcpMode, UefiLoader, UnknownPolicy};
 
+pub use crate::net::tls::CertificateFiles;
 use crate::notice::Notice;
 
 /// Everything [`crate::run`] needs to know. [`Options::new`] fills in the defaults.
@@ -40,6 +41,12 @@ pub struct Options {
     pub extra_kernel_args: String,
     /// What UEFI machines load first, where an image has both.
     pub uefi_loader: UefiLoader,
+    /// What becomes of machines that are no nodes, unless the inventory says it; `None` = by `dhcp`.
+    pub unknown: Option<UnknownPolicy>,
+    /// The certificate of HTTPS; `None` = there is none.
+    pub certificate: Option<CertificateFiles>,
+    /// Whether firmware that boots over HTTP is told to do it by HTTPS. Where there is a certificate.
+    pub https_boot: bool,
     /// Whether a node's consoles log root in without a password.
     pub console_login: bool,
     /// Which drivers the initramfs carries.
@@ -72,6 +79,9 @@ impl Options {
             authorized_keys: Vec::new(),
             extra_kernel_args: String::new(),
             uefi_loader: UefiLoader::Shim,
+            unknown: None,
+            certificate: None,
+            https_boot: false,
             console_login: false,
             drivers: Drivers::AllNetwork,
             debug_shell: false,
@@ -96,6 +106,8 @@ pub struct Ports {
     pub tftp: u16,
     /// HTTP, TCP; beacons come to the same number over UDP.
     pub http: u16,
+    /// HTTPS, TCP; `None` = not served.
+    pub https: Option<u16>,
     /// NFS, TCP.
     pub nfs: u16,
     /// Take the next free port where `nfs` is taken, instead of failing.
@@ -118,6 +130,7 @@ impl Default for Ports {
         Ports {
             tftp: 69,
             http: 80,
+            https: None,
             nfs: 2049,
             nfs_fallback: true,
         }

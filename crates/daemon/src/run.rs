@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
 
-use engine::{Engine, ImageRef, Input, Interface, InterfaceId, NfsActivity};
+use engine::{Engine, ImageRef, Input, Interface, InterfaceId, NfsActivity, UnknownPolicy};
 use image::Store;
 use image::initramfs::Profile;
 use nfs::Activity;
@@ -23,8 +23,9 @@ use crate::hub::{Hub, Inbox, Message, QUEUE_MAX, now};
 use crate::identity::Identities;
 use crate::journal::Journal;
 use crate::keys::{Keys, random};
+use crate::net::tls::Certificate;
 use crate::net::watch::Watch;
-use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp};
+use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp, tls};
 use crate::prepare::Preparer;
 use crate::state::State;
 use crate::unwritten::Unwritten;
@@ -75,6 +76,7 @@ struct Sockets {
     tftp: Vec<std::net::UdpSocket>,
     beacons: Vec<std::net::UdpSocket>,
     http: Vec<TcpListener>,
+    https: Vec<TcpListener>,
     nfs: Vec<TcpListener>,
     nfs_port: u16,
 }
@@ -99,6 +101,10 @@ impl Sockets {
             tftp: udp(options.ports.tftp, "TFTP")?,
             beacons: udp(options.ports.http, "boot beacons")?,
             http: bind_tcp(addresses(), options.ports.http, "HTTP")?,
+            https: match options.ports.https {
+                Some(port) => bind_tcp(addresses(), port, "HTTPS")?,
+                None => Vec::new(),
+            },
             nfs,
             nfs_port,
             dhcp: interfaces
@@ -224,7 +230,7 @@ impl Daemon {
             random(),
             state.records()?,
         );
-        let listening = listening(&options, &sockets);
+        let listening = listening(&options, &sockets, engine.unknown_policy(options.dhcp));
         let (stop, stopped) = channel();
         let control = Arc::new(control::Server {
             hub: hub.clone(),
@@ -240,7 +246,9 @@ impl Daemon {
             contents: Arc::clone(&contents),
             stop: stop.clone(),
         });
-        let runtime = start_http(&sockets, &contents, keys, &hub, stop)?;
+        let certificate = options.certificate.clone().map(Certificate::open);
+        let certificate = certificate.transpose()?.map(Arc::new);
+        let runtime = start_http(&sockets, certificate.as_ref(), &contents, keys, &hub, stop)?;
         let (prepare, orders) = channel();
         let preparer = Preparer {
             contents: Arc::clone(&contents),
@@ -374,17 +382,21 @@ fn config(options: &Options, sockets: &Sockets, default_image: Option<ImageRef>)
         console_login: options.console_login,
         authorized_keys: options.authorized_keys.clone(),
         uefi_loader: options.uefi_loader,
+        unknown: options.unknown,
+        https_boot_port: options.ports.https.filter(|_| options.https_boot),
         ..engine::Config::new(interfaces)
     }
 }
 
-fn listening(options: &Options, sockets: &Sockets) -> Listening {
+fn listening(options: &Options, sockets: &Sockets, unknown: UnknownPolicy) -> Listening {
     let addresses = sockets.dhcp.iter().map(|(interface, _)| interface.address);
     Listening {
         interfaces: options.interfaces.iter().cloned().zip(addresses).collect(),
         dhcp: options.dhcp,
+        unknown,
         tftp_port: options.ports.tftp,
         http_port: options.ports.http,
+        https_port: options.ports.https,
         nfs_port: sockets.nfs_port,
         nfs_port_taken: (sockets.nfs_port != options.ports.nfs).then_some(options.ports.nfs),
     }
@@ -445,6 +457,7 @@ fn start_nfs(keys: &Keys, hub: &Inbox) -> Result<nfs::Server, Error> {
 /// HTTP and signals live on a small async runtime.
 fn start_http(
     sockets: &Sockets,
+    certificate: Option<&Arc<Certificate>>,
     contents: &Arc<Contents>,
     keys: Keys,
     hub: &Inbox,
@@ -462,12 +475,22 @@ fn start_http(
         hub: hub.clone(),
     };
     let server = Arc::new(server);
-    for listener in &sockets.http {
-        let listener = listener.try_clone().map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
+    let listen = |listener: &TcpListener| {
+        let listener = listener.try_clone()?;
+        listener.set_nonblocking(true)?;
         let _entered = runtime.enter();
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        tokio::net::TcpListener::from_std(listener)
+    };
+    for listener in &sockets.http {
+        let listener = listen(listener).map_err(failed)?;
         runtime.spawn(http::serve(listener, Arc::clone(&server)));
+    }
+    if let Some(certificate) = certificate {
+        for listener in &sockets.https {
+            let listener = listen(listener).map_err(failed)?;
+            let (certificate, server) = (Arc::clone(certificate), Arc::clone(&server));
+            runtime.spawn(tls::serve(listener, certificate, server));
+        }
     }
     runtime.spawn(async move {
         signal().await;

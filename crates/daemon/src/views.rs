@@ -33,6 +33,8 @@ pub fn node(view: engine::NodeView, keys: &Keys) -> NodeView {
         next_digest: view.next_image.map(|digest| digest.to_string()),
         failed_digest: view.failed_image.map(|digest| digest.to_string()),
         kernel_args: view.kernel_args,
+        loader: view.loader.map(|it| it.name().to_owned()),
+        console: view.console,
         pinned_digest: view.pinned.map(|digest| digest.to_string()),
         once: view.once.map(|image| image.to_string()),
         polled_ms: view.polled.map(|at| at.0),
@@ -202,6 +204,7 @@ pub fn boot_service(engine: &Engine) -> Option<BootServiceView> {
         network: interface.network(),
         prefix: interface.prefix,
         dhcp: mode(interface.dhcp).to_owned(),
+        unknown: engine.unknown_policy(interface.dhcp).name().to_owned(),
         firmware,
     })
 }

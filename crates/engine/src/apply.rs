@@ -8,9 +8,12 @@ use wire::mac::Mac;
 
 use crate::command::{CommandError, CommandReply};
 use crate::commands::check_kernel_args;
+use crate::config::{DhcpMode, UefiLoader, UnknownPolicy};
+use crate::console;
 use crate::event::EventKind;
 use crate::group::{Group, MAX_GROUPS, NetworkSettings, check_group_name};
 use crate::image::ImageRef;
+use crate::proxy::SeenMachines;
 use crate::record::{Node, Record};
 use crate::{Engine, MAX_NODES, Turn};
 
@@ -26,6 +29,9 @@ pub struct Inventory {
     /// What is told of networks, by `ADDRESS/PREFIX`.
     #[serde(default)]
     pub networks: BTreeMap<String, NetworkSettings>,
+    /// What becomes of machines that are no nodes; `None` = as the daemon was started.
+    #[serde(default)]
+    pub unknown: Option<UnknownPolicy>,
 }
 
 /// A node as a file describes it; what is left out is the default.
@@ -45,6 +51,12 @@ pub struct NodeEntry {
     /// Arguments added to its kernel command line.
     #[serde(default)]
     pub kernel_args: String,
+    /// What it loads first where it is UEFI; `None` = as its groups say.
+    #[serde(default)]
+    pub loader: Option<UefiLoader>,
+    /// Its consoles, the one of the system last; none = as its groups say.
+    #[serde(default)]
+    pub console: Vec<String>,
     /// Its groups, those that count first first.
     #[serde(default)]
     pub groups: Vec<String>,
@@ -73,6 +85,22 @@ pub struct Changes {
     pub groups: Vec<SettingChanged<Group>>,
     /// Networks of which something else is told, by `ADDRESS/PREFIX`.
     pub networks: Vec<SettingChanged<NetworkSettings>>,
+    /// What else becomes of machines that are no nodes.
+    #[serde(default)]
+    pub unknown: Option<Change<UnknownPolicy>>,
+    /// What is said and has no effect here, for people.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+impl Changes {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+            && self.groups.is_empty()
+            && self.networks.is_empty()
+            && self.unknown.is_none()
+    }
 }
 
 /// An inventory that may be.
@@ -80,6 +108,7 @@ struct Wanted {
     nodes: BTreeMap<Mac, Node>,
     groups: BTreeMap<String, Group>,
     networks: BTreeMap<String, NetworkSettings>,
+    unknown: Option<UnknownPolicy>,
 }
 
 impl NodeEntry {
@@ -90,6 +119,8 @@ impl NodeEntry {
             address: node.address,
             image: node.image.as_ref().map(ToString::to_string),
             kernel_args: node.kernel_args.clone(),
+            loader: node.loader,
+            console: node.console.clone(),
             groups: node.groups.clone(),
         }
     }
@@ -103,6 +134,7 @@ impl Engine {
             nodes: nodes.map(NodeEntry::of).collect(),
             groups: self.groups.clone(),
             networks: self.networks.clone(),
+            unknown: self.settings.unknown,
         }
     }
 
@@ -115,12 +147,39 @@ impl Engine {
         prune: bool,
         dry_run: bool,
     ) -> Result<CommandReply, CommandError> {
+        let notes = self.idle_addresses(&inventory);
         let wanted = self.wanted(turn, inventory, prune)?;
-        let changes = self.changes(&wanted);
+        let changes = Changes {
+            notes: notes.into_iter().collect(),
+            ..self.changes(&wanted)
+        };
         if !dry_run {
             self.carry_out(turn, wanted, &changes);
         }
         Ok(CommandReply::Applied(changes))
+    }
+
+    /// Nodes with a fixed address where another server gives them.
+    fn idle_addresses(&self, inventory: &Inventory) -> Option<String> {
+        const SHOWN_MAX: usize = 8;
+        let given = |address: &Ipv4Addr| self.config.gives(*address);
+        let idle = |node: &&NodeEntry| node.address.is_some_and(|it| !given(&it));
+        let names = inventory
+            .nodes
+            .iter()
+            .filter(idle)
+            .map(|it| it.name.as_str());
+        let names: Vec<&str> = names.collect();
+        let shown = names[..names.len().min(SHOWN_MAX)].join(", ");
+        let more = match names.len().saturating_sub(SHOWN_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        (!names.is_empty()).then(|| {
+            format!(
+                "address of {shown}{more}: another DHCP server gives the addresses here (--dhcp proxy or off), so that this one gives none; have that server give it (slate plan --as dhcpd|dnsmasq|kea prints the lines)"
+            )
+        })
     }
 
     fn changes(&self, wanted: &Wanted) -> Changes {
@@ -129,7 +188,13 @@ impl Engine {
             before: self.nodes.get(mac).map(NodeEntry::of),
             after: wanted.nodes.get(mac).map(NodeEntry::of),
         });
+        let unknown = Change {
+            before: self.settings.unknown,
+            after: wanted.unknown,
+        };
         Changes {
+            notes: Vec::new(),
+            unknown: Some(unknown).filter(|it| it.before != it.after),
             nodes: nodes.filter(|it| it.before != it.after).collect(),
             groups: differences(&self.groups, &wanted.groups),
             networks: differences(&self.networks, &wanted.networks),
@@ -159,6 +224,12 @@ impl Engine {
                     key: format!("network/{network}"),
                 },
             });
+        }
+        if changes.unknown.is_some() {
+            self.settings.unknown = wanted.unknown;
+            turn.persist(Record::Settings(self.settings.clone()));
+            // Whoever was seen under the former word asks again under this one.
+            self.seen = SeenMachines::default();
         }
         self.groups = wanted.groups;
         self.networks = wanted.networks;
@@ -190,6 +261,14 @@ impl Engine {
         let groups = self.wanted_groups(inventory.groups, prune, &mut problems);
         let networks = self.wanted_networks(inventory.networks, prune, &mut problems);
         let nodes = self.wanted_nodes(turn, &inventory.nodes, prune, &groups, &mut problems);
+        let unknown = match inventory.unknown {
+            None if !prune => self.settings.unknown,
+            said => said,
+        };
+        problems.extend(
+            self.check_unknown(inventory.unknown)
+                .map(|it| ("unknown".into(), it)),
+        );
         if nodes.len() > MAX_NODES {
             return Err(CommandError::Full { max: MAX_NODES });
         }
@@ -198,10 +277,21 @@ impl Engine {
                 nodes,
                 groups,
                 networks,
+                unknown,
             })
         } else {
             Err(CommandError::Invalid { problems })
         }
+    }
+
+    /// Firmware that nobody here hears makes no node of its machine.
+    fn check_unknown(&self, wanted: Option<UnknownPolicy>) -> Option<String> {
+        let mut interfaces = self.config.interfaces.iter();
+        let deaf = interfaces.all(|it| it.dhcp == DhcpMode::Off);
+        (deaf && wanted == Some(UnknownPolicy::Auto)).then(|| {
+            "expected \"approve\" or \"ignore\", got \"auto\": with --dhcp off the firmware of machines is not heard, so that none becomes a node by asking"
+                .into()
+        })
     }
 
     fn wanted_groups(
@@ -309,6 +399,7 @@ impl Engine {
         }
         self.check_name(&entry.name)?;
         check_kernel_args(&entry.kernel_args)?;
+        console::check(&entry.console)?;
         if let Some(address) = entry.address {
             self.check_address(turn, entry.mac, address)?;
         }
@@ -330,6 +421,8 @@ impl Engine {
             },
             image,
             kernel_args: entry.kernel_args.clone(),
+            loader: entry.loader,
+            console: entry.console.clone(),
             groups: entry.groups.clone(),
             // Whoever says that it boots another image means that.
             pinned: known.filter(|_| same_image).and_then(|it| it.pinned),

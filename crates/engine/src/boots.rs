@@ -243,7 +243,7 @@ impl Engine {
     fn take_once(&mut self, turn: &mut Turn, mac: Mac) -> Option<ImageRef> {
         let node = self.nodes.get_mut(&mac)?;
         let once = node.once.take()?;
-        turn.persist(Record::Node(node.clone()));
+        turn.persist(Record::Node(Box::new(node.clone())));
         Some(once)
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use wire::mac::Mac;
 
 use crate::apply::{Changes, Inventory};
+use crate::config::UefiLoader;
 use crate::image::ImageRef;
 use crate::orders::OrderView;
 use crate::plan::BootPlan;
@@ -102,6 +103,10 @@ pub struct NodeChange {
     pub image: Option<Setting<String>>,
     /// Arguments added to its kernel command line; replaces the former ones.
     pub kernel_args: Option<String>,
+    /// What it loads first where it is UEFI.
+    pub loader: Option<Setting<UefiLoader>>,
+    /// Its consoles; replaces the former ones.
+    pub console: Option<Vec<String>>,
     /// Its groups; replaces the former ones.
     pub groups: Option<Vec<String>>,
     /// The image of its next boot only.

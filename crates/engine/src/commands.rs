@@ -6,11 +6,12 @@ use wire::cmdline::{BootArgs, split};
 use wire::mac::Mac;
 
 use crate::command::{Command, CommandError, CommandReply, NodeChange, Setting};
+use crate::console;
 use crate::event::EventKind;
 use crate::group::FileEntry;
 use crate::image::{ImageRef, is_part};
 use crate::io::Output;
-use crate::record::{Node, Record, Secret, Settings};
+use crate::record::{Node, Record, Secret};
 use crate::view::SecretView;
 use crate::{Engine, MAX_NODES, Turn};
 
@@ -101,6 +102,9 @@ impl Engine {
         if let Some(args) = &change.kernel_args {
             check_kernel_args(args)?;
         }
+        if let Some(console) = &change.console {
+            console::check(console)?;
+        }
         if let Some(groups) = &change.groups {
             Engine::check_groups(groups, |name| self.groups.contains_key(name))?;
         }
@@ -129,6 +133,12 @@ impl Engine {
             None => {}
         }
         node.kernel_args = change.kernel_args.unwrap_or(node.kernel_args);
+        match change.loader {
+            Some(Setting::To(loader)) => node.loader = Some(loader),
+            Some(Setting::Default) => node.loader = None,
+            None => {}
+        }
+        node.console = change.console.unwrap_or(node.console);
         node.groups = change.groups.unwrap_or(node.groups);
         if self.nodes.get(&mac) != Some(&node) {
             self.put_node(turn, node.clone());
@@ -240,6 +250,7 @@ impl Engine {
     pub(crate) fn forget(&mut self, turn: &mut Turn, mac: Mac) {
         self.tell(turn, Some(mac), EventKind::NodeForgotten);
         self.nodes.remove(&mac);
+        self.renames += 1;
         let mut keys = vec![format!("node/{mac}")];
         if let Some(address) = self.leases.address_of(mac) {
             self.leases.remove(address);
@@ -345,9 +356,7 @@ impl Engine {
         if let Some(bad) = keys.iter().find(|key| !is_public_key(key)) {
             return Err(CommandError::BadKey { got: cut(bad) });
         }
-        self.settings = Settings {
-            authorized_keys: keys,
-        };
+        self.settings.authorized_keys = keys;
         turn.persist(Record::Settings(self.settings.clone()));
         Ok(CommandReply::Done)
     }

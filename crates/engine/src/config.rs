@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::image::ImageRef;
 
 /// Names one of [`Config::interfaces`] in inputs and outputs: the daemon's own number for it,
@@ -22,12 +24,60 @@ pub enum DhcpMode {
 }
 
 /// What UEFI machines load first, where an image has both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum UefiLoader {
     /// The distribution's signed shim and GRUB: Secure Boot may stay on.
     Shim,
     /// iPXE: faster over a network with delay, but Secure Boot refuses it.
     Ipxe,
+}
+
+impl UefiLoader {
+    /// The one of this name.
+    pub fn from_name(name: &str) -> Option<UefiLoader> {
+        let all = [UefiLoader::Shim, UefiLoader::Ipxe];
+        all.into_iter().find(|it| it.name() == name)
+    }
+
+    /// As in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            UefiLoader::Shim => "shim",
+            UefiLoader::Ipxe => "ipxe",
+        }
+    }
+}
+
+/// What becomes of machines that are no nodes and ask to boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnknownPolicy {
+    /// They become nodes, and boot.
+    Auto,
+    /// They are listed, and boot once somebody makes them nodes.
+    Approve,
+    /// They get no answer to anything, and are not listed.
+    Ignore,
+}
+
+impl UnknownPolicy {
+    /// What holds where nothing is said.
+    pub fn of(mode: DhcpMode) -> UnknownPolicy {
+        match mode {
+            DhcpMode::Authoritative => UnknownPolicy::Auto,
+            DhcpMode::Proxy | DhcpMode::Off => UnknownPolicy::Approve,
+        }
+    }
+
+    /// As in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            UnknownPolicy::Auto => "auto",
+            UnknownPolicy::Approve => "approve",
+            UnknownPolicy::Ignore => "ignore",
+        }
+    }
 }
 
 /// One network that nodes boot from.
@@ -59,6 +109,8 @@ pub struct Config {
     pub node_lease: Option<Duration>,
     /// TCP port of HTTP and UDP port of beacons.
     pub http_port: u16,
+    /// TCP port of HTTPS, where firmware that boots over HTTP is to use that.
+    pub https_boot_port: Option<u16>,
     /// TCP port of NFS.
     pub nfs_port: u16,
     /// Image of nodes for which none is set.
@@ -71,6 +123,9 @@ pub struct Config {
     pub authorized_keys: Vec<String>,
     /// What UEFI machines load first.
     pub uefi_loader: UefiLoader,
+    /// What becomes of machines that are no nodes, unless the inventory says it; `None` = by what
+    /// DHCP is spoken, as [`UnknownPolicy::of`].
+    pub unknown: Option<UnknownPolicy>,
     /// DISCOVERs per second answered to machines that have no lease and no node entry.
     pub unknown_per_second: u32,
 }
@@ -83,12 +138,14 @@ impl Config {
             lease: Duration::from_secs(12 * 3600),
             node_lease: None,
             http_port: 80,
+            https_boot_port: None,
             nfs_port: 2049,
             default_image: None,
             kernel_args: String::new(),
             console_login: false,
             authorized_keys: Vec::new(),
             uefi_loader: UefiLoader::Shim,
+            unknown: None,
             unknown_per_second: 20_000,
         }
     }

@@ -11,7 +11,7 @@ use wire::dhcp4::{
 use wire::mac::Mac;
 use wire::stage::Stage;
 
-use crate::config::{DhcpMode, Interface, InterfaceId};
+use crate::config::{DhcpMode, Interface, InterfaceId, UnknownPolicy};
 use crate::event::EventKind;
 use crate::firmware::{Client, First, IPXE_OPTIONS, sub_options};
 use crate::image::BootFile;
@@ -99,6 +99,9 @@ impl Engine {
             return self.proxy(turn, &request, source.port());
         }
         let mac = request.message.mac;
+        if !self.is_answered(turn, &request) {
+            return;
+        }
         let known = self.nodes.contains_key(&mac) || self.leases.address_of(mac).is_some();
         if !known && !self.strangers.take(turn.now) {
             return;
@@ -128,6 +131,20 @@ impl Engine {
             None if request.message.is_bootp() => self.bootp(turn, &request),
             _ => self.ignore(turn, mac, "neither a DHCP message nor one for a server"),
         }
+    }
+
+    /// Whether a machine is answered, by what is said of those that are no nodes.
+    fn is_answered(&mut self, turn: &mut Turn, request: &Request) -> bool {
+        let mac = request.message.mac;
+        let policy = self.unknown_policy(request.interface.dhcp);
+        if policy == UnknownPolicy::Auto || self.nodes.contains_key(&mac) {
+            return true;
+        }
+        if request.client.is_firmware() {
+            self.see(turn, mac, &request.client.name(), policy);
+            return false;
+        }
+        policy == UnknownPolicy::Approve
     }
 
     /// Decodes, and finds the network that the machine is on.
@@ -540,10 +557,7 @@ impl Engine {
             return;
         };
         let file = if request.client.fetches_over_http() {
-            match self.config.http_port {
-                80 => format!("http://{server}/{}", first.name()),
-                port => format!("http://{server}:{port}/{}", first.name()),
-            }
+            self.url(server, request.client, first.name())
         } else {
             first.name().to_owned()
         };
@@ -564,6 +578,19 @@ impl Engine {
         }
         if first == First::Loader(BootFile::Pxelinux) {
             push_pxelinux(reply, mac);
+        }
+    }
+
+    /// iPXE trusts authorities of its own, so that only firmware is told of HTTPS.
+    fn url(&self, server: Ipv4Addr, client: Client, name: &str) -> String {
+        let https = self.config.https_boot_port;
+        match https.filter(|_| matches!(client, Client::UefiHttp(_))) {
+            Some(443) => format!("https://{server}/{name}"),
+            Some(port) => format!("https://{server}:{port}/{name}"),
+            None => match self.config.http_port {
+                80 => format!("http://{server}/{name}"),
+                port => format!("http://{server}:{port}/{name}"),
+            },
         }
     }
 

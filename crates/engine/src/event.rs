@@ -519,7 +519,7 @@ impl EventKind {
         match self {
             EventKind::MachineSeen { client } => write!(
                 out,
-                "asks to boot ({client}) but is no node; to let it: slate node set MAC --name NAME"
+                "asks to boot ({client}) but is no node; to let it: slate node approve MAC"
             ),
             EventKind::BootOffered {
                 again_on_4011: false,

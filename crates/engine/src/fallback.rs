@@ -28,7 +28,7 @@ impl Engine {
             return;
         };
         node.fallback = Some(fallback);
-        turn.persist(Record::Node(node.clone()));
+        turn.persist(Record::Node(Box::new(node.clone())));
         let Fallback { failed, instead } = fallback;
         self.tell(turn, Some(mac), EventKind::FellBack { failed, instead });
         self.prepare(turn, instead);

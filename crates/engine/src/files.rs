@@ -1,6 +1,7 @@
 //! What is served to whom: names over TFTP and HTTP, and the exchange of identities.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use wire::digest::Digest;
 use wire::identity::Request as IdentityRequest;
@@ -10,7 +11,7 @@ use wire::stage::Stage;
 use wire::tftp::{Mode, Packet, Request, error};
 
 use crate::boots::{is_loading, reached};
-use crate::config::DhcpMode;
+use crate::config::{DhcpMode, UnknownPolicy};
 use crate::event::{EventKind, Service};
 use crate::firmware::IPXE_SCRIPT;
 use crate::image::BootFile;
@@ -39,6 +40,16 @@ enum Name {
     ConfigOf(Mac, Language),
     /// A boot file of one version.
     Boot(Digest, BootFile),
+}
+
+/// A node's address and its name.
+type Host = (Ipv4Addr, String);
+
+/// What every node is told of all, and what it was made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Hosts {
+    of: [u64; 3],
+    hosts: Arc<[Host]>,
 }
 
 /// Why a path is not served.
@@ -277,9 +288,10 @@ impl Engine {
             return Err(format!("{peer} is the address of another node"));
         }
         if !self.nodes.contains_key(&named) {
-            self.see(turn, named, language.reader());
+            let policy = self.policy_at(peer);
+            self.see(turn, named, language.reader(), policy);
             return Ok(language.message(&format!(
-                "it is no node; to let it boot: slate node set {named} --name NAME"
+                "it is no node; to let it boot: slate node approve {named}"
             )));
         }
         if mac.is_none() && !self.may_boot(named) {
@@ -287,6 +299,14 @@ impl Engine {
         }
         self.learn(turn, named, peer, Evidence::Claim);
         Ok(self.config_for(turn, peer, Some(named), language, path))
+    }
+
+    /// What becomes of machines that are no nodes at an address.
+    fn policy_at(&self, address: Ipv4Addr) -> UnknownPolicy {
+        let mut interfaces = self.config.interfaces.iter();
+        let network = interfaces.find(|it| it.contains(address));
+        let mode = network.or(self.config.interfaces.first());
+        self.unknown_policy(mode.map_or(DhcpMode::Off, |it| it.dhcp))
     }
 
     /// Whether a machine at an address that nobody knows may be this node: its firmware was heard
@@ -449,11 +469,21 @@ impl Engine {
         })
     }
 
-    /// Every node that has an address, as far as a document can hold them.
-    fn hosts(&self) -> Vec<(Ipv4Addr, String)> {
+    /// Every node that has an address, as far as a document can hold them. Made anew only where one
+    /// has another name or address: a thousand that boot at once ask a thousand times.
+    pub(crate) fn hosts(&mut self) -> Arc<[Host]> {
+        let of = [self.renames, self.leases.moves(), self.learned.moves()];
+        if let Some(known) = self.hosts.as_ref().filter(|known| known.of == of) {
+            return Arc::clone(&known.hosts);
+        }
         let nodes = self.nodes_by_name().into_iter();
         let hosts = nodes.filter_map(|node| Some((self.address_of(node)?, node.name.clone())));
-        hosts.take(HOSTS_MAX).collect()
+        let hosts: Arc<[Host]> = hosts.take(HOSTS_MAX).collect();
+        self.hosts = Some(Hosts {
+            of,
+            hosts: Arc::clone(&hosts),
+        });
+        hosts
     }
 
     /// A transfer that we decided on is over.

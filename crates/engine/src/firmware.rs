@@ -137,7 +137,7 @@ impl Engine {
     /// boot. `None`: it is no firmware.
     pub(crate) fn first_file(&self, mac: Mac, client: Client) -> Option<Result<First, String>> {
         use BootFile::{Grub, GrubArm64, IpxeBios, IpxeUefi, Ldlinux, Pxelinux, Shim, ShimArm64};
-        let chains: &[&[BootFile]] = match (client, self.config.uefi_loader) {
+        let chains: &[&[BootFile]] = match (client, self.loader_of(self.nodes.get(&mac))) {
             (Client::System, _) => return None,
             (Client::Ipxe { .. }, _) => return Some(Ok(First::Script)),
             (Client::OtherFirmware(architecture), _) => return Some(Err(unknown(architecture))),

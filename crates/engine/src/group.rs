@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::CommandError;
 use crate::commands::{check_kernel_args, cut};
-use crate::config::Interface;
+use crate::config::{Interface, UefiLoader};
+use crate::console;
 use crate::image::{ImageRef, is_part};
 use crate::record::Node;
 use crate::{Engine, unit};
@@ -43,6 +44,12 @@ pub struct Group {
     /// Arguments added to the kernel command line, before the node's own.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kernel_args: String,
+    /// What UEFI nodes that say nothing of it load first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loader: Option<UefiLoader>,
+    /// Consoles of nodes that name none, the one of the system last: `["tty0", "ttyS0,115200"]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<String>,
     /// What the node may write: `50%` of its memory, or `8G`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upper_size: Option<String>,
@@ -258,6 +265,7 @@ impl Group {
     /// Checks all that can be checked of a group by itself.
     pub(crate) fn check(&self) -> Result<(), CommandError> {
         check_kernel_args(&self.kernel_args)?;
+        console::check(&self.console)?;
         self.network.check()?;
         if let Some(size) = &self.upper_size {
             check(is_size(size) || is_share(size), || {
@@ -410,12 +418,31 @@ impl Engine {
         }
     }
 
+    /// What a machine loads first, where its image has both and it is UEFI.
+    pub(crate) fn loader_of(&self, node: Option<&Node>) -> UefiLoader {
+        let own = node.and_then(|node| node.loader);
+        let of_groups = || self.groups_of(node).into_iter().find_map(|it| it.loader);
+        own.or_else(of_groups).unwrap_or(self.config.uefi_loader)
+    }
+
+    /// A node's consoles: its own, else those of the first of its groups that has any.
+    pub(crate) fn consoles_of<'a>(&'a self, node: &'a Node) -> &'a [String] {
+        let groups = self.groups_of(Some(node)).into_iter();
+        let all = std::iter::once(&node.console).chain(groups.map(|it| &it.console));
+        all.into_iter()
+            .find(|it| !it.is_empty())
+            .map_or(&[], Vec::as_slice)
+    }
+
     /// All arguments that a node's kernel is given, those that count last.
     pub(crate) fn kernel_args(&self, node: &Node) -> String {
         let groups = self.groups_of(Some(node));
         let upper_size = self.setting(node, |group| group.upper_size.as_ref());
         let upper_size = upper_size.map(|size| format!("slate.upper={size}"));
+        let consoles = self.consoles_of(node).iter();
+        let consoles: Vec<String> = consoles.map(|it| format!("console={it}")).collect();
         std::iter::once(self.config.kernel_args.as_str())
+            .chain(consoles.iter().map(String::as_str))
             .chain(upper_size.as_deref())
             .chain(groups.iter().rev().map(|group| group.kernel_args.as_str()))
             .chain([node.kernel_args.as_str()])

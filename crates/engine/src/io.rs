@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use wire::digest::Digest;
@@ -310,7 +311,7 @@ pub struct IdentityGrant {
     /// Whether anybody may log in on the console.
     pub console_login: bool,
     /// Addresses and names of all nodes that have an address, in order of their names.
-    pub hosts: Vec<(Ipv4Addr, String)>,
+    pub hosts: Arc<[(Ipv4Addr, String)]>,
     /// Files for the node's own layer.
     pub files: Vec<wire::identity::File>,
     /// The secret of the boot's orders.

@@ -29,6 +29,8 @@ pub(crate) enum Evidence {
 pub(crate) struct LearnedAddresses {
     by_mac: BTreeMap<Mac, Learned>,
     by_address: BTreeMap<Ipv4Addr, Mac>,
+    /// How often somebody came to another address, or lost one.
+    moves: u64,
     /// Nothing ends before this.
     quiet_until: Timestamp,
 }
@@ -36,19 +38,30 @@ pub(crate) struct LearnedAddresses {
 impl LearnedAddresses {
     /// Stores an address; its former owner and the node's former address lose theirs.
     pub(crate) fn put(&mut self, learned: Learned) {
+        self.quiet_until = self.quiet_until.min(learned.until);
+        if self.owner(learned.address) == Some(learned.mac) {
+            self.by_mac.insert(learned.mac, learned);
+            return;
+        }
+        self.moves += 1;
         if let Some(owner) = self.owner(learned.address) {
             self.remove(owner);
         }
         self.remove(learned.mac);
-        self.quiet_until = self.quiet_until.min(learned.until);
         self.by_address.insert(learned.address, learned.mac);
         self.by_mac.insert(learned.mac, learned);
     }
 
     pub(crate) fn remove(&mut self, mac: Mac) -> Option<Learned> {
         let learned = self.by_mac.remove(&mac)?;
+        self.moves += 1;
         self.by_address.remove(&learned.address);
         Some(learned)
+    }
+
+    /// As long as this stays, everybody has the address that they had.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves
     }
 
     pub(crate) fn owner(&self, address: Ipv4Addr) -> Option<Mac> {

@@ -18,11 +18,18 @@ const SEARCH_MAX: u32 = 1 << 17;
 pub(crate) struct Leases {
     by_address: BTreeMap<Ipv4Addr, Lease>,
     by_mac: BTreeMap<Mac, Ipv4Addr>,
+    /// How often somebody came to another address, or lost one.
+    moves: u64,
 }
 
 impl Leases {
     /// Stores a lease; the address's former owner and the machine's former address lose theirs.
     pub(crate) fn put(&mut self, lease: Lease) {
+        if lease.mac.is_some() && self.owner(lease.address) == lease.mac {
+            self.by_address.insert(lease.address, lease);
+            return;
+        }
+        self.moves += 1;
         self.remove(lease.address);
         if let Some(mac) = lease.mac
             && let Some(former) = self.by_mac.insert(mac, lease.address)
@@ -34,10 +41,16 @@ impl Leases {
 
     pub(crate) fn remove(&mut self, address: Ipv4Addr) -> Option<Lease> {
         let lease = self.by_address.remove(&address)?;
+        self.moves += 1;
         if let Some(mac) = lease.mac {
             self.by_mac.remove(&mac);
         }
         Some(lease)
+    }
+
+    /// As long as this stays, everybody has the address that they had.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves
     }
 
     pub(crate) fn get(&self, address: Ipv4Addr) -> Option<&Lease> {

@@ -9,6 +9,7 @@ mod boots;
 mod command;
 mod commands;
 mod config;
+mod console;
 mod deliver;
 mod dhcp;
 mod event;
@@ -48,6 +49,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 
 use crate::boots::Boots;
+use crate::files::Hosts;
 use crate::learned::LearnedAddresses;
 use crate::leases::Leases;
 use crate::limit::TokenBucket;
@@ -58,7 +60,7 @@ use crate::rollout::Rollouts;
 
 pub use apply::{Change, Changes, Inventory, NodeChanged, NodeEntry, SettingChanged};
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
-pub use config::{Config, DhcpMode, Interface, InterfaceId, UefiLoader};
+pub use config::{Config, DhcpMode, Interface, InterfaceId, UefiLoader, UnknownPolicy};
 pub use event::{Event, EventKind, Service, Severity};
 pub use group::{ALL, Disk, FileEntry, Group, Mount, NetworkSettings, Wipe};
 pub use image::{BootFile, ImageInfo, ImageRef, ParseImageRefError};
@@ -97,6 +99,9 @@ pub struct Engine {
     versions: BTreeSet<Digest>,
     readiness: BTreeMap<Digest, Readiness>,
     nodes: BTreeMap<Mac, Node>,
+    /// How often a node came, went, or got another name or fixed address.
+    renames: u64,
+    hosts: Option<Hosts>,
     groups: BTreeMap<String, Group>,
     networks: BTreeMap<String, NetworkSettings>,
     secrets: BTreeMap<String, Secret>,
@@ -154,6 +159,8 @@ impl Engine {
             versions: BTreeSet::new(),
             readiness: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            renames: 0,
+            hosts: None,
             groups: BTreeMap::new(),
             networks: BTreeMap::new(),
             secrets: BTreeMap::new(),
@@ -179,7 +186,7 @@ impl Engine {
     fn restore(&mut self, record: Record) {
         match record {
             Record::Lease(lease) => self.leases.put(lease),
-            Record::Node(node) => drop(self.nodes.insert(node.mac, node)),
+            Record::Node(node) => drop(self.nodes.insert(node.mac, *node)),
             Record::Boot(boot) => self.boots.restore(boot),
             Record::Learned(learned) => self.learned.put(learned),
             Record::Settings(settings) => self.settings = settings,
@@ -296,6 +303,16 @@ impl Engine {
         &self.config
     }
 
+    /// What becomes of machines that are no nodes, where DHCP is spoken so: as the inventory says,
+    /// else the configuration. Where firmware is not heard at all none can become nodes by asking.
+    pub fn unknown_policy(&self, mode: DhcpMode) -> UnknownPolicy {
+        let said = self.settings.unknown.or(self.config.unknown);
+        match said.unwrap_or(UnknownPolicy::of(mode)) {
+            UnknownPolicy::Auto if mode == DhcpMode::Off => UnknownPolicy::Approve,
+            policy => policy,
+        }
+    }
+
     fn view(&self, node: &Node) -> NodeView {
         let address = self.address_of(node);
         let nfs = address.and_then(|address| self.nfs.get(&address));
@@ -315,6 +332,8 @@ impl Engine {
             next_image: self.version_of(Some(node)).ok(),
             failed_image: self.fallback_of(node).map(|it| it.failed),
             kernel_args: node.kernel_args.clone(),
+            loader: node.loader,
+            console: node.console.clone(),
             firmware: self.firmware.get(&node.mac).cloned(),
             boot: boots.next(),
             former_boots: boots.collect(),
@@ -372,6 +391,8 @@ impl Engine {
                 address: None,
                 image: None,
                 kernel_args: String::new(),
+                loader: None,
+                console: Vec::new(),
                 groups: Vec::new(),
                 once: None,
                 pinned: None,
@@ -387,7 +408,11 @@ impl Engine {
     /// Takes a node into the inventory, or changes it, and has made what it is going to boot.
     fn put_node(&mut self, turn: &mut Turn, node: Node) {
         let (mac, version) = (node.mac, self.version_of(Some(&node)));
-        turn.persist(Record::Node(node.clone()));
+        turn.persist(Record::Node(Box::new(node.clone())));
+        let named = |it: &Node| (it.name.clone(), it.address);
+        if self.nodes.get(&mac).map(named) != Some(named(&node)) {
+            self.renames += 1;
+        }
         let kind = match self.nodes.insert(mac, node) {
             None => EventKind::NodeAdded,
             Some(_) => EventKind::NodeChanged,

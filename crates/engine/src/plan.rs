@@ -29,4 +29,7 @@ pub struct BootPlan {
     pub initrd: String,
     /// The kernel command line.
     pub command_line: String,
+    /// The node's consoles, for loaders that can use the same.
+    #[serde(default)]
+    pub consoles: Vec<String>,
 }

@@ -10,7 +10,7 @@ use wire::digest::Digest;
 use wire::mac::Mac;
 use wire::tftp::{Mode, Options, Packet, Request as ReadRequest};
 
-use crate::config::{DhcpMode, Interface};
+use crate::config::{DhcpMode, Interface, UnknownPolicy};
 use crate::dhcp::{Dialect, reply_to};
 use crate::event::{EventKind, Severity};
 use crate::firmware::Client;
@@ -404,11 +404,14 @@ impl Rehearsal {
             (false, Some(name)) => {
                 format!("it is no node yet: it becomes {name} when it takes its address")
             }
-            (false, None) if self.interface.dhcp == DhcpMode::Authoritative => {
+            (false, None)
+                if self.engine.unknown_policy(self.interface.dhcp) == UnknownPolicy::Auto =>
+            {
                 "it is no node, and does not become one".to_owned()
             }
             (false, None) => format!(
-                "it is no node, and beside another DHCP server only nodes boot; to make it one: slate node set {} --name NAME",
+                "it is no node, and only nodes boot here (unknown = \"{}\"); to make it one: slate node approve {}",
+                self.engine.unknown_policy(self.interface.dhcp).name(),
                 self.mac
             ),
         };

@@ -1,7 +1,8 @@
 //! Beside another DHCP server: that one gives the addresses, we tell the firmware of nodes what to
 //! boot (proxyDHCP: PXE 2.1, section 2.2), and learn from both sides who has which address.
 //!
-//! Nothing here gives or refuses an address, and no machine that is not a node gets an answer.
+//! Nothing here gives or refuses an address, and no machine that is not a node gets an answer;
+//! those become nodes by asking only where that was said ([`UnknownPolicy::Auto`]).
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -11,7 +12,7 @@ use wire::dhcp4::{Message, MessageType, Op, option};
 use wire::mac::Mac;
 use wire::stage::Stage;
 
-use crate::config::{DhcpMode, InterfaceId};
+use crate::config::{DhcpMode, InterfaceId, UnknownPolicy};
 use crate::dhcp::{Dialect, Request, destination, reply_to};
 use crate::event::EventKind;
 use crate::io::{DhcpDestination, Output};
@@ -197,8 +198,8 @@ impl Engine {
     fn offer_boot(&mut self, turn: &mut Turn, request: &Request) {
         let mac = request.message.mac;
         let client = request.client.name();
-        if !self.nodes.contains_key(&mac) {
-            return self.see(turn, mac, &client);
+        if !self.nodes.contains_key(&mac) && !self.admit(turn, request) {
+            return;
         }
         self.note_firmware(mac, request.client);
         self.tell(turn, Some(mac), EventKind::Discover { client });
@@ -221,6 +222,17 @@ impl Engine {
             destination: destination(&request.message, MessageType::Offer, None),
             packet,
         });
+    }
+
+    /// Makes a node of a machine that is none, if that is to become of such.
+    fn admit(&mut self, turn: &mut Turn, request: &Request) -> bool {
+        let mac = request.message.mac;
+        let policy = self.unknown_policy(request.interface.dhcp);
+        if policy != UnknownPolicy::Auto || mac == Mac::PROBE {
+            self.see(turn, mac, &request.client.name(), policy);
+            return false;
+        }
+        self.strangers.take(turn.now) && self.ensure_node(turn, mac).is_some()
     }
 
     /// The dialect that led on last, the other one where the last did not.
@@ -299,8 +311,11 @@ impl Engine {
         reply.encode(request.message.budget())
     }
 
-    /// A machine that is no node asks to boot.
-    pub(crate) fn see(&mut self, turn: &mut Turn, mac: Mac, client: &str) {
+    /// A machine that is no node asks to boot. Where such are ignored only the doctor's is told of.
+    pub(crate) fn see(&mut self, turn: &mut Turn, mac: Mac, client: &str, policy: UnknownPolicy) {
+        if policy == UnknownPolicy::Ignore && mac != Mac::PROBE {
+            return;
+        }
         if self.seen.note(mac, client, turn.now) {
             let client = client.to_owned();
             self.tell(turn, Some(mac), EventKind::MachineSeen { client });

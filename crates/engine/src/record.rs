@@ -11,6 +11,7 @@ use wire::identity::{BootId, Token};
 use wire::mac::Mac;
 use wire::stage::Stage;
 
+use crate::config::{UefiLoader, UnknownPolicy};
 use crate::group::{Group, NetworkSettings};
 use crate::image::ImageRef;
 use crate::rollout::{Rollout, Trial};
@@ -23,7 +24,7 @@ pub enum Record {
     /// An address and who has it. Keyed by address.
     Lease(Lease),
     /// A node of the inventory. Keyed by MAC.
-    Node(Node),
+    Node(Box<Node>),
     /// A boot and its secret token. Keyed by boot id.
     Boot(Boot),
     /// The address of a node by another server's word. Keyed by MAC.
@@ -119,6 +120,12 @@ pub struct Node {
     pub image: Option<ImageRef>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
+    /// What it loads first where it is UEFI; `None` = as its groups say.
+    #[serde(default)]
+    pub loader: Option<UefiLoader>,
+    /// Its consoles, as the kernel names them; none = as its groups say.
+    #[serde(default)]
+    pub console: Vec<String>,
     /// Its groups, those that count first first.
     #[serde(default)]
     pub groups: Vec<String>,
@@ -237,4 +244,7 @@ impl std::fmt::Debug for Secret {
 pub struct Settings {
     /// OpenSSH public keys for root, besides those of the configuration.
     pub authorized_keys: Vec<String>,
+    /// What becomes of machines that are no nodes; `None` = as the configuration says.
+    #[serde(default)]
+    pub unknown: Option<UnknownPolicy>,
 }

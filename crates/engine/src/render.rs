@@ -149,6 +149,7 @@ impl Engine {
             kernel,
             initrd,
             command_line,
+            consoles: self.consoles_of(node).to_vec(),
         };
         if let Some(boot) = self.boots.get_mut(id)
             && boot.image != Some(digest)

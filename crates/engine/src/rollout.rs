@@ -267,7 +267,7 @@ impl Engine {
     fn change_node(&mut self, turn: &mut Turn, mac: Mac, change: impl FnOnce(&mut Node)) {
         if let Some(node) = self.nodes.get_mut(&mac) {
             change(node);
-            turn.persist(Record::Node(node.clone()));
+            turn.persist(Record::Node(Box::new(node.clone())));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use wire::cmdline::{Param, split};
 
+use crate::console::{Serial, serial};
 use crate::firmware::IPXE_SCRIPT;
 use crate::plan::BootPlan;
 
@@ -78,7 +79,7 @@ impl Language {
             Language::Ipxe => "#!ipxe\nchain --replace /ipxe/${netX/mac:hexhyp}.ipxe\n".to_owned(),
             // It has asked by that name before it asks by any other.
             Language::Pxelinux => {
-                self.message("it is no node; to let it boot: slate node set MAC --name NAME")
+                self.message("it is no node; to let it boot: slate node approve MAC")
             }
         }
     }
@@ -92,11 +93,23 @@ fn grub_boot(plan: &BootPlan) -> String {
     };
     let words: Vec<String> = split(&plan.command_line).iter().map(word).collect();
     format!(
-        "set timeout=0\n{}linux /{} {}\ninitrd /{}\nboot\n",
+        "set timeout=0\n{}{}linux /{} {}\ninitrd /{}\nboot\n",
+        grub_terminal(&plan.consoles),
         echo(&[&banner(plan)]),
         plan.kernel,
         words.join(" "),
         plan.initrd,
+    )
+}
+
+/// Besides what firmware shows. A GRUB without that module, or a machine without that port, goes on
+/// as it is.
+fn grub_terminal(consoles: &[String]) -> String {
+    let Some(Serial { unit, speed }) = serial(consoles) else {
+        return String::new();
+    };
+    format!(
+        "if serial --unit={unit} --speed={speed}; then\n  terminal_input --append serial\n  terminal_output --append serial\nfi\n"
     )
 }
 
@@ -128,7 +141,12 @@ fn pxelinux_boot(plan: &BootPlan) -> Result<String, String> {
         ));
     }
     Ok(format!(
-        "{}DEFAULT slate\nPROMPT 0\nLABEL slate\n  KERNEL {}\n  INITRD {}\n  APPEND {line}\n",
+        "{}{}DEFAULT slate\nPROMPT 0\nLABEL slate\n  KERNEL {}\n  INITRD {}\n  APPEND {line}\n",
+        // It must be the first of all.
+        serial(&plan.consoles).map_or_else(String::new, |it| format!(
+            "SERIAL {} {}\n",
+            it.unit, it.speed
+        )),
         say("SAY", &[&banner(plan)]),
         plan.kernel,
         plan.initrd,
@@ -216,6 +234,7 @@ mod tests {
             kernel: "boot/k".into(),
             initrd: "boot/i".into(),
             command_line: command_line.into(),
+            consoles: Vec::new(),
         }
     }
 
@@ -228,6 +247,21 @@ mod tests {
             "{config}"
         );
         assert_eq!(config.lines().count(), 5);
+    }
+
+    #[test]
+    fn loaders_use_the_node_s_serial_console() {
+        let mut plan = plan("quiet");
+        plan.consoles = vec!["tty0".into(), "ttyS1,115200n8".into()];
+        let config = grub_boot(&plan);
+        let terminal =
+            "if serial --unit=1 --speed=115200; then\n  terminal_input --append serial\n";
+        assert!(config.contains(terminal), "{config}");
+        assert!(config.find(terminal) < config.find("echo "), "{config}");
+        let config = Language::Pxelinux.boot(&plan).unwrap();
+        assert!(config.starts_with("SERIAL 1 115200\n"), "{config}");
+        let config = Language::Ipxe.boot(&plan).unwrap();
+        assert!(!config.to_lowercase().contains("serial"), "{config}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod orders;
 mod preview;
 mod rollouts;
 mod scenarios;
+mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};

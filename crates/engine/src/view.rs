@@ -9,6 +9,7 @@ use wire::identity::BootId;
 use wire::mac::Mac;
 use wire::stage::Stage;
 
+use crate::config::UefiLoader;
 use crate::image::ImageRef;
 use crate::io::NfsCounters;
 use crate::record::{Failure, StageAt};
@@ -45,6 +46,10 @@ pub struct NodeView {
     pub failed_image: Option<Digest>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
+    /// What it loads first where it is UEFI, by its own setting.
+    pub loader: Option<UefiLoader>,
+    /// Its consoles, by its own setting.
+    pub console: Vec<String>,
     /// Its firmware, as it named itself last; `None` = not seen yet.
     pub firmware: Option<String>,
     /// Its newest boot that got anywhere.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use daemon::control::{
     Change, Changes, Client, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, Request,
-    Response,
+    Response, UefiLoader, UnknownPolicy,
 };
 use owo_colors::OwoColorize as _;
 use serde::{Deserialize, Serialize};
@@ -22,10 +22,12 @@ use crate::render;
 /// Longest file that is read.
 const FILE_MAX_BYTES: u64 = 4 << 20;
 
-/// The file: tables `[nodes.NAME]`, `[groups.NAME]` and `[networks."ADDRESS/PREFIX"]`.
+/// The file: `unknown`, and tables `[nodes.NAME]`, `[groups.NAME]` and `[networks."ADDRESS/PREFIX"]`.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct File {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<UnknownPolicy>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     networks: BTreeMap<String, NetworkSettings>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -44,6 +46,10 @@ struct Node {
     image: Option<String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     kernel_args: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loader: Option<UefiLoader>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    console: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     groups: Vec<String>,
 }
@@ -55,7 +61,7 @@ pub fn run(dirs: &DirArgs, args: &ApplyArgs) -> Outcome {
     if args.output.json {
         return render::json(&json!({ "dry_run": args.dry_run, "changes": changes }));
     }
-    anstream::print!("{}", text(&changes, args.dry_run));
+    show(&changes, args.dry_run);
     Ok(())
 }
 
@@ -63,8 +69,15 @@ pub fn run(dirs: &DirArgs, args: &ApplyArgs) -> Outcome {
 /// does not name stays.
 pub(super) fn add(dirs: &DirArgs, inventory: Inventory, dry_run: bool) -> Outcome {
     let changes = ask(dirs, inventory, false, dry_run)?;
-    anstream::print!("{}", text(&changes, dry_run));
+    show(&changes, dry_run);
     Ok(())
+}
+
+fn show(changes: &Changes, dry_run: bool) {
+    for note in &changes.notes {
+        anstream::eprintln!("{} {note}", "warning:".yellow().bold());
+    }
+    anstream::print!("{}", text(changes, dry_run));
 }
 
 fn ask(dirs: &DirArgs, inventory: Inventory, prune: bool, dry_run: bool) -> Outcome<Changes> {
@@ -168,6 +181,8 @@ pub(super) fn parsed(text: &str) -> Result<Inventory, String> {
             address: node.address,
             image: node.image,
             kernel_args: node.kernel_args,
+            loader: node.loader,
+            console: node.console,
             groups: node.groups,
         })
     };
@@ -176,6 +191,7 @@ pub(super) fn parsed(text: &str) -> Result<Inventory, String> {
         nodes: nodes?,
         groups: file.groups,
         networks: file.networks,
+        unknown: file.unknown,
     })
 }
 
@@ -184,6 +200,7 @@ pub(super) fn written(inventory: Inventory) -> Outcome<String> {
     let failed = |error| Failure::because("writing the inventory", &error);
     let mut out = String::from("# The nodes of slate; make it so with: slate apply FILE\n");
     let shared = File {
+        unknown: inventory.unknown,
         networks: inventory.networks,
         groups: inventory.groups,
         nodes: BTreeMap::new(),
@@ -198,6 +215,8 @@ pub(super) fn written(inventory: Inventory) -> Outcome<String> {
             address: entry.address,
             image: entry.image,
             kernel_args: entry.kernel_args,
+            loader: entry.loader,
+            console: entry.console,
             groups: entry.groups,
         };
         let file = File {
@@ -211,10 +230,18 @@ pub(super) fn written(inventory: Inventory) -> Outcome<String> {
 }
 
 fn text(changes: &Changes, dry_run: bool) -> String {
-    if *changes == Changes::default() {
+    if changes.is_empty() {
         return "Nothing to change.\n".to_owned();
     }
     let mut out = String::new();
+    if let Some(Change { before, after }) = changes.unknown {
+        let shown = |policy: Option<UnknownPolicy>| policy.map_or(UNSET, UnknownPolicy::name);
+        out.push_str(&format!(
+            "~ unknown machines: {} -> {}\n",
+            shown(before),
+            shown(after)
+        ));
+    }
     for (name, change) in &changes.networks {
         out.push_str(&setting_text(&format!("network {name}"), change));
     }
@@ -248,7 +275,9 @@ fn text(changes: &Changes, dry_run: bool) -> String {
         counted(changes.nodes.len(), "node"),
     ];
     let counted: Vec<String> = counted.into_iter().flatten().collect();
-    out.push_str(&format!("{} {verb}.\n", counted.join(", ")));
+    if !counted.is_empty() {
+        out.push_str(&format!("{} {verb}.\n", counted.join(", ")));
+    }
     out
 }
 
@@ -303,7 +332,7 @@ fn differences(before: &NodeEntry, after: &NodeEntry) -> String {
 
 const UNSET: &str = "(default)";
 
-fn fields(node: &NodeEntry) -> [(&'static str, String); 5] {
+fn fields(node: &NodeEntry) -> [(&'static str, String); 7] {
     let unset = || UNSET.to_owned();
     [
         ("name", node.name.clone()),
@@ -312,6 +341,16 @@ fn fields(node: &NodeEntry) -> [(&'static str, String); 5] {
             node.address.map_or_else(unset, |it| it.to_string()),
         ),
         ("image", node.image.clone().unwrap_or_else(unset)),
+        (
+            "loader",
+            node.loader.map_or_else(unset, |it| it.name().to_owned()),
+        ),
+        (
+            "console",
+            Some(node.console.join(" "))
+                .filter(|it| !it.is_empty())
+                .unwrap_or_else(unset),
+        ),
         (
             "groups",
             Some(node.groups.join(","))
@@ -338,11 +377,15 @@ mod tests {
             address: None,
             image: None,
             kernel_args: String::new(),
+            loader: None,
+            console: Vec::new(),
             groups: Vec::new(),
         }
     }
 
     const GROUPS: &str = r#"
+unknown = "approve"
+
 [networks."10.77.0.0/24"]
 routers = ["10.77.0.254"]
 
@@ -355,6 +398,8 @@ search = ["lab.example.org"]
 
 [groups.gpu]
 image = "rocky9:next"
+loader = "ipxe"
+console = ["ttyS0,115200"]
 upper_size = "16G"
 
 [groups.gpu.mounts."/home"]
@@ -380,6 +425,8 @@ groups = ["gpu"]
             address: Some([10, 77, 0, 9].into()),
             image: Some("rocky9:next".into()),
             kernel_args: "console=ttyS0 a=\"b c\"".into(),
+            loader: Some(UefiLoader::Ipxe),
+            console: vec!["tty0".into(), "ttyS0,115200".into()],
             ..entry("node2", 2)
         };
         let nodes = vec![entry("node10", 10), full];
@@ -392,6 +439,7 @@ groups = ["gpu"]
         assert_eq!(parsed("# nothing\n"), Ok(Inventory::default()));
 
         let groups = parsed(GROUPS).unwrap();
+        assert_eq!(groups.unknown, Some(UnknownPolicy::Approve));
         let gpu = &groups.groups["gpu"];
         assert_eq!(gpu.mounts["/home"].kind, "nfs");
         assert_eq!(groups.groups["all"].masked_units, Some(Vec::new()));
@@ -404,6 +452,14 @@ groups = ["gpu"]
         for (text, expected) in [
             ("[nodes.a]\nmac = \"zz\"\n", "nodes.a: mac: "),
             ("[nodes.a]\nmac = 5\n", "line 2"),
+            (
+                "[groups.a]\nloader = \"lilo\"\n",
+                "expected `shim` or `ipxe`",
+            ),
+            (
+                "unknown = \"yes\"\n",
+                "expected one of `auto`, `approve`, `ignore`",
+            ),
             (
                 "[nodes.a]\nadress = \"10.0.0.5\"\n",
                 "unknown field `adress`",
@@ -447,6 +503,8 @@ groups = ["gpu"]
         let (before, mut after) = (entry("node1", 1), entry("gpu1", 1));
         after.address = Some([10, 77, 0, 9].into());
         after.groups = vec!["gpu".into(), "rack1".into()];
+        after.console = vec!["tty0".into(), "ttyS0".into()];
+        after.loader = Some(UefiLoader::Shim);
         let change = |before: Option<&NodeEntry>, after: Option<&NodeEntry>| Change {
             before: before.cloned(),
             after: after.cloned(),
@@ -471,18 +529,24 @@ groups = ["gpu"]
             nodes,
             groups: vec![("gpu".into(), changed)],
             networks: Vec::new(),
+            notes: Vec::new(),
+            unknown: Some(Change {
+                before: None,
+                after: Some(UnknownPolicy::Ignore),
+            }),
         };
         let text = text(&changes, true);
         assert_eq!(
             anstream::adapter::strip_str(&text).to_string(),
-            "~ group gpu\n    \
+            "~ unknown machines: (default) -> ignore\n\
+             ~ group gpu\n    \
              - upper_size = \"8G\"\n    \
              - [mounts.\"/home\"]\n    \
              - source = \"10.0.0.1:/export/home\"\n    \
              - type = \"nfs\"\n    \
              + upper_size = \"16G\"\n\
-             + gpu1 52:54:00:00:00:01, address 10.77.0.9, groups gpu,rack1\n\
-             ~ node1: name node1 -> gpu1, address (default) -> 10.77.0.9, groups (default) -> gpu,rack1\n\
+             + gpu1 52:54:00:00:00:01, address 10.77.0.9, loader shim, console tty0 ttyS0, groups gpu,rack1\n\
+             ~ node1: name node1 -> gpu1, address (default) -> 10.77.0.9, loader (default) -> shim, console (default) -> tty0 ttyS0, groups (default) -> gpu,rack1\n\
              - node1 52:54:00:00:00:01\n\
              1 group, 3 nodes would change.\n"
         );

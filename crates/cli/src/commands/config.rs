@@ -93,6 +93,8 @@ fn entry(node: &Node) -> NodeEntry {
         address: node.address,
         image: node.image.clone(),
         kernel_args: node.kernel_args.clone(),
+        loader: None,
+        console: Vec::new(),
         groups: Vec::new(),
     }
 }

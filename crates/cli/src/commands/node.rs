@@ -7,6 +7,7 @@ use daemon::control::{
 };
 use owo_colors::OwoColorize as _;
 use serde_json::json;
+use wire::mac::Mac;
 use wire::stage::Stage;
 
 use super::image::open_store;
@@ -46,6 +47,9 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
             }
             anstream::println!("{}", plan.cmdline);
         }
+        NodeCommand::Approve { macs, seen, output } => {
+            approve(&mut client, &macs, seen, output.json)?;
+        }
         NodeCommand::Forget { nodes, output } => forget(&mut client, &nodes, output.json)?,
         NodeCommand::Run(args) => order::run(&mut client, &args)?,
         NodeCommand::Reboot(args) => order::reboot(&mut client, &args)?,
@@ -55,6 +59,31 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
             change,
             output,
         } => set(&mut client, node, change, output.json)?,
+    }
+    Ok(())
+}
+
+/// Makes nodes of machines, one after the other.
+fn approve(client: &mut Client, macs: &[Mac], all_seen: bool, json: bool) -> Outcome {
+    let mut macs: Vec<String> = macs.iter().map(ToString::to_string).collect();
+    if all_seen {
+        let (_, seen) = list_all(client)?;
+        macs.extend(seen.into_iter().map(|machine| machine.mac));
+    }
+    let mut made = Vec::new();
+    for mac in macs {
+        let change = NodeChange::default();
+        let node = one(client, &Request::SetNode { node: mac, change })?;
+        if !json {
+            anstream::println!("{} is {}", node.mac, node.name.bold());
+        }
+        made.push(node);
+    }
+    if json {
+        return render::json(&made);
+    }
+    if made.is_empty() {
+        anstream::println!("No machine asked to boot that is no node.");
     }
     Ok(())
 }
@@ -214,6 +243,8 @@ impl From<args::NodeChange> for NodeChange {
             address: change.address,
             image: change.image,
             kernel_args: change.kernel_args,
+            loader: change.loader,
+            console: change.console,
             groups: change.groups,
             once: change.once,
         }
@@ -257,9 +288,7 @@ fn seen_text(seen: &[SeenView]) -> String {
         ]
     });
     let table = render::table(&["MAC", "FIRMWARE", "ASKED"], rows);
-    format!(
-        "\nThese asked to boot and are no nodes. To let one: slate node set MAC --name NAME\n{table}\n"
-    )
+    format!("\nThese asked to boot and are no nodes. To let one: slate node approve MAC\n{table}\n")
 }
 
 /// What it booted last, and what it would boot where that is another version.
@@ -332,6 +361,12 @@ fn show_text(node: &NodeView) -> String {
     }
     if !node.groups.is_empty() {
         lines.push(line("Groups", &node.groups.join(", ")));
+    }
+    if let Some(loader) = &node.loader {
+        lines.push(line("Loader", loader));
+    }
+    if !node.console.is_empty() {
+        lines.push(line("Console", &node.console.join(" ")));
     }
     if !node.kernel_args.is_empty() {
         lines.push(line("Kernel", &node.kernel_args));
@@ -455,6 +490,8 @@ mod tests {
             next_digest: None,
             failed_digest: None,
             kernel_args: String::new(),
+            loader: None,
+            console: Vec::new(),
             groups: Vec::new(),
             once: None,
             pinned_digest: None,
@@ -564,10 +601,7 @@ mod tests {
             seen_ms: render::now_ms(),
         };
         let text = seen_text(&[machine]);
-        assert!(
-            text.contains("slate node set MAC --name NAME\nMAC "),
-            "{text}"
-        );
+        assert!(text.contains("slate node approve MAC\nMAC "), "{text}");
         assert!(
             text.ends_with("52:54:00:00:00:09  bios      0 s ago\n"),
             "{text}"

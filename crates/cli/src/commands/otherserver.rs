@@ -218,6 +218,7 @@ mod tests {
             server: [10, 77, 0, 1].into(),
             network: [10, 77, 0, 0].into(),
             prefix: 24,
+            unknown: "approve".into(),
             dhcp: "off".into(),
             firmware: vec![
                 firmware("ipxe", &[0, 7], Some("iPXE"), false),
@@ -235,6 +236,8 @@ mod tests {
             address: address.map(Ipv4Addr::from),
             image: None,
             kernel_args: String::new(),
+            loader: None,
+            console: Vec::new(),
             groups: Vec::new(),
         };
         vec![node(1, Some([10, 77, 0, 201])), node(2, None)]

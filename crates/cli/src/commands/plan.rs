@@ -46,7 +46,7 @@ fn for_other_server(client: &mut Client, server: OtherServer, node: Option<&str>
         nodes.retain(|it| is_meant(it, wanted));
         if nodes.is_empty() {
             return Err(Failure::new(format!("no node is called {wanted:?}"))
-                .hint("make it one first: slate node set MAC --name NAME")
+                .hint("make it one first: slate node approve MAC")
                 .code(Code::Failed));
         }
     }

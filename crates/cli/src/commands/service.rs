@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::image::path_failure;
 use super::up;
-use crate::args::{DhcpMode, DirArgs, Drivers, ServiceCommand, UefiLoader, UpArgs};
+use crate::args::{DhcpMode, DirArgs, Drivers, ServiceCommand, UefiLoader, Unknown, UpArgs};
 use crate::failure::{Code, Failure, Outcome};
 
 /// Runs one `slate service` command.
@@ -85,6 +85,14 @@ fn settle(dirs: &DirArgs, mut args: UpArgs) -> Outcome<(UpArgs, Vec<String>)> {
         daemon::DhcpMode::Off => DhcpMode::Off,
     };
     args.image = up::default_image(dirs, &args)?;
+    up::certificate(&args)?;
+    for file in [&mut args.tls_cert, &mut args.tls_key]
+        .into_iter()
+        .flatten()
+    {
+        *file =
+            std::path::absolute(&*file).map_err(|error| path_failure("finding", file, &error))?;
+    }
     let keys = up::authorized_keys(&args.ssh_keys)?;
     args.ssh_keys = if keys.is_empty() {
         anstream::eprintln!("warning: nobody could log in to nodes by SSH; add --ssh-key FILE");
@@ -366,6 +374,7 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
     let UpArgs {
         interface,
         dhcp,
+        unknown,
         image,
         ssh_keys,
         range,
@@ -378,6 +387,10 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
         drivers,
         loader,
         http_port,
+        tls_cert,
+        tls_key,
+        https_port,
+        https_boot,
         nfs_port,
         open_firewall,
         json,
@@ -387,6 +400,7 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
         words.extend(value.map(|value| format!("--{name}={value}")));
     };
     option("dhcp", Some(value_name::<DhcpMode>(dhcp)));
+    option("unknown", unknown.as_ref().map(value_name::<Unknown>));
     option("image", image.clone());
     for key in ssh_keys {
         option("ssh-key", Some(key.display().to_string()));
@@ -401,12 +415,17 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
     option("drivers", Some(value_name::<Drivers>(drivers)));
     option("loader", Some(value_name::<UefiLoader>(loader)));
     option("http-port", Some(http_port.to_string()));
+    let path = |file: &Option<PathBuf>| file.as_ref().map(|it| it.display().to_string());
+    option("tls-cert", path(tls_cert));
+    option("tls-key", path(tls_key));
+    option("https-port", https_port.map(|port| port.to_string()));
     option("nfs-port", nfs_port.map(|port| port.to_string()));
     option("state-dir", Some(dirs.state_dir.display().to_string()));
     option("run-dir", Some(dirs.run_dir.display().to_string()));
     let flags = [
         ("--console-login", *console_login),
         ("--debug-shell", *debug_shell),
+        ("--https-boot", *https_boot),
         ("--open-firewall", *open_firewall),
         ("--json", *json),
     ];
@@ -500,6 +519,11 @@ mod tests {
             "--drivers=virtual",
             "--loader=ipxe",
             "--http-port=8080",
+            "--unknown=ignore",
+            "--tls-cert=/etc/a.pem",
+            "--tls-key=/etc/b.pem",
+            "--https-port=8443",
+            "--https-boot",
             "--nfs-port=2050",
             "--console-login",
             "--debug-shell",

@@ -12,7 +12,7 @@ use daemon::{ContentProgress, Listening, Notice, Options, Ports};
 use image::Store;
 use owo_colors::OwoColorize as _;
 
-use crate::args::{DhcpMode, DirArgs, Drivers, UefiLoader, UpArgs};
+use crate::args::{DhcpMode, DirArgs, Drivers, UefiLoader, Unknown, UpArgs};
 use crate::embedded;
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
@@ -46,10 +46,13 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
             Drivers::Virtual => daemon::Drivers::Virtual,
         },
         debug_shell: args.debug_shell,
+        unknown: unknown(args, mode)?,
         uefi_loader: match args.loader {
             UefiLoader::Shim => daemon::UefiLoader::Shim,
             UefiLoader::Ipxe => daemon::UefiLoader::Ipxe,
         },
+        certificate: certificate(args)?,
+        https_boot: args.https_boot,
         notices: Some(notices),
         ..Options::new(&args.interface, Arc::<[u8]>::from(embedded::init()))
     };
@@ -79,6 +82,22 @@ pub(super) fn dhcp_mode(dirs: &DirArgs, args: &UpArgs) -> Outcome<daemon::DhcpMo
         .code(Code::Usage));
     }
     Ok(mode)
+}
+
+/// What was said of machines that are no nodes.
+fn unknown(args: &UpArgs, mode: daemon::DhcpMode) -> Outcome<Option<daemon::UnknownPolicy>> {
+    if args.unknown == Some(Unknown::Auto) && mode == daemon::DhcpMode::Off {
+        return Err(Failure::new(
+            "--unknown auto needs the firmware to be heard, and with --dhcp off it is not",
+        )
+        .hint("take --unknown approve or ignore, or --dhcp proxy")
+        .code(Code::Usage));
+    }
+    Ok(args.unknown.map(|policy| match policy {
+        Unknown::Auto => daemon::UnknownPolicy::Auto,
+        Unknown::Approve => daemon::UnknownPolicy::Approve,
+        Unknown::Ignore => daemon::UnknownPolicy::Ignore,
+    }))
 }
 
 fn choose_dhcp(dirs: &DirArgs, interface: &str) -> Outcome<daemon::DhcpMode> {
@@ -119,6 +138,21 @@ fn unclear(interface: &str, doubts: &[Doubt]) -> Failure {
     .code(Code::NotReady)
 }
 
+/// Where HTTPS is expected.
+const HTTPS_PORT: u16 = 443;
+
+/// The certificate, if one was given and can be served with.
+pub(super) fn certificate(args: &UpArgs) -> Outcome<Option<daemon::CertificateFiles>> {
+    let (Some(certificate), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) else {
+        return Ok(None);
+    };
+    let files = daemon::CertificateFiles { certificate, key };
+    for warning in files.check()? {
+        anstream::eprintln!("{} {warning}", "warning:".yellow().bold());
+    }
+    Ok(Some(files))
+}
+
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("SLATE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
@@ -134,6 +168,10 @@ fn log_to_stderr() {
 fn ports(args: &UpArgs) -> Ports {
     Ports {
         http: args.http_port,
+        https: args
+            .tls_cert
+            .as_ref()
+            .map(|_| args.https_port.unwrap_or(HTTPS_PORT)),
         nfs: args.nfs_port.unwrap_or(Ports::default().nfs),
         nfs_fallback: args.nfs_port.is_none(),
         ..Ports::default()
@@ -297,11 +335,14 @@ fn print_json(event: &EventRecord) {
 fn show_ready(listening: &Listening) {
     for (name, address) in &listening.interfaces {
         anstream::println!(
-            "{} on {name} ({address}): {}TFTP {}, HTTP {}, NFS {}",
+            "{} on {name} ({address}): {}TFTP {}, HTTP {}, {}NFS {}",
             "serving".green().bold(),
             dhcp_text(listening.dhcp),
             listening.tftp_port,
             listening.http_port,
+            listening
+                .https_port
+                .map_or_else(String::new, |port| format!("HTTPS {port}, ")),
             listening.nfs_port
         );
     }
@@ -311,10 +352,14 @@ fn show_ready(listening: &Listening) {
             listening.nfs_port
         );
     }
-    if listening.dhcp != daemon::DhcpMode::Authoritative {
-        anstream::println!(
-            "Only nodes boot; to make one of a machine: slate node set MAC --name NAME"
-        );
+    match listening.unknown {
+        daemon::UnknownPolicy::Auto => {}
+        daemon::UnknownPolicy::Approve => anstream::println!(
+            "Only nodes boot; to make one of a machine: slate node approve MAC (slate node list has those that asked)"
+        ),
+        daemon::UnknownPolicy::Ignore => anstream::println!(
+            "Only nodes are answered; to make one of a machine: slate node approve MAC"
+        ),
     }
     anstream::println!("Power the machines on. Ctrl-C stops.");
 }

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, ClientError, Events};
 pub use engine::{
     Batch, Change, Changes, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, OrderState,
-    OrderView, RolloutPlan, RolloutState, RolloutView, Secret, SecretView,
+    OrderView, RolloutPlan, RolloutState, RolloutView, Secret, SecretView, UefiLoader,
+    UnknownPolicy,
 };
 
 /// Version of the protocol; it rises when an old client would misread a new server.
@@ -160,6 +161,10 @@ pub struct NodeChange {
     pub image: Option<String>,
     /// Arguments added to the kernel command line.
     pub kernel_args: Option<String>,
+    /// What it loads first where it is UEFI: `shim` or `ipxe`.
+    pub loader: Option<String>,
+    /// Its consoles, separated by blanks.
+    pub console: Option<String>,
     /// Groups, separated by commas.
     pub groups: Option<String>,
     /// Image of its next boot only, `NAME[:TAG]`.
@@ -294,6 +299,12 @@ pub struct NodeView {
     pub failed_digest: Option<String>,
     /// Arguments added to its kernel command line.
     pub kernel_args: String,
+    /// What it loads first where it is UEFI, by its own setting: `shim` or `ipxe`.
+    #[serde(default)]
+    pub loader: Option<String>,
+    /// Its consoles, by its own setting.
+    #[serde(default)]
+    pub console: Vec<String>,
     /// Its groups, those that count first first.
     #[serde(default)]
     pub groups: Vec<String>,
@@ -490,6 +501,8 @@ pub struct BootServiceView {
     pub prefix: u8,
     /// What DHCP is spoken here: `authoritative`, `proxy` or `off`.
     pub dhcp: String,
+    /// What becomes of machines that are no nodes: `auto`, `approve` or `ignore`.
+    pub unknown: String,
     /// The firmware that something is served for, those with a user class first.
     pub firmware: Vec<FirmwareView>,
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::{
     BootFile, Command, CommandReply, Engine, Firmware, ImageInfo, Input, NfsActivity, NfsCounters,
-    Setting,
+    Setting, UefiLoader,
 };
 use serde::Serialize;
 use wire::hex::hexadecimal;
@@ -425,7 +425,27 @@ fn change_of(change: NodeChange) -> Result<engine::NodeChange, Box<Response>> {
             }
         },
     };
+    let loader = match change.loader.map(setting) {
+        None => None,
+        Some(Setting::Default) => Some(Setting::Default),
+        Some(Setting::To(text)) => match UefiLoader::from_name(&text) {
+            Some(loader) => Some(Setting::To(loader)),
+            None => {
+                let message = format!("expected the loader shim or ipxe, got {text:?}");
+                return Err(Box::new(refusal(
+                    message,
+                    "docs/boot.md says what each needs.",
+                )));
+            }
+        },
+    };
+    let console = change.console.map(|console| {
+        let names = console.split_whitespace();
+        names.map(str::to_owned).collect()
+    });
     Ok(engine::NodeChange {
+        loader,
+        console,
         name: change.name,
         address,
         image: change.image.map(setting),

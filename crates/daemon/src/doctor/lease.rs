@@ -44,7 +44,7 @@ pub fn examine(interface: &str, run_dir: &Path, service: &BootServiceView, repor
             report.skip(check, "nothing is served for it");
             continue;
         };
-        if service.dhcp == "proxy" {
+        if service.dhcp == "proxy" || service.unknown != "auto" {
             heard(&probe, run_dir, firmware, check, report);
         } else {
             offered(&probe, firmware, wanted, check, report);
@@ -84,7 +84,8 @@ fn offered(
     }
 }
 
-/// Beside another server strangers get no answer; that it was heard is an event.
+/// Beside another server, and where only nodes boot, strangers get no answer; that it was heard is an
+/// event.
 fn heard(probe: &Probe, run_dir: &Path, firmware: Firmware, check: String, report: &mut Report) {
     let Ok(before) = events(run_dir, 0).map(|all| all.last().map_or(0, |it| it.id)) else {
         return report.skip(check, "the daemon's events cannot be read");

@@ -22,7 +22,8 @@ use serde::Serialize;
 use wire::mac::Mac;
 
 use crate::control::{
-    BootServiceView, Client, ClientError, NodeView, PreviewView, Request, Response, Status,
+    BootServiceView, Client, ClientError, NodeView, PlannedFileView, PreviewView, Request,
+    Response, Status,
 };
 use crate::options::{DhcpMode, Ports};
 
@@ -230,6 +231,8 @@ impl Daemon {
             }
         }
         self.nodes(report);
+        // Until then a plan shows what is hoped for.
+        self.wait_for_initramfs();
         self.plans(report);
         self.images(report);
     }
@@ -275,9 +278,9 @@ impl Daemon {
     /// Each kind of firmware that is served is told of files that there are.
     fn plans(&mut self, report: &mut Report) {
         let node = self.nodes.first().map(|node| node.mac.clone());
-        let is_authoritative = self.mode() == DhcpMode::Authoritative;
-        let Some(node) = node.or_else(|| is_authoritative.then(|| STRANGER.to_string())) else {
-            let hint = "slate node set MAC --name NAME";
+        let boots_any = self.service.unknown == "auto";
+        let Some(node) = node.or_else(|| boots_any.then(|| STRANGER.to_string())) else {
+            let hint = "slate node approve MAC";
             return report.warn("config", "there is no node, so no machine boots", hint);
         };
         for firmware in self.service.firmware.clone() {
@@ -300,7 +303,6 @@ impl Daemon {
 
     /// What nodes boot is there, over TFTP, HTTP and NFS.
     fn images(&mut self, report: &mut Report) {
-        self.wait_for_initramfs();
         let used = self.used();
         if used.is_empty() {
             let hint = "build one: slate image build debian13, or bring one: slate image import NAME DIR|TAR";
@@ -405,7 +407,7 @@ fn plan(check: &str, preview: &PreviewView, report: &mut Report) {
     );
     match broken {
         Some(cause) => report.error(check, cause, hint),
-        None if preview.files.len() < 3 => {
+        None if !preview.files.iter().any(is_initramfs) => {
             let cause = preview.notes.join("; ");
             report.error(check, format!("nothing to boot: {cause}"), hint);
         }
@@ -417,6 +419,11 @@ fn plan(check: &str, preview: &PreviewView, report: &mut Report) {
             ),
         ),
     }
+}
+
+/// Whether it is what a loader fetches last. One without is a loader that shows why it stops.
+fn is_initramfs(file: &PlannedFileView) -> bool {
+    file.path.starts_with("boot/") && file.path.ends_with("/initrd")
 }
 
 fn unexpected(response: &Response) -> ClientError {

@@ -15,7 +15,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::content::Contents;
@@ -61,7 +62,11 @@ pub async fn serve(listener: TcpListener, server: Arc<Server>) {
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddrV4, server: Arc<Server>) {
+/// One connection, plain or by TLS, until it ends.
+pub(super) async fn connection<S>(stream: S, peer: SocketAddrV4, server: Arc<Server>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request| {
         let server = Arc::clone(&server);
         async move { Ok::<_, std::convert::Infallible>(server.answer(peer, request).await) }

@@ -6,6 +6,7 @@ pub mod http;
 pub mod interface;
 mod sys;
 pub mod tftp;
+pub mod tls;
 pub mod watch;
 
 use std::net::{SocketAddrV4, UdpSocket};

@@ -71,6 +71,7 @@ pub(crate) fn needed(ports: &Ports, mode: DhcpMode) -> Vec<Port> {
         Port::tcp(ports.http, "HTTP"),
         Port::tcp(ports.nfs, "NFS"),
     ]);
+    needed.extend(ports.https.map(|port| Port::tcp(port, "HTTPS")));
     needed
 }
 

@@ -63,6 +63,7 @@ impl Port {
     pub fn option(&self) -> Option<&'static str> {
         match self.purpose {
             "HTTP" | "boot events" => Some("--http-port"),
+            "HTTPS" => Some("--https-port"),
             "NFS" => Some("--nfs-port"),
             _ => None,
         }

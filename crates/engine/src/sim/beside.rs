@@ -24,6 +24,14 @@ pub(super) struct OtherServer {
 }
 
 impl OtherServer {
+    /// One that tells firmware to boot from us.
+    pub(super) fn naming_us() -> OtherServer {
+        OtherServer {
+            names_us: true,
+            ..OtherServer::default()
+        }
+    }
+
     pub(super) fn answer(&self, packet: &[u8]) -> Option<Vec<u8>> {
         let request = Message::decode(packet).expect("a request");
         if self
@@ -274,7 +282,7 @@ fn who_says_that_it_is_another_node_gets_no_token() {
         assert!(fetched(&mut world, unknown, path).is_err());
     }
     let message = fetched(&mut world, unknown, "/grub/02:00:00:00:00:09.cfg").expect("a message");
-    assert!(message.contains("slate node set 02:00:00:00:00:09") && !message.contains("linux"));
+    assert!(message.contains("slate node approve 02:00:00:00:00:09") && !message.contains("linux"));
     let stub = fetched(&mut world, unknown, "/grub/grub.cfg").expect("a configuration");
     assert!(stub.contains("${net_default_mac}") && !stub.contains("linux"));
     // Where addresses are ours to give, they alone tell machines apart.
@@ -506,6 +514,8 @@ fn a_machine_that_a_file_names_is_no_stranger_any_more() {
         address: None,
         image: None,
         kernel_args: String::new(),
+        loader: None,
+        console: Vec::new(),
         groups: Vec::new(),
     };
     let command = Command::Apply {

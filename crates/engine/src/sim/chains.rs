@@ -472,3 +472,26 @@ fn pxelinux_gets_its_options() {
     let reply = reply_to(&mut world, &asks(1, PXE, 7, &[]));
     assert!((208..=211).all(|code| reply.option(code).is_none()));
 }
+
+#[test]
+fn only_firmware_is_told_of_https_and_only_where_that_was_said() {
+    for (port, expected) in [
+        (None, "http://10.77.0.1/shimx64.efi"),
+        (Some(443), "https://10.77.0.1/shimx64.efi"),
+        (Some(8443), "https://10.77.0.1:8443/shimx64.efi"),
+    ] {
+        let mut config = config();
+        config.https_boot_port = port;
+        let world = World::new(1, GOOD, config);
+        let file = |firmware| world.engine.boot_file(firmware);
+        assert_eq!(file(crate::Firmware::UefiHttp).as_deref(), Some(expected));
+        assert_eq!(
+            file(crate::Firmware::Ipxe).as_deref(),
+            Some("http://10.77.0.1/autoexec.ipxe")
+        );
+        assert_eq!(
+            file(crate::Firmware::UefiX64).as_deref(),
+            Some("shimx64.efi")
+        );
+    }
+}

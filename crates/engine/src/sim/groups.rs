@@ -13,7 +13,7 @@ use crate::event::EventKind;
 use crate::group::{Disk, FileEntry, Group, Mount, NetworkSettings, Wipe};
 use crate::io::Output;
 use crate::record::Secret;
-use crate::{Command, NodeChange};
+use crate::{Command, Firmware, NodeChange, UefiLoader};
 
 fn entry(index: usize, name: &str, groups: &[&str]) -> NodeEntry {
     NodeEntry {
@@ -22,6 +22,8 @@ fn entry(index: usize, name: &str, groups: &[&str]) -> NodeEntry {
         address: None,
         image: None,
         kernel_args: String::new(),
+        loader: None,
+        console: Vec::new(),
         groups: groups.iter().map(|it| (*it).into()).collect(),
     }
 }
@@ -131,6 +133,64 @@ fn the_first_group_that_says_something_counts_and_all_comes_last() {
         ("all".into(), "gpu".into())
     );
     assert_eq!(says(&files(&world, "b"), "/etc/b"), "all");
+}
+
+#[test]
+fn a_node_s_loader_and_consoles_are_its_own_else_its_groups_() {
+    let mut world = World::with_next(9);
+    let group = |loader, console: &[&str]| Group {
+        loader,
+        console: console.iter().map(|it| (*it).into()).collect(),
+        kernel_args: "quiet".into(),
+        ..Group::default()
+    };
+    let mut own = entry(0, "own", &["rack"]);
+    own.loader = Some(UefiLoader::Shim);
+    own.console = vec!["hvc0".into()];
+    let inventory = Inventory {
+        nodes: vec![own, entry(1, "plain", &[]), entry(2, "rack1", &["rack"])],
+        groups: groups([
+            (
+                "rack",
+                group(Some(UefiLoader::Ipxe), &["tty0", "ttyS1,115200"]),
+            ),
+            ("all", group(None, &["tty1"])),
+        ]),
+        ..Inventory::default()
+    };
+    apply(&mut world, inventory.clone()).unwrap();
+    world.restart();
+    assert_eq!(world.engine.inventory(), inventory);
+
+    for (node, loader, console) in [
+        ("own", "shimx64.efi", "console=hvc0 quiet"),
+        (
+            "rack1",
+            "snponly.efi",
+            "console=tty0 console=ttyS1,115200 quiet",
+        ),
+        ("plain", "shimx64.efi", "console=tty1 quiet"),
+    ] {
+        let copy = world.engine.clone();
+        let preview = copy
+            .preview(world.now, node, Some(Firmware::UefiX64))
+            .unwrap();
+        assert_eq!(preview.files[0].path, loader, "{node}");
+        let command = Command::Plan { node: node.into() };
+        let Ok(CommandReply::Plan(plan)) = world.command(command) else {
+            panic!("no plan of {node}");
+        };
+        assert!(plan.command_line.contains(console), "{}", plan.command_line);
+    }
+    let bad = Inventory {
+        groups: groups([("rack", group(None, &["ttyS0 init=/bin/sh"]))]),
+        ..inventory
+    };
+    let Err(CommandError::Invalid { problems }) = apply(&mut world, bad) else {
+        panic!("a console with a blank was accepted");
+    };
+    assert_eq!(problems[0].0, "group rack");
+    assert!(problems[0].1.contains("ttyS0,115200"), "{problems:?}");
 }
 
 #[test]
@@ -403,6 +463,7 @@ fn every_problem_of_a_group_is_named_and_nothing_changes() {
         nodes: vec![entry(0, "a", &["all"]), entry(1, "b", &["none"])],
         groups: groups(bad.clone()),
         networks: [("10.99.0.0/24".into(), NetworkSettings::default())].into(),
+        ..Inventory::default()
     };
     let Err(CommandError::Invalid { problems }) = apply(&mut world, inventory) else {
         panic!("accepted");
@@ -452,6 +513,7 @@ fn dhcp_tells_what_group_and_network_say_and_gives_no_router_s_address_away() {
         nodes: vec![entry(0, "a", &["g"])],
         groups: groups([("g", group)]),
         networks: [("10.77.0.0/24".into(), of_network)].into(),
+        ..Inventory::default()
     };
     apply(&mut world, inventory).unwrap();
     let mut offer = |index: usize, wanted: [u8; 4]| {

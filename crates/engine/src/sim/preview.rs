@@ -217,7 +217,11 @@ fn a_stranger_is_told_of_by_the_rules_of_its_network() {
     assert_eq!((plan.node, plan.exchanges.len()), (None, 1));
     assert_eq!(plan.exchanges[0].reply, None);
     assert!(plan.files.is_empty());
-    assert!(plan.notes.iter().any(|it| it.contains("slate node set")));
+    assert!(
+        plan.notes
+            .iter()
+            .any(|it| it.contains("slate node approve"))
+    );
 
     // Each chain leads to the initramfs.
     for world in [&alone, &in_mode(DhcpMode::Off)] {

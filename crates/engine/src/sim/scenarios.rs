@@ -665,6 +665,8 @@ fn entry(index: usize, name: &str, address: Option<[u8; 4]>) -> NodeEntry {
         address: address.map(Ipv4Addr::from),
         image: None,
         kernel_args: String::new(),
+        loader: None,
+        console: Vec::new(),
         groups: Vec::new(),
     }
 }
@@ -856,4 +858,44 @@ fn a_node_on_a_retired_version_is_told_of_but_not_all_the_time() {
         line.contains("cdcdcdcd") && line.contains("verify"),
         "{line}"
     );
+}
+
+#[test]
+fn every_identity_has_the_hosts_of_its_moment() {
+    let mut world = World::new(40, GOOD, config());
+    world.power_on(3);
+    world.boot_all(Duration::from_secs(600));
+    let by_hand = |world: &World| -> Vec<(Ipv4Addr, String)> {
+        let nodes = world.engine.nodes().into_iter();
+        nodes
+            .filter_map(|it| Some((it.address?, it.name)))
+            .collect()
+    };
+    let hosts = |world: &mut World| world.engine.hosts().to_vec();
+    assert_eq!(hosts(&mut world), by_hand(&world));
+    let set = |world: &mut World, node: Mac, change: NodeChange| {
+        let node = node.to_string();
+        world.command(Command::NodeSet { node, change }).unwrap();
+    };
+    set(&mut world, mac(1), name("renamed"));
+    assert!(hosts(&mut world).iter().any(|it| it.1 == "renamed"));
+    set(&mut world, mac(9), address([10, 77, 0, 99]));
+    assert_eq!(hosts(&mut world).len(), 4);
+    set(&mut world, mac(9), address([10, 77, 0, 98]));
+    assert_eq!(hosts(&mut world), by_hand(&world));
+    let forget = Command::NodeForget {
+        node: mac(0).to_string(),
+    };
+    world.command(forget).unwrap();
+    assert_eq!(hosts(&mut world), by_hand(&world));
+    // Another one comes.
+    world.power_on(1);
+    world.boot_all(Duration::from_secs(600));
+    assert_eq!(hosts(&mut world), by_hand(&world));
+    // As long as nobody moves it is made once, renewals or not.
+    let before = world.engine.hosts();
+    let now = world.now + Duration::from_secs(60);
+    world.machines[1].power_cycle(now);
+    world.boot_all(Duration::from_secs(600));
+    assert!(std::sync::Arc::ptr_eq(&before, &world.engine.hosts()));
 }
