@@ -28,6 +28,7 @@ use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp};
 use crate::prepare::Preparer;
 use crate::state::State;
 use crate::unwritten::Unwritten;
+use crate::uploads::Uploads;
 use crate::{Drivers, Error, Listening, Notice, Options, listeners};
 
 /// Runs the daemon until it is told to stop, by SIGINT, SIGTERM or the control socket.
@@ -182,6 +183,10 @@ impl Daemon {
         let control_socket = control::listen(&options.run_dir)?;
         let sockets = Sockets::open(&options)?;
 
+        let uploads = Uploads::open(&state_dir)
+            .map_err(|error| Error::io("making a place for uploads", error))?;
+        let uploads = Arc::new(uploads);
+
         let (hub, messages) = sync_channel(QUEUE_MAX);
         let journal = Arc::new(Journal::new(state.events()?));
         let nfs = Arc::new(start_nfs(&keys, &hub)?);
@@ -240,7 +245,7 @@ impl Daemon {
             contents: Arc::clone(&contents),
             stop: stop.clone(),
         });
-        let runtime = start_http(&sockets, &contents, keys, &hub, stop)?;
+        let runtime = start_http(&sockets, &contents, keys, &hub, uploads, stop)?;
         let (prepare, orders) = channel();
         let preparer = Preparer {
             contents: Arc::clone(&contents),
@@ -448,6 +453,7 @@ fn start_http(
     contents: &Arc<Contents>,
     keys: Keys,
     hub: &Inbox,
+    uploads: Arc<Uploads>,
     stop: Sender<()>,
 ) -> Result<tokio::runtime::Runtime, Error> {
     let failed = |error| Error::io("starting the HTTP server", error);
@@ -456,11 +462,8 @@ fn start_http(
         .enable_all()
         .build()
         .map_err(failed)?;
-    let server = http::Server {
-        contents: Arc::clone(contents),
-        identities: Identities { keys },
-        hub: hub.clone(),
-    };
+    let identities = Identities { keys };
+    let server = http::Server::new(Arc::clone(contents), identities, hub.clone(), uploads);
     let server = Arc::new(server);
     for listener in &sockets.http {
         let listener = listener.try_clone().map_err(failed)?;
