@@ -430,6 +430,16 @@ pub enum ImageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Make a version of what a running node has changed: it becomes NAME:next
+    ///
+    /// What the node has written is laid over the version that it runs; logs, caches, /home, /tmp,
+    /// other file systems and what makes the node itself are left out, and private keys are refused.
+    Commit {
+        #[command(flatten)]
+        commit: CommitArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Make a layer: what a script, a command or a shell adds to an image
     ///
     /// Base and layer become an image of the layer's name. When the base has a new version,
@@ -557,6 +567,29 @@ pub struct ChangeArgs {
     /// Take the place of a NAME:next that was made meanwhile
     #[arg(long)]
     pub replace: bool,
+}
+
+/// What of a node becomes a version.
+#[derive(Args, Debug, Clone)]
+pub struct CommitArgs {
+    /// The image that has it as its next version
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The node: its name, MAC or address
+    #[arg(long, value_name = "NODE")]
+    pub from: String,
+    /// Only these paths, and what is below them
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Only say what would change
+    #[arg(long)]
+    pub discard: bool,
+    /// Take the place of a NAME:next that was made meanwhile
+    #[arg(long)]
+    pub replace: bool,
+    /// How long the node may take to send it
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 /// How a layer is made.

@@ -24,6 +24,7 @@ mod state;
 mod trace;
 mod tree;
 mod unwritten;
+mod uploads;
 mod views;
 
 pub use error::Error;
@@ -35,3 +36,4 @@ pub use options::{
 
 pub use run::run;
 pub use state::versions_in_use;
+pub use uploads::UPLOADS;

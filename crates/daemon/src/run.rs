@@ -29,6 +29,7 @@ use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp, tls
 use crate::prepare::Preparer;
 use crate::state::State;
 use crate::unwritten::Unwritten;
+use crate::uploads::Uploads;
 use crate::{Drivers, Error, Listening, Notice, Options, listeners};
 
 /// Runs the daemon until it is told to stop, by SIGINT, SIGTERM or the control socket.
@@ -188,6 +189,10 @@ impl Daemon {
         let control_socket = control::listen(&options.run_dir)?;
         let sockets = Sockets::open(&options)?;
 
+        let uploads = Uploads::open(&state_dir)
+            .map_err(|error| Error::io("making a place for uploads", error))?;
+        let uploads = Arc::new(uploads);
+
         let (hub, messages) = sync_channel(QUEUE_MAX);
         let journal = Arc::new(Journal::new(state.events()?));
         let nfs = Arc::new(start_nfs(&keys, &hub)?);
@@ -248,7 +253,9 @@ impl Daemon {
         });
         let certificate = options.certificate.clone().map(Certificate::open);
         let certificate = certificate.transpose()?.map(Arc::new);
-        let runtime = start_http(&sockets, certificate.as_ref(), &contents, keys, &hub, stop)?;
+        let identities = Identities { keys };
+        let server = http::Server::new(Arc::clone(&contents), identities, hub.clone(), uploads);
+        let runtime = start_http(&sockets, certificate.as_ref(), &Arc::new(server), stop)?;
         let (prepare, orders) = channel();
         let preparer = Preparer {
             contents: Arc::clone(&contents),
@@ -458,9 +465,7 @@ fn start_nfs(keys: &Keys, hub: &Inbox) -> Result<nfs::Server, Error> {
 fn start_http(
     sockets: &Sockets,
     certificate: Option<&Arc<Certificate>>,
-    contents: &Arc<Contents>,
-    keys: Keys,
-    hub: &Inbox,
+    server: &Arc<http::Server>,
     stop: Sender<()>,
 ) -> Result<tokio::runtime::Runtime, Error> {
     let failed = |error| Error::io("starting the HTTP server", error);
@@ -469,12 +474,6 @@ fn start_http(
         .enable_all()
         .build()
         .map_err(failed)?;
-    let server = http::Server {
-        contents: Arc::clone(contents),
-        identities: Identities { keys },
-        hub: hub.clone(),
-    };
-    let server = Arc::new(server);
     let listen = |listener: &TcpListener| {
         let listener = listener.try_clone()?;
         listener.set_nonblocking(true)?;
@@ -483,12 +482,12 @@ fn start_http(
     };
     for listener in &sockets.http {
         let listener = listen(listener).map_err(failed)?;
-        runtime.spawn(http::serve(listener, Arc::clone(&server)));
+        runtime.spawn(http::serve(listener, Arc::clone(server)));
     }
     if let Some(certificate) = certificate {
         for listener in &sockets.https {
             let listener = listen(listener).map_err(failed)?;
-            let (certificate, server) = (Arc::clone(certificate), Arc::clone(&server));
+            let (certificate, server) = (Arc::clone(certificate), Arc::clone(server));
             runtime.spawn(tls::serve(listener, certificate, server));
         }
     }

@@ -60,6 +60,8 @@ pub enum Command {
         script: String,
         /// Ends it after so many seconds.
         seconds: u32,
+        /// How many bytes it may upload besides what it prints.
+        upload_bytes: u64,
     },
     /// Bring a version to nodes a few at a time.
     RollOut(RolloutPlan),

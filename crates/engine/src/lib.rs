@@ -68,7 +68,7 @@ pub use io::{
     Content, DhcpDestination, HOLD_SECONDS, HttpAnswer, HttpBody, HttpRequest, IdentityGrant,
     Input, MAX_HTTP_BODY_BYTES, NfsActivity, NfsCounters, Output, TftpAnswer, TransferOutcome,
 };
-pub use orders::{MAX_OUTPUT_BYTES, OrderState, OrderView};
+pub use orders::{MAX_OUTPUT_BYTES, OrderState, OrderView, UploadLeave};
 pub use plan::BootPlan;
 pub use preview::{Exchange, Firmware, PlannedContent, PlannedFile, Preview};
 pub use record::{

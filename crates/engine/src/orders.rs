@@ -13,6 +13,7 @@ use wire::order::{
     ControlKey, MAX_COMMAND_BYTES, MAX_ORDERS, NONCE_BYTES, Order as WireOrder, Orders as Answer,
     Part, Poll,
 };
+use wire::upload::Claim;
 
 use crate::command::{CommandError, CommandReply};
 use crate::commands::cut;
@@ -68,6 +69,17 @@ struct Order {
     output: Vec<u8>,
     received: u64,
     printed: u64,
+    /// Most bytes that it may upload.
+    upload_bytes: u64,
+}
+
+/// Leave for a piece of an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadLeave {
+    /// What its pieces are sealed with.
+    pub key: ControlKey,
+    /// Most bytes of the whole upload.
+    pub max_bytes: u64,
 }
 
 /// A poll that was proven to be a node's.
@@ -202,6 +214,17 @@ impl Engine {
     pub(crate) fn is_connected(&self, mac: Mac, now: Timestamp) -> bool {
         let agent = self.orders.agents.get(&mac);
         agent.is_some_and(|it| now < it.polled + ALIVE_FOR)
+    }
+
+    /// Whether an order of a boot may upload now; bulk itself never comes here.
+    pub fn upload_leave(&self, claim: Claim) -> Option<UploadLeave> {
+        let order = self.orders.by_id.get(&claim.order)?;
+        let may = order.boot == claim.boot && !order.is_over() && order.upload_bytes > 0;
+        let key = self.boots.get(claim.boot)?.control_key?;
+        may.then_some(UploadLeave {
+            key: ControlKey(key),
+            max_bytes: order.upload_bytes,
+        })
     }
 
     /// `POST /control`: an agent's poll.
@@ -354,6 +377,7 @@ impl Engine {
         nodes: &str,
         command: &str,
         seconds: u32,
+        upload_bytes: u64,
     ) -> Result<CommandReply, CommandError> {
         let fits = (1..=MAX_COMMAND_BYTES).contains(&command.len()) && !command.contains('\0');
         if !fits || !(1..=MAX_SECONDS).contains(&seconds) {
@@ -376,6 +400,11 @@ impl Engine {
             .into_iter()
             .map(|(mac, node)| self.order_one(turn, mac, node, command, seconds))
             .collect();
+        for id in orders.iter().filter_map(|order| order.id) {
+            if let Some(order) = self.orders.by_id.get_mut(&id) {
+                order.upload_bytes = upload_bytes;
+            }
+        }
         Ok(CommandReply::Orders(orders))
     }
 
@@ -438,6 +467,7 @@ impl Engine {
             output: Vec::new(),
             received: 0,
             printed: 0,
+            upload_bytes: 0,
         };
         self.orders.by_id.insert(id, order);
         let shown = cut(command);

@@ -77,6 +77,35 @@ fn check_keys(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
     Ok(())
 }
 
+/// Private keys among further files, by their paths from the root, without a leading slash.
+pub fn check_files<'p>(
+    files: &dyn Files,
+    paths: impl Iterator<Item = &'p std::path::Path>,
+) -> io::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for path in paths {
+        let info = files.info(path)?;
+        let is_small = |it: &crate::files::FileInfo| it.bytes <= KEY_BYTES_MAX;
+        if info.is_some_and(|it| it.kind == FileKind::File && is_small(&it)) {
+            let text = files.read_up_to(path, KEY_BYTES_MAX)?;
+            let path = format!("/{}", path.display());
+            if is_key(&text, &path) {
+                findings.push(private_key(&path));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+fn private_key(path: &str) -> Finding {
+    Finding::new(
+        Severity::Refuse,
+        "a private key, which every machine on the network could read",
+        path,
+        "remove it from the image; each node gets its own SSH host key when it boots",
+    )
+}
+
 fn search_keys(
     root: Root<'_>,
     folder: &str,
@@ -99,12 +128,7 @@ fn search_keys(
                     && info.bytes <= KEY_BYTES_MAX
                     && holds_key(root, &path)? =>
             {
-                findings.push(Finding::new(
-                    Severity::Refuse,
-                    "a private key, which every machine on the network could read",
-                    &path,
-                    "remove it from the image; each node gets its own SSH host key when it boots",
-                ));
+                findings.push(private_key(&path));
             }
             _ => {}
         }
@@ -114,9 +138,13 @@ fn search_keys(
 
 fn holds_key(root: Root<'_>, path: &str) -> io::Result<bool> {
     let text = root.read(path, KEY_BYTES_MAX)?.unwrap_or_default();
+    Ok(is_key(&text, path))
+}
+
+fn is_key(text: &[u8], path: &str) -> bool {
     let has = |mark: &[u8]| text.windows(mark.len()).any(|window| window == mark);
-    Ok((has(b"-----BEGIN ") && has(b"PRIVATE KEY-----"))
-        || (path.starts_with("/etc/wireguard/") && has(b"PrivateKey")))
+    (has(b"-----BEGIN ") && has(b"PRIVATE KEY-----"))
+        || (path.starts_with("/etc/wireguard/") && has(b"PrivateKey"))
 }
 
 fn check_boot(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {

@@ -23,6 +23,7 @@ pub mod layer;
 pub mod packages;
 pub mod store;
 pub mod tree;
+pub mod written;
 
 pub mod erofs;
 mod manifest;

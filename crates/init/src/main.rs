@@ -23,6 +23,7 @@ mod orders;
 mod owners;
 mod report;
 mod rtnl;
+mod send;
 mod stacks;
 mod stops;
 mod switch;
@@ -46,6 +47,8 @@ fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("report") => agent::main(),
         Some("warm") => warm::main(),
+        Some("send") => send::main(),
+        Some("opaque") => send::list_opaque(),
         _ => eprintln!("slate init: expected to be process 1 or to be called with \"report\""),
     }
 }

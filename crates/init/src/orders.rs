@@ -26,6 +26,8 @@ use crate::http;
 
 /// Where `/init` leaves the key for the agent.
 pub const KEY_PATH: &str = "/run/slate/control";
+/// The environment variable in which a command finds the number of its order.
+pub const ORDER: &str = "SLATE_ORDER";
 /// Longer than the server has a poll wait.
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
 /// Most bytes of an output that are sent; the server keeps no more.
@@ -145,6 +147,7 @@ fn run(order: &Order) -> io::Result<(File, i32)> {
     let stream = || -> io::Result<OwnedFd> { Ok(output.try_clone()?.into()) };
     let mut child = Command::new("/bin/sh")
         .args(["-c", &order.command])
+        .env(ORDER, order.id.to_string())
         .stdin(Stdio::null())
         .stdout(stream()?)
         .stderr(stream()?)

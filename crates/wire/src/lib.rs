@@ -16,3 +16,4 @@ pub mod reader;
 pub mod stage;
 pub mod tftp;
 pub mod trace;
+pub mod upload;

@@ -24,7 +24,7 @@ const POLL_MAGIC: [u8; 4] = *b"SLC1";
 const ORDERS_MAGIC: [u8; 4] = *b"SLD1";
 /// Length of a nonce in bytes.
 pub const NONCE_BYTES: usize = 12;
-const TAG_BYTES: usize = 16;
+pub(crate) const TAG_BYTES: usize = 16;
 /// Most orders that a node has at once.
 pub const MAX_ORDERS: usize = 16;
 /// Longest command, in bytes.
@@ -264,14 +264,14 @@ impl Orders {
     }
 }
 
-fn check_magic(reader: &mut Reader<'_>, expected: [u8; 4]) -> Result<(), OrderError> {
+pub(crate) fn check_magic(reader: &mut Reader<'_>, expected: [u8; 4]) -> Result<(), OrderError> {
     match reader.array() == Some(expected) {
         true => Ok(()),
         false => Err(OrderError::BadMagic { expected }),
     }
 }
 
-fn seal(
+pub(crate) fn seal(
     head: &[u8],
     aad: &[u8],
     key: &ControlKey,
@@ -285,7 +285,7 @@ fn seal(
     [head, &nonce, &sealed].concat()
 }
 
-fn open(
+pub(crate) fn open(
     aad: &[u8],
     key: &ControlKey,
     nonce: [u8; NONCE_BYTES],

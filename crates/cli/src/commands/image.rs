@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
-use super::{build, diff, edit, export, layer, upkeep};
+use super::{build, commit, diff, edit, export, layer, upkeep};
 use crate::args::{DirArgs, ImageCommand, OutputArgs};
 use crate::failure::{AS_ROOT, Code, Failure, Outcome};
 use crate::registry::{self, Remote};
@@ -65,6 +65,10 @@ fn carry_out(dirs: &DirArgs, command: ImageCommand) -> Outcome {
             command,
             output,
         } => edit::run(dirs, &open_store(dirs)?, &change, &command, output),
+        ImageCommand::Commit {
+            commit: args,
+            output,
+        } => commit::run(dirs, &open_store(dirs)?, &args, output),
         ImageCommand::Layer {
             layer: args,
             output,
@@ -209,7 +213,7 @@ fn graves(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
 }
 
 /// Every reason with what to do about it; the same advice is given once.
-fn refused(findings: &[Finding]) -> Failure {
+pub(super) fn refused(findings: &[Finding]) -> Failure {
     let mut failure = Failure::new("the image is refused; nothing was published");
     failure.causes = graves(findings).map(finding_text).collect();
     let hints: BTreeSet<&str> = graves(findings)

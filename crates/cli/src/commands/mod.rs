@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod build;
+mod commit;
 pub mod config;
 pub mod console;
 mod diff;

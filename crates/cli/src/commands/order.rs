@@ -1,11 +1,11 @@
 //! `slate node run|reboot|diff`: what running nodes are told to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use daemon::control::{Client, NodeChange, NodeView, OrderState, OrderView, Request, Response};
-use image::StoredTree;
+use image::{Kind, StoredTree};
 use owo_colors::OwoColorize as _;
 use serde_json::json;
 
@@ -40,13 +40,16 @@ const REBOOT: &str = "(sleep 1; exec systemctl reboot) >/dev/null 2>&1 &";
 /// What is younger than the end of `/init`: kind, size and path of each file.
 const WRITTEN: &str = r"cd /run/slate/upper/data && find . -mindepth 1 \( -path ./run -o -path ./dev \
     -o -path ./proc -o -path ./sys -o -path ./tmp \) -prune -o -cnewer /run/slate/beacon \
-    -printf '%y %s %P\0'";
+    -printf '%y %s %P\0' && printf 'opaque\0' && find . -mindepth 1 -type d -cnewer /run/slate/beacon \
+    -print0 | /run/slate/agent opaque 2>/dev/null";
+/// Comes between that and the directories among it that hide what the image has in them.
+const OPAQUE: &[u8] = b"opaque";
 
 /// Runs `slate node run`.
 pub fn run(client: &mut Client, args: &RunArgs) -> Outcome {
     let script = shell_words(&args.command);
     let seconds = u32::try_from(args.timeout.as_secs()).unwrap_or(u32::MAX);
-    let orders = give(client, &args.nodes, script, seconds)?;
+    let orders = give(client, &args.nodes, script, seconds, 0)?;
     let single = orders.len() == 1;
     let json = args.output.json;
     let orders = follow(client, orders, |order| {
@@ -73,6 +76,7 @@ pub fn reboot(client: &mut Client, args: &RebootArgs) -> Outcome {
         &args.nodes,
         reboot_script(args.force, args.before.as_deref()),
         seconds,
+        0,
     )?;
     let orders = follow(client, given, |order| {
         let text = match &order.state {
@@ -187,7 +191,7 @@ fn wait_up<'a>(
 
 /// Runs `slate node diff`.
 pub fn diff(dirs: &DirArgs, client: &mut Client, args: &DiffArgs) -> Outcome {
-    let orders = give(client, &args.node, WRITTEN.to_owned(), CHECK_SECONDS)?;
+    let orders = give(client, &args.node, WRITTEN.to_owned(), CHECK_SECONDS, 0)?;
     let [order] = follow(client, orders, |_| ())?.try_into().map_err(|_| {
         Failure::new("expected one node").hint("ask each node by itself: slate node diff NODE")
     })?;
@@ -205,7 +209,7 @@ pub fn diff(dirs: &DirArgs, client: &mut Client, args: &DiffArgs) -> Outcome {
     let digest = digest.ok_or_else(|| Failure::new("the version that it runs is not known"))?;
     let store = open_store(dirs)?;
     let tree = store.open_tree(super::image::resolve(&store, &digest)?)?;
-    let changes = changes(&order.output, &tree);
+    let changes = changes(&order.output, &tree)?;
     if args.output.json {
         let change = |(mark, size, path): &Written| json!({ "change": name(*mark), "bytes": size, "path": path });
         return render::json(&changes.iter().map(change).collect::<Vec<_>>());
@@ -238,9 +242,15 @@ fn name(mark: char) -> &'static str {
 }
 
 /// What the files of an upper layer are to the image below.
-fn changes(listed: &[u8], tree: &StoredTree) -> Vec<Written> {
+fn changes(listed: &[u8], tree: &StoredTree) -> image::Result<Vec<Written>> {
+    let records: Vec<&[u8]> = listed.split(|byte| *byte == 0).collect();
+    let mut parts = records.splitn(2, |record| *record == OPAQUE);
+    let (listed, opaque) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
     let mut changes: Vec<Written> = listed
-        .split(|byte| *byte == 0)
+        .iter()
         .filter_map(|record| {
             let mut fields = record.splitn(3, |byte| *byte == b' ');
             let (kind, size, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -257,15 +267,55 @@ fn changes(listed: &[u8], tree: &StoredTree) -> Vec<Written> {
             Some((mark, size, format!("/{}", String::from_utf8_lossy(path))))
         })
         .collect();
+    let there = |record: &&&[u8]| !record.starts_with(b"c ");
+    let paths = listed.iter().filter(there);
+    let paths = paths.filter_map(|record| record.splitn(3, |byte| *byte == b' ').nth(2));
+    let paths: BTreeSet<&[u8]> = paths.collect();
+    for path in opaque.iter().filter_map(|it| it.strip_prefix(b"./")) {
+        hidden(tree, path, &paths, &mut changes)?;
+    }
     changes.sort_by(|one, other| one.2.cmp(&other.2));
-    changes
+    changes.dedup_by(|one, other| one.2 == other.2);
+    Ok(changes)
 }
 
-fn give(client: &mut Client, nodes: &str, script: String, seconds: u32) -> Outcome<Vec<OrderView>> {
+/// What the image has in a directory that hides it, and what is not there anew.
+fn hidden(
+    tree: &StoredTree,
+    directory: &[u8],
+    there: &BTreeSet<&[u8]>,
+    changes: &mut Vec<Written>,
+) -> image::Result<()> {
+    let Ok(nid) = tree.walk_path(directory) else {
+        return Ok(());
+    };
+    if tree.attr(nid)?.kind != Kind::Directory {
+        return Ok(());
+    }
+    for entry in tree.readdir(nid, 0)? {
+        let path = [directory, b"/", entry?.name].concat();
+        if there.contains(&path[..]) {
+            hidden(tree, &path, there, changes)?;
+        } else {
+            changes.push(('-', 0, format!("/{}", String::from_utf8_lossy(&path))));
+        }
+    }
+    Ok(())
+}
+
+/// Gives nodes an order, which may upload so many bytes.
+pub(super) fn give(
+    client: &mut Client,
+    nodes: &str,
+    script: String,
+    seconds: u32,
+    upload_bytes: u64,
+) -> Outcome<Vec<OrderView>> {
     let request = Request::Order {
         nodes: nodes.to_owned(),
         script,
         seconds,
+        upload_bytes,
     };
     match client.request(&request)? {
         Response::Orders { orders } => Ok(orders),
@@ -274,7 +324,7 @@ fn give(client: &mut Client, nodes: &str, script: String, seconds: u32) -> Outco
 }
 
 /// Waits until every order is over; each is shown as it comes to its end.
-fn follow(
+pub(super) fn follow(
     client: &mut Client,
     orders: Vec<OrderView>,
     mut show: impl FnMut(&OrderView),
@@ -316,12 +366,12 @@ fn now(client: &mut Client, order: OrderView) -> Outcome<OrderView> {
     }
 }
 
-fn is_done(order: &OrderView) -> bool {
+pub(super) fn is_done(order: &OrderView) -> bool {
     order.state == OrderState::Ended { status: 0 }
 }
 
 /// Fails where any order did not end well, saying how.
-fn all_done(orders: &[OrderView]) -> Outcome {
+pub(super) fn all_done(orders: &[OrderView]) -> Outcome {
     let lines: Vec<String> = orders
         .iter()
         .filter(|order| !is_done(order))

@@ -5,6 +5,7 @@
 
 mod breaks;
 mod chains;
+mod commit;
 mod doctor;
 mod dracut;
 mod firmware;

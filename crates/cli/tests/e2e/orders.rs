@@ -234,7 +234,7 @@ fn revive(site: &Site, initrd: &Path, machines: &mut [Machine]) {
 const CHANGE: &str = "echo added > /root/added; echo changed >> /etc/issue; rm /etc/new; \
     mkdir -p /usr/share/dict; touch /usr/share/doc";
 
-fn fails(site: &Site, arguments: &[&str]) -> String {
+pub(crate) fn fails(site: &Site, arguments: &[&str]) -> String {
     let output = site.slate_command().args(arguments).output();
     let output = output.expect("slate starts");
     assert!(!output.status.success(), "{arguments:?}");
@@ -243,7 +243,7 @@ fn fails(site: &Site, arguments: &[&str]) -> String {
 }
 
 /// Waits until the node's agent asks for orders.
-fn wait_connected(site: &Site) {
+pub(crate) fn wait_connected(site: &Site) {
     let end = Instant::now() + PATIENCE;
     let asked = || site.slate_json(&["node", "show", "node1", "--json"])["polled_ms"].is_u64();
     while !asked() {

@@ -114,6 +114,9 @@ pub enum Request {
         script: String,
         /// Ends it after so many seconds.
         seconds: u32,
+        /// How many bytes it may upload, by `agent send`, into `uploads/ID` below the state directory.
+        #[serde(default)]
+        upload_bytes: u64,
     },
     /// How far an order is, with its output: answered by [`Response::Orders`].
     OrderNow {

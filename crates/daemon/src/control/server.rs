@@ -194,10 +194,12 @@ impl Server {
                 nodes,
                 script,
                 seconds,
+                upload_bytes,
             } => self.command(Command::Order {
                 nodes,
                 script,
                 seconds,
+                upload_bytes,
             }),
             Request::OrderNow { id } => self.command(Command::Orders { ids: vec![id] }),
             Request::RollOut { plan } => self.command(Command::RollOut(plan)),

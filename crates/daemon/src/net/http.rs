@@ -18,13 +18,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
+use wire::upload::{Claim, MAX_UPLOAD_BYTES, Piece};
 
 use crate::content::Contents;
 use crate::hub::{Inbox, Message};
 use crate::identity::Identities;
+use crate::uploads::Uploads;
 
 /// Most connections at once, those of agents that wait for orders among them.
 const CONNECTIONS_MAX: usize = 8192;
+/// Most pieces of uploads that are read and written at once, each of [`MAX_UPLOAD_BYTES`].
+const PIECES_MAX: usize = 16;
+/// How long a client may take for a piece of an upload.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client may take for its headers.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -36,6 +42,10 @@ pub struct Server {
     pub identities: Identities,
     /// Decides.
     pub hub: Inbox,
+    /// Takes what orders upload.
+    pub uploads: Arc<Uploads>,
+    /// A place for each piece that is under way.
+    pieces: Semaphore,
 }
 
 /// Serves what connects, for ever.
@@ -83,6 +93,22 @@ where
 }
 
 impl Server {
+    /// A server of these.
+    pub fn new(
+        contents: Arc<Contents>,
+        identities: Identities,
+        hub: Inbox,
+        uploads: Arc<Uploads>,
+    ) -> Server {
+        Server {
+            contents,
+            identities,
+            hub,
+            uploads,
+            pieces: Semaphore::new(PIECES_MAX),
+        }
+    }
+
     async fn answer(
         &self,
         peer: SocketAddrV4,
@@ -94,6 +120,9 @@ impl Server {
             .path_and_query()
             .map_or("/", |it| it.as_str())
             .to_owned();
+        if method == "POST" && target == "/upload" {
+            return self.upload(request.into_body()).await;
+        }
         let Ok(body) = Limited::new(request.into_body(), MAX_HTTP_BODY_BYTES)
             .collect()
             .await
@@ -113,6 +142,45 @@ impl Server {
             (true, Err(_)) => response(204, "application/octet-stream", Bytes::new()),
             // The decision could not be kept, or the daemon stops: both pass.
             _ => plain(503, "try again"),
+        }
+    }
+
+    /// `POST /upload`: a piece of what an order uploads. Whether it may is the engine's to say.
+    async fn upload(&self, body: Incoming) -> Response<Full<Bytes>> {
+        let Ok(_place) = self.pieces.acquire().await else {
+            return plain(503, "try again");
+        };
+        let body = Limited::new(body, MAX_UPLOAD_BYTES).collect();
+        let body = match tokio::time::timeout(PIECE_TIMEOUT, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(_)) => return plain(413, "the piece is too long"),
+            Err(_) => return plain(408, "the piece does not come"),
+        };
+        let claim = match Claim::peek(&body) {
+            Ok(claim) => claim,
+            Err(error) => return plain(400, &error.to_string()),
+        };
+        let (sender, receiver) = oneshot::channel();
+        let asked = self.send(Message::Ask(Box::new(move |engine| {
+            let _ = sender.send(engine.upload_leave(claim));
+        })));
+        let leave = match (asked, receiver.await) {
+            (true, Ok(leave)) => leave,
+            _ => return plain(503, "try again"),
+        };
+        let Some(leave) = leave else {
+            return plain(403, "no order of this boot that may upload is under way");
+        };
+        let uploads = Arc::clone(&self.uploads);
+        let taken = tokio::task::spawn_blocking(move || {
+            let piece = Piece::open(&body, &leave.key).map_err(|it| (403, it.to_string()))?;
+            let taken = uploads.take(claim.order, &piece, leave.max_bytes);
+            taken.map_err(|it| it.answer())
+        });
+        match taken.await {
+            Ok(Ok(())) => plain(200, "taken"),
+            Ok(Err((status, cause))) => plain(status, &cause),
+            Err(_) => plain(500, "taking the piece failed"),
         }
     }
 
@@ -184,19 +252,20 @@ mod tests {
         let store = image::Store::open(dir.path().join("store")).unwrap();
         let profile = image::initramfs::Profile::Virtual;
         let (hub, messages) = sync_channel(16);
-        let server = Server {
-            contents: Arc::new(Contents::new(
+        let server = Server::new(
+            Arc::new(Contents::new(
                 store,
                 dir.path().to_owned(),
                 dir.path().to_owned(),
                 Vec::new().into(),
                 profile,
             )),
-            identities: Identities {
+            Identities {
                 keys: Keys::open(dir.path()).unwrap(),
             },
             hub,
-        };
+            Arc::new(Uploads::open(dir.path()).unwrap()),
+        );
         std::thread::spawn(move || {
             for message in messages {
                 if let Message::Http(_, asker) = message {
@@ -243,6 +312,17 @@ mod tests {
         let answer = exchange(b"HEAD /file HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert!(answer.contains("\r\nContent-Length: 5\r\n"), "{answer}");
         assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+
+    #[test]
+    fn a_piece_that_is_none_is_refused_before_anybody_is_asked() {
+        let head = "POST /upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: ";
+        let answer = exchange(format!("{head}4\r\n\r\nSLU1").as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        let body = vec![b'x'; MAX_UPLOAD_BYTES + 1];
+        let head = format!("{head}{}\r\n\r\n", body.len());
+        let answer = exchange(&[head.as_bytes(), &body].concat());
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl CertificateFiles {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .and_then(|it| it.with_no_client_auth().with_single_cert(chain, key))
-            .map_err(|error| self.refused(error))?;
+            .map_err(|error| self.refused(&error))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let readable = meta.mode() & 0o004 != 0;
         let warning = readable.then(|| {
@@ -84,14 +84,14 @@ impl CertificateFiles {
         Ok(chain)
     }
 
-    fn refused(&self, error: rustls::Error) -> Error {
+    fn refused(&self, error: &rustls::Error) -> Error {
         match error {
             rustls::Error::InconsistentKeys(_) => {
                 let expected = format!("the key of {}", self.certificate.display());
                 bad(&self.key, &expected, &"the key of another certificate")
             }
             rustls::Error::InvalidCertificate(_) => {
-                bad(&self.certificate, "a certificate of version 3", &error)
+                bad(&self.certificate, "a certificate of version 3", error)
             }
             _ => bad(&self.key, "an RSA, ECDSA or Ed25519 key", &error),
         }

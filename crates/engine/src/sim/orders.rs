@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use wire::identity::BootId;
 use wire::order::{ControlKey, Order, Orders, Part, Poll};
+use wire::upload::Claim;
 
 use super::{DIGEST, GOOD, NEXT, World, config, mac};
 use crate::command::{CommandError, CommandReply};
 use crate::event::EventKind;
 use crate::io::{Content, HttpBody, HttpRequest, Input, Output};
-use crate::orders::{MAX_OUTPUT_BYTES, OrderState, OrderView};
+use crate::orders::{MAX_OUTPUT_BYTES, OrderState, OrderView, UploadLeave};
 use crate::{Command, NodeChange, Setting};
 
+/// How much the orders of these tests may upload.
+const UPLOAD_BYTES: u64 = 1 << 20;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A node's agent.
@@ -101,6 +104,7 @@ fn order(world: &mut World, nodes: &str) -> (Vec<OrderView>, Vec<Output>) {
         nodes: nodes.into(),
         script: "uptime".into(),
         seconds: 60,
+        upload_bytes: UPLOAD_BYTES,
     };
     let now = world.now;
     let outputs = world.engine.handle(now, Input::Command(command));
@@ -252,6 +256,38 @@ fn nobody_else_gets_orders() {
 }
 
 #[test]
+fn only_an_order_that_runs_may_upload_and_only_for_its_own_boot() {
+    let mut world = world(6, 2);
+    let (mut agent, other) = (Agent::of(&world, 0), Agent::of(&world, 1));
+    assert_eq!(agent.poll(&mut world, &[], None), None);
+    let name = name(&world, 0);
+    let id = order(&mut world, &name).0[0].id.expect("it was given");
+    let leave = |world: &World, boot, order| world.engine.upload_leave(Claim { boot, order });
+    let given = UploadLeave {
+        key: agent.key,
+        max_bytes: UPLOAD_BYTES,
+    };
+    assert_eq!(leave(&world, agent.boot, id), Some(given));
+    assert_eq!(leave(&world, other.boot, id), None);
+    assert_eq!(leave(&world, agent.boot, id + 1), None);
+    let end = Agent::part(id, 0, b"", Some(0));
+    assert!(agent.poll(&mut world, &[id], end).is_some());
+    assert_eq!(leave(&world, agent.boot, id), None);
+    // One that nobody expects an upload of.
+    let plain = Command::Order {
+        nodes: name,
+        script: "uptime".into(),
+        seconds: 60,
+        upload_bytes: 0,
+    };
+    let Ok(CommandReply::Orders(orders)) = world.command(plain) else {
+        panic!("it was given");
+    };
+    let id = orders[0].id.expect("it was given");
+    assert_eq!(leave(&world, agent.boot, id), None);
+}
+
+#[test]
 fn outputs_and_orders_are_bounded() {
     let mut world = world(4, 1);
     let mut agent = Agent::of(&world, 0);
@@ -276,6 +312,7 @@ fn outputs_and_orders_are_bounded() {
         nodes: "node1".into(),
         script: "x".repeat(9000),
         seconds: 60,
+        upload_bytes: UPLOAD_BYTES,
     };
     assert!(matches!(
         world.command(long),

@@ -318,7 +318,7 @@ fn file_content(tree: &StoredTree, attr: &Attr, object: Option<Digest>) -> Resul
 }
 
 /// A stored tree, to be changed.
-fn manifest_of(tree: &StoredTree) -> Result<Manifest> {
+pub(crate) fn manifest_of(tree: &StoredTree) -> Result<Manifest> {
     let mut copy = Copy {
         tree,
         manifest: Manifest::new(),

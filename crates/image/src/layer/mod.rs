@@ -15,6 +15,8 @@ mod merge;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use compose::manifest_of;
+
 use std::fs;
 use std::io;
 use std::path::PathBuf;

@@ -247,7 +247,8 @@ impl Store {
         })
     }
 
-    fn stage_from(
+    /// Has a source read into the store that is taken in by an [`Intake`].
+    pub(crate) fn stage_from(
         &self,
         progress: &mut dyn FnMut(Progress),
         read: impl FnOnce(&mut Intake<'_>) -> Result<Manifest>,

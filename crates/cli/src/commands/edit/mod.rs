@@ -1,10 +1,10 @@
 //! `slate image edit|run`: a version is changed in a private copy, and what changed becomes the next
 //! version. Nothing that runs from the version, or follows its tag, is touched.
 
+mod commit;
 mod labels;
 pub(super) mod sandbox;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
@@ -15,14 +15,15 @@ use image::boot::BootFiles;
 use image::checkout::Checkout;
 use image::diff::{self, Change, What};
 use image::store::{TAG_NEXT, split_reference};
-use image::{Digest, Error, Publish, Staged, Store};
+use image::{Digest, Staged, Store};
 use owo_colors::OwoColorize as _;
 use serde_json::json;
 
-use super::image::{Meter, Step, path_failure, publish_unless_moved, resolve, say_imported};
+use super::image::{Meter, Step, path_failure, resolve};
 use crate::args::{ChangeArgs, DirArgs, OutputArgs, Switch};
 use crate::failure::{Failure, Outcome};
 use crate::render;
+pub(super) use commit::{Commit, Decision};
 use sandbox::{Sandbox, WorkDir};
 
 /// Paths that two changes have in common, named in a failure.
@@ -160,17 +161,24 @@ impl<'s> Session<'s> {
     fn finish(&self, discard: bool, ask: bool, output: OutputArgs) -> Outcome {
         let begun = Instant::now();
         let (staged, changes) = self.stage()?;
-        let summary = Summary::of(&changes);
-        if !output.json {
-            anstream::eprintln!("{}", summary.text());
-        }
-        if changes.is_empty() || discard {
-            return summary.say_unpublished(discard, output);
-        }
-        if ask && !confirm(&format!("Publish it as {}:{TAG_NEXT}?", self.name))? {
-            return summary.say_unpublished(true, output);
-        }
-        self.publish(staged, &changes, &summary, begun, output)
+        let commit = Commit {
+            store: self.store,
+            name: &self.name,
+            next: self.next,
+            base: self.checkout.base(),
+        };
+        let decision = match (discard, ask) {
+            (true, _) => Decision::Discard,
+            (false, true) => Decision::Ask,
+            (false, false) => Decision::Publish,
+        };
+        let times = || {
+            json!({
+                "checkout_ms": self.checkout_took.as_millis() as u64,
+                "commit_ms": begun.elapsed().as_millis() as u64,
+            })
+        };
+        commit.finish(staged, &changes, decision, times, output)
     }
 
     /// Reads the copy into the store, with the labels that the image's own policy wants of what has
@@ -192,75 +200,6 @@ impl<'s> Session<'s> {
         drop(staged);
         read()
     }
-
-    fn publish(
-        &self,
-        staged: Staged,
-        changes: &[Change],
-        summary: &Summary,
-        begun: Instant,
-        output: OutputArgs,
-    ) -> Outcome {
-        let digest = staged.digest();
-        let target = Publish::TagIf {
-            name: &self.name,
-            tag: TAG_NEXT,
-            was: self.next,
-        };
-        let published = match publish_unless_moved(self.store, staged, target)? {
-            Ok(published) => published,
-            Err(Error::TagMoved { now, .. }) => return Err(self.kept(now, digest, changes)?),
-            Err(error) => return Err(error.into()),
-        };
-        if output.json {
-            let mut said = summary.json(&self.name, digest);
-            said["checkout_ms"] = json!(self.checkout_took.as_millis() as u64);
-            said["commit_ms"] = json!(begun.elapsed().as_millis() as u64);
-            return render::json(&said);
-        }
-        say_imported(self.store, &published, output)
-    }
-
-    /// `NAME:next` was moved meanwhile: the work gets a tag of its own.
-    fn kept(&self, now: Option<Digest>, digest: Digest, changes: &[Change]) -> Outcome<Failure> {
-        let tag = format!("conflict-{}", digest.short());
-        self.store.tag(&self.name, &tag, digest)?;
-        let name = &self.name;
-        let mut failure = Failure::new(format!(
-            "{name}:{TAG_NEXT} was moved while this was under way; your change is {name}:{tag}"
-        ));
-        if let Some(both) = now.and_then(|now| self.changed_by_both(now, changes).ok()) {
-            failure.causes.push(both);
-        }
-        Ok(failure.hint(format!(
-            "see what the other change is: slate image diff {base} {name}:{TAG_NEXT}\n\
-             make yours on top of it: slate image edit {name}:{TAG_NEXT}\n\
-             or take yours instead: slate image tag {name}:{tag} {name}:{TAG_NEXT}",
-            base = self.checkout.base().digest().short(),
-        )))
-    }
-
-    fn changed_by_both(&self, other: Digest, changes: &[Change]) -> Outcome<String> {
-        let other = self.store.open_tree(other)?;
-        let theirs = diff::diff(self.checkout.base(), &other)?;
-        let theirs: BTreeSet<&[u8]> = real(&theirs).map(|it| &it.path[..]).collect();
-        let both = real(changes).filter(|it| theirs.contains(&it.path[..]));
-        let both: Vec<String> = both
-            .map(|it| format!("/{}", String::from_utf8_lossy(&it.path)))
-            .collect();
-        if both.is_empty() {
-            return Ok(format!(
-                "the other change has {} paths, none of them yours",
-                theirs.len()
-            ));
-        }
-        let more = both.len().saturating_sub(PATHS_SHOWN);
-        let mut text = format!("both changed {}", both[..both.len() - more].join(", "));
-        if more > 0 {
-            text += &format!(" and {more} more");
-        }
-        Ok(text)
-    }
 }
 
 /// Changes but those of a time alone.
@@ -270,7 +209,13 @@ fn real(changes: &[Change]) -> impl Iterator<Item = &Change> {
 
 /// A next version that is neither the base nor one that the base's tag came by is work that a commit
 /// would take the name of.
-fn check_next(store: &Store, name: &str, tag: &str, base: Digest, next: Option<Digest>) -> Outcome {
+pub(super) fn check_next(
+    store: &Store,
+    name: &str,
+    tag: &str,
+    base: Digest,
+    next: Option<Digest>,
+) -> Outcome {
     let Some(next) = next.filter(|next| *next != base) else {
         return Ok(());
     };
