@@ -380,7 +380,7 @@ impl Engine {
             problems.extend(problem.map(|problem| (entry.name.clone(), problem)));
         }
         if !prune {
-            for (mac, node) in &self.nodes {
+            for (mac, node) in self.nodes.iter() {
                 wanted.entry(*mac).or_insert_with(|| node.clone());
             }
         }

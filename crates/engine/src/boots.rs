@@ -241,8 +241,8 @@ impl Engine {
 
     /// The image that a node was given for one boot, which begins.
     fn take_once(&mut self, turn: &mut Turn, mac: Mac) -> Option<ImageRef> {
-        let node = self.nodes.get_mut(&mac)?;
-        let once = node.once.take()?;
+        let (once, node) = self.nodes.change(mac, |node| node.once.take())?;
+        let once = once?;
         turn.persist(Record::Node(Box::new(node.clone())));
         Some(once)
     }

@@ -250,7 +250,7 @@ impl Engine {
     /// Takes a node out of the inventory, with its address and its boots.
     pub(crate) fn forget(&mut self, turn: &mut Turn, mac: Mac) {
         self.tell(turn, Some(mac), EventKind::NodeForgotten);
-        self.nodes.remove(&mac);
+        self.nodes.remove(mac);
         self.renames += 1;
         let mut keys = vec![format!("node/{mac}")];
         if let Some(address) = self.leases.address_of(mac) {

@@ -183,13 +183,10 @@ impl Engine {
     /// RFC 2131, 4.3.1.
     fn discover(&mut self, turn: &mut Turn, request: &Request) {
         let mac = request.message.mac;
-        self.tell(
-            turn,
-            Some(mac),
-            EventKind::Discover {
-                client: request.client.name(),
-            },
-        );
+        if self.is_worth_telling(request) {
+            let client = request.client.name();
+            self.tell(turn, Some(mac), EventKind::Discover { client });
+        }
         if request.client.is_firmware() {
             if self.nodes.contains_key(&mac) {
                 self.begin_boot(turn, mac, request.client.asks_up_to());
@@ -207,20 +204,18 @@ impl Engine {
         let Some(address) = address.or_else(|| self.search(turn, request)) else {
             return;
         };
-        let held = self.leases.lease_of(mac);
-        if !held.is_some_and(|lease| lease.address == address && is_live(lease, turn.now)) {
-            let expires = turn.now + Duration::from_secs(OFFER_SECONDS);
-            self.promise(
-                turn,
-                Lease {
-                    address,
-                    mac: Some(mac),
-                    expires: Some(expires),
-                },
-            );
+        self.keep_for_offer(turn, mac, address);
+        if self.is_worth_telling(request) {
+            self.tell(turn, Some(mac), EventKind::Offer { address });
         }
-        self.tell(turn, Some(mac), EventKind::Offer { address });
         self.reply(turn, request, MessageType::Offer, Some(address));
+    }
+
+    /// Of others, telephones say, only what they are given is told: their chatter would drive what
+    /// nodes did out of the events that are kept, and costs more than the answers.
+    fn is_worth_telling(&self, request: &Request) -> bool {
+        let mac = request.message.mac;
+        request.client.is_firmware() || mac == Mac::PROBE || self.nodes.contains_key(&mac)
     }
 
     /// An address of the pool that nobody has. A full pool is searched once a second only: else
@@ -280,10 +275,7 @@ impl Engine {
         if self.is_router(address) {
             return true;
         }
-        let fixed = self
-            .nodes
-            .values()
-            .any(|it| it.address == Some(address) && it.mac != mac);
+        let fixed = self.nodes.fixed_at(address).any(|owner| owner != mac);
         let alive = self.nfs.get(&address).is_some_and(|client| client.alive);
         fixed || (alive && self.leases.owner(address) != Some(mac))
     }
@@ -296,6 +288,31 @@ impl Engine {
             of_node && lease.mac != Some(mac) && until.is_none_or(|until| turn.now < until)
         };
         !self.nodes.contains_key(&mac) && self.leases.get(address).is_some_and(kept)
+    }
+
+    /// Keeps an address that is offered from others for a while. An offer promises nothing: a
+    /// restart may forget it, and the request that follows is decided anew. So it is written down
+    /// only where it takes the place of something that is: else a restart would bring that back
+    /// beside what has followed.
+    fn keep_for_offer(&mut self, turn: &mut Turn, mac: Mac, address: Ipv4Addr) {
+        let held = self.leases.lease_of(mac);
+        if held.is_some_and(|lease| lease.address == address && is_live(lease, turn.now)) {
+            return;
+        }
+        let takes_a_place = match self.leases.get(address) {
+            Some(former) => former.mac != Some(mac),
+            None => held.is_some(),
+        };
+        let lease = Lease {
+            address,
+            mac: Some(mac),
+            expires: Some(turn.now + Duration::from_secs(OFFER_SECONDS)),
+        };
+        if takes_a_place {
+            self.promise(turn, lease);
+        } else {
+            self.leases.put(lease);
+        }
     }
 
     fn promise(&mut self, turn: &mut Turn, lease: Lease) {

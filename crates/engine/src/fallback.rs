@@ -24,10 +24,12 @@ impl Engine {
         let Some(fallback) = self.nodes.get(&mac).and_then(|it| self.to_fall_back(it)) else {
             return;
         };
-        let Some(node) = self.nodes.get_mut(&mac) else {
+        let changed = self
+            .nodes
+            .change(mac, |node| node.fallback = Some(fallback));
+        let Some(((), node)) = changed else {
             return;
         };
-        node.fallback = Some(fallback);
         turn.persist(Record::Node(Box::new(node.clone())));
         let Fallback { failed, instead } = fallback;
         self.tell(turn, Some(mac), EventKind::FellBack { failed, instead });

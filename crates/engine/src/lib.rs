@@ -22,6 +22,7 @@ mod io;
 mod learned;
 mod leases;
 mod limit;
+mod nodes;
 mod orders;
 mod plan;
 mod preview;
@@ -53,6 +54,7 @@ use crate::files::Hosts;
 use crate::learned::LearnedAddresses;
 use crate::leases::Leases;
 use crate::limit::TokenBucket;
+use crate::nodes::Nodes;
 use crate::orders::Orders;
 use crate::proxy::{LastOffer, SeenMachines};
 use crate::ready::Readiness;
@@ -98,7 +100,7 @@ pub struct Engine {
     /// Every version of the store, with a tag or without.
     versions: BTreeSet<Digest>,
     readiness: BTreeMap<Digest, Readiness>,
-    nodes: BTreeMap<Mac, Node>,
+    nodes: Nodes,
     /// How often a node came, went, or got another name or fixed address.
     renames: u64,
     hosts: Option<Hosts>,
@@ -158,7 +160,7 @@ impl Engine {
             images: Vec::new(),
             versions: BTreeSet::new(),
             readiness: BTreeMap::new(),
-            nodes: BTreeMap::new(),
+            nodes: Nodes::default(),
             renames: 0,
             hosts: None,
             groups: BTreeMap::new(),
@@ -186,7 +188,7 @@ impl Engine {
     fn restore(&mut self, record: Record) {
         match record {
             Record::Lease(lease) => self.leases.put(lease),
-            Record::Node(node) => drop(self.nodes.insert(node.mac, *node)),
+            Record::Node(node) => drop(self.nodes.insert(*node)),
             Record::Boot(boot) => self.boots.restore(boot),
             Record::Learned(learned) => self.learned.put(learned),
             Record::Settings(settings) => self.settings = settings,
@@ -362,20 +364,13 @@ impl Engine {
     /// The node that holds an address: who asks. Where addresses are not ours to give, that is
     /// what was learned.
     fn node_at(&self, address: Ipv4Addr) -> Option<&Node> {
-        let fixed = || {
-            self.nodes
-                .values()
-                .find(|node| node.address == Some(address))
-        };
         let owner = if self.config.gives(address) {
             self.leases.owner(address)
         } else {
             self.learned.owner(address)
         };
-        match owner {
-            Some(mac) => self.nodes.get(&mac),
-            None => fixed(),
-        }
+        let mac = owner.or_else(|| self.nodes.fixed_at(address).next())?;
+        self.nodes.get(&mac)
     }
 
     /// The node of a machine that is to be one: made where there is none yet.
@@ -413,7 +408,7 @@ impl Engine {
         if self.nodes.get(&mac).map(named) != Some(named(&node)) {
             self.renames += 1;
         }
-        let kind = match self.nodes.insert(mac, node) {
+        let kind = match self.nodes.insert(node) {
             None => EventKind::NodeAdded,
             Some(_) => EventKind::NodeChanged,
         };

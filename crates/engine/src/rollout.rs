@@ -265,8 +265,7 @@ impl Engine {
     }
 
     fn change_node(&mut self, turn: &mut Turn, mac: Mac, change: impl FnOnce(&mut Node)) {
-        if let Some(node) = self.nodes.get_mut(&mac) {
-            change(node);
+        if let Some(((), node)) = self.nodes.change(mac, change) {
             turn.persist(Record::Node(Box::new(node.clone())));
         }
     }

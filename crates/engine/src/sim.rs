@@ -8,6 +8,7 @@
 mod beside;
 mod chains;
 mod groups;
+mod leases;
 mod machine;
 mod orders;
 mod preview;
@@ -517,7 +518,11 @@ impl World {
         if reply.message_type() == Some(MessageType::Nak) || reply.yiaddr.is_unspecified() {
             return;
         }
+        let is_offer = reply.message_type() == Some(MessageType::Offer);
         match self.records.get(&format!("lease/{}", reply.yiaddr)) {
+            // A restart may forget an offer, but must not bring anybody else's claim back.
+            None if is_offer => {}
+            Some(Record::Lease(lease)) if is_offer => assert_eq!(lease.mac, Some(reply.mac)),
             Some(Record::Lease(lease)) => {
                 assert_eq!(lease.mac, Some(reply.mac));
                 let live = lease.expires.is_none_or(|expires| expires > self.now);
@@ -599,6 +604,7 @@ impl World {
 
     /// The daemon dies and comes back: what it stored is all that it knows.
     fn restart(&mut self) {
+        self.check_leases();
         self.sendings.clear();
         self.queue.retain(|_, it| !matches!(it, Packet::Made(_)));
         let mut seed = [0; 32];
@@ -607,6 +613,19 @@ impl World {
         let records = self.records.values().rev().cloned().collect();
         self.engine = Engine::new(self.config.clone(), seed, records);
         self.show_images();
+    }
+
+    /// No machine has two addresses by what is stored: which one counts would be chance.
+    fn check_leases(&self) {
+        let leases = self.records.values().filter_map(|record| match record {
+            Record::Lease(lease) => lease.mac.map(|mac| (mac, lease.address)),
+            _ => None,
+        });
+        let mut addresses = BTreeMap::new();
+        for (mac, address) in leases {
+            let other = addresses.insert(mac, address);
+            assert_eq!(other, None, "{mac} is stored with {address} as well");
+        }
     }
 
     /// Nothing is on its way over the network.

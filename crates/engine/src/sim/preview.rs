@@ -264,19 +264,12 @@ fn the_doctor_s_machine_is_marked_and_becomes_no_node() {
     let discover = message(MessageType::Discover);
     let offer = said(&mut world, discover.encode(MAX_BUDGET_BYTES)).expect("an offer");
     let offer = Message::decode(&offer).expect("an offer");
-    assert!(
-        world
-            .records
-            .contains_key(&format!("lease/{}", offer.yiaddr))
-    );
+    let owner = |world: &World| world.engine.leases.owner(offer.yiaddr);
+    assert_eq!(owner(&world), Some(Mac::PROBE));
     let mut release = message(MessageType::Release);
     release.ciaddr = offer.yiaddr;
     assert_eq!(said(&mut world, release.encode(MAX_BUDGET_BYTES)), None);
-    assert!(
-        !world
-            .records
-            .contains_key(&format!("lease/{}", offer.yiaddr))
-    );
+    assert_eq!(owner(&world), None);
     // Not even where it takes what it is offered, as somebody else with its address might.
     let mut request = message(MessageType::Request);
     request.push(option::REQUESTED_ADDRESS, offer.yiaddr.octets());

@@ -139,7 +139,8 @@ fn a_nodes_lease_does_not_end() {
     world.boot_all(2 * MINUTE);
     assert_eq!(world.machines[0].held.map(|it| it.until), Some(None));
     // What nobody meant to boot gets an address for a while.
-    world.input(dhcp(stranger(1)));
+    let wanted = Some([10, 77, 0, 200].into());
+    world.input(dhcp(leases::ask(1, MessageType::Request, wanted)));
     let strangers = world.records.values().filter(|record| match record {
         Record::Lease(lease) => lease.expires.is_some(),
         _ => false,
