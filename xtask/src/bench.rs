@@ -2,6 +2,7 @@
 
 mod boot;
 mod capture;
+mod chain;
 mod dhcp;
 mod files;
 mod ganesha;
@@ -19,7 +20,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use lab::Network;
 
-const KNOWN: &str = "boot, dhcp, http, image, initrd, nfs, tftp";
+const KNOWN: &str = "boot, chain, dhcp, http, image, initrd, nfs, tftp";
 /// How often each side is measured unless `--rounds` says otherwise.
 const ROUNDS: usize = 3;
 /// Clients that call at once unless `--clients` says otherwise.
@@ -33,7 +34,7 @@ struct Options {
     ours: bool,
     /// Clients that call or fetch at once, where many do.
     clients: usize,
-    /// The loads of `bench nfs` that are wanted; none means all.
+    /// The loads that are wanted; none means all.
     only: Vec<String>,
 }
 
@@ -60,6 +61,7 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let options = Options::parse(rest)?;
     let report = match name {
         "boot" => boot::run(&options)?,
+        "chain" => chain::run(&options)?,
         "image" => image::run(&options)?,
         "initrd" => initrd::run(&options)?,
         "dhcp" => dhcp::run(&options)?,
@@ -120,6 +122,19 @@ fn seconds(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
 }
 
 impl Options {
+    /// The loads to measure, of those that a benchmark has.
+    fn loads<'a>(&self, known: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
+        let unknown = self.only.iter().find(|it| !known.contains(&it.as_str()));
+        if let Some(unknown) = unknown {
+            bail!(
+                "--only: unknown load: {unknown}; known: {}",
+                known.join(", ")
+            );
+        }
+        let wanted = |it: &&&str| self.only.is_empty() || self.only.iter().any(|only| only == **it);
+        Ok(known.iter().filter(wanted).copied().collect())
+    }
+
     fn parse(arguments: &[&str]) -> anyhow::Result<Self> {
         let mut options = Self {
             json: false,

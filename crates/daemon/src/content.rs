@@ -15,12 +15,13 @@ use image::initramfs::{self, ExtraFile, ModuleSource, Profile, Wanted};
 use image::store::InitrdStamp;
 use image::{Store, StoredTree};
 
+use crate::blob::Blob;
 use crate::trace::Traces;
 
 /// Most boot files held in memory.
 const HELD_MAX: usize = 32;
 
-type Slot = Arc<OnceLock<Result<Bytes, String>>>;
+type Slot = Arc<OnceLock<Result<Blob, String>>>;
 /// A file of a version; the stamp is that of an initramfs which is not ours.
 type Key = (Digest, BootFile, Option<InitrdStamp>);
 
@@ -79,19 +80,20 @@ impl Contents {
         }
     }
 
-    /// The bytes to send; waits while they are being made.
-    pub fn get(&self, content: &Content) -> Result<Bytes, String> {
+    /// What to send; waits while it is being made.
+    pub fn get(&self, content: &Content) -> Result<Blob, String> {
         match content {
-            Content::Bytes(bytes) => Ok(Bytes::copy_from_slice(bytes)),
+            Content::Bytes(bytes) => Ok(Blob::in_memory(Bytes::copy_from_slice(bytes))),
             Content::File { digest, file } => self.file(*digest, *file),
         }
     }
 
     /// A boot file of a version.
-    pub fn file(&self, digest: Digest, file: BootFile) -> Result<Bytes, String> {
+    pub fn file(&self, digest: Digest, file: BootFile) -> Result<Blob, String> {
         let key = self.key(digest, file);
         let slot = self.slot(key);
-        let result = slot.get_or_init(|| self.make_aside(digest, file)).clone();
+        let result = slot.get_or_init(|| self.make_aside(digest, file).map(Blob::new));
+        let result = result.clone();
         if result.is_err() {
             // What failed may succeed once its cause (a full disk) is gone.
             self.lock().remove(&key);

@@ -21,6 +21,8 @@ use crate::unwritten::Unwritten;
 
 /// Most messages decided before their outputs are carried out.
 const BATCH_MAX: usize = 256;
+/// Most DHCP messages of one socket among them.
+const DHCP_BATCH_MAX: usize = 256;
 /// Most messages that wait for their turn.
 pub const QUEUE_MAX: usize = 4096;
 /// Most HTTP requests that wait for their answers.
@@ -42,6 +44,8 @@ pub enum Message {
     Input(Input),
     /// An HTTP request, and where its answer goes.
     Http(Input, oneshot::Sender<HttpAnswer>),
+    /// DHCP messages wait at the receiver of this number.
+    Readable(usize),
     /// A command, and where its answer goes.
     Command(engine::Command, Sender<CommandResult>),
     /// A question to the engine as it is.
@@ -69,6 +73,8 @@ pub struct Hub {
     pub notices: Option<Sender<Notice>>,
     /// Sends DHCP replies.
     pub dhcp: HashMap<InterfaceId, dhcp::Port>,
+    /// DHCP messages come from there.
+    pub receivers: Vec<dhcp::Receiver>,
     /// Starts TFTP transfers.
     pub tftp: tftp::Starter,
     /// Makes boot files.
@@ -101,15 +107,24 @@ pub fn offer(inbox: &Inbox, input: Input) -> bool {
 impl Hub {
     /// Runs until [`Message::Stop`].
     pub fn run(mut self, messages: &Receiver<Message>) {
+        // Receivers that had something when last looked at: more may have come meanwhile.
+        let mut readable = Vec::new();
         loop {
-            let first = match messages.recv_timeout(self.patience()) {
-                Ok(message) => message,
-                Err(RecvTimeoutError::Timeout) => Message::Input(Input::Tick),
-                Err(RecvTimeoutError::Disconnected) => return,
+            let patience = match readable.is_empty() {
+                true => self.patience(),
+                false => Duration::ZERO,
             };
-            let rest = messages.try_iter().take(BATCH_MAX - 1);
-            let batch: Vec<Message> = std::iter::once(first).chain(rest).collect();
-            if !self.batch(batch) {
+            let mut batch: Vec<Message> = readable.drain(..).map(Message::Readable).collect();
+            match messages.recv_timeout(patience) {
+                Ok(message) => batch.push(message),
+                Err(RecvTimeoutError::Timeout) if batch.is_empty() => {
+                    batch.push(Message::Input(Input::Tick));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            batch.extend(messages.try_iter().take(BATCH_MAX - 1));
+            if !self.batch(batch, &mut readable) {
                 return;
             }
         }
@@ -127,8 +142,8 @@ impl Hub {
         }
     }
 
-    /// Decides, keeps, carries out. False: stop.
-    fn batch(&mut self, batch: Vec<Message>) -> bool {
+    /// Decides, keeps, carries out; into `readable` the receivers to look at again. False: stop.
+    fn batch(&mut self, batch: Vec<Message>, readable: &mut Vec<usize>) -> bool {
         let mut decided = Vec::new();
         let mut go_on = true;
         for message in batch {
@@ -137,6 +152,12 @@ impl Hub {
                 Message::Http(input, asker) => (input, Asker::Http(asker)),
                 Message::Command(command, asker) => {
                     (Input::Command(command), Asker::Command(asker))
+                }
+                Message::Readable(index) => {
+                    if self.receive(index, &mut decided) {
+                        readable.push(index);
+                    }
+                    continue;
                 }
                 Message::Ask(question) => {
                     question(&self.engine);
@@ -151,6 +172,24 @@ impl Hub {
         }
         self.carry_out(decided);
         go_on
+    }
+
+    /// Decides on the DHCP messages that wait. False: there were none, and the next one is told of.
+    fn receive(&mut self, index: usize, decided: &mut Vec<(Vec<Output>, Asker)>) -> bool {
+        let Some(receiver) = self.receivers.get(index) else {
+            return false;
+        };
+        let inputs: Vec<Input> = std::iter::from_fn(|| receiver.next())
+            .take(DHCP_BATCH_MAX)
+            .collect();
+        if inputs.is_empty() {
+            receiver.resume();
+            return false;
+        }
+        for input in inputs {
+            decided.push((self.engine.handle(now(), input), Asker::Nobody));
+        }
+        true
     }
 
     /// Nothing leaves before every record so far is durable, those of earlier batches included:
@@ -182,12 +221,14 @@ impl Hub {
 
     /// Writes what is not written yet, and tells followers of the events among it.
     fn keep(&mut self) {
-        for event in self.unwritten.write() {
-            self.journal.publish(&event);
-            if let Some(notices) = &self.notices {
-                // The receiver may be gone.
-                let _ = notices.send(Notice::Event(event));
-            }
+        let written = self.unwritten.write();
+        if written.is_empty() {
+            return;
+        }
+        self.journal.publish(&written);
+        if let Some(notices) = &self.notices {
+            // The receiver may be gone.
+            let _ = notices.send(Notice::Events(written));
         }
     }
 
@@ -283,6 +324,7 @@ mod tests {
             unwritten: Unwritten::new(state),
             notices: None,
             dhcp: HashMap::new(),
+            receivers: Vec::new(),
             prepare: channel().0,
             held: HashMap::new(),
             tftp: tftp::Starter {
@@ -303,7 +345,7 @@ mod tests {
         };
         let node = mac.to_owned();
         let command = engine::Command::NodeSet { node, change };
-        hub.batch(vec![Message::Command(command, sender)]);
+        hub.batch(vec![Message::Command(command, sender)], &mut Vec::new());
         receiver.recv()
     }
 
@@ -334,12 +376,13 @@ mod tests {
             target: "/none".into(),
             body: Vec::new(),
         };
-        hub.batch(vec![Message::Http(Input::Http { peer, request }, sender)]);
+        let asked = Message::Http(Input::Http { peer, request }, sender);
+        hub.batch(vec![asked], &mut Vec::new());
         assert!(receiver.try_recv().is_err());
         assert!(hub.patience() <= RETRY);
 
         hub.unwritten.state.refuse_writes(false);
-        hub.batch(vec![Message::Input(Input::Tick)]);
+        hub.batch(vec![Message::Input(Input::Tick)], &mut Vec::new());
         assert!(hub.unwritten.is_empty());
         assert_eq!(names(dir.path()), ["one", "two"]);
         assert!(name(&mut hub, second, "three").unwrap().is_ok());
@@ -357,7 +400,7 @@ mod tests {
         }
         assert!(hub.unwritten.waiting_records() < 5);
         hub.unwritten.state.refuse_writes(false);
-        hub.batch(vec![Message::Input(Input::Tick)]);
+        hub.batch(vec![Message::Input(Input::Tick)], &mut Vec::new());
         assert_eq!(names(dir.path()), ["node49"]);
     }
 }

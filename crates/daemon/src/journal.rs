@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{Event, Severity};
 
@@ -21,8 +21,8 @@ pub struct Journal {
 #[derive(Default)]
 struct Inner {
     last: u64,
-    events: VecDeque<EventRecord>,
-    followers: Vec<SyncSender<EventRecord>>,
+    events: VecDeque<Arc<EventRecord>>,
+    followers: Vec<SyncSender<Arc<EventRecord>>>,
 }
 
 impl Journal {
@@ -30,7 +30,7 @@ impl Journal {
     pub fn new(events: Vec<EventRecord>) -> Journal {
         let inner = Inner {
             last: events.last().map_or(0, |event| event.id),
-            events: events.into(),
+            events: events.into_iter().map(Arc::new).collect(),
             followers: Vec::new(),
         };
         Journal {
@@ -46,20 +46,12 @@ impl Journal {
         record(inner.last, event)
     }
 
-    /// Keeps an event that is durable, and hands it on.
-    pub fn publish(&self, record: &EventRecord) {
+    /// Keeps events that are durable, and hands them on.
+    pub fn publish(&self, records: &[Arc<EventRecord>]) {
         let mut inner = self.lock();
-        inner.events.push_back(record.clone());
-        if inner.events.len() as u64 > EVENTS_KEPT {
-            inner.events.pop_front();
+        for record in records {
+            inner.publish(record);
         }
-        // A follower that cannot keep up must not hold up anybody.
-        inner
-            .followers
-            .retain(|follower| match follower.try_send(record.clone()) {
-                Ok(()) => true,
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
-            });
     }
 
     /// The events after `since`, and those to come where `follow`.
@@ -67,7 +59,7 @@ impl Journal {
         &self,
         since: u64,
         follow: bool,
-    ) -> (Vec<EventRecord>, Option<Receiver<EventRecord>>) {
+    ) -> (Vec<Arc<EventRecord>>, Option<Receiver<Arc<EventRecord>>>) {
         let mut inner = self.lock();
         let old = inner
             .events
@@ -85,6 +77,21 @@ impl Journal {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn publish(&mut self, record: &Arc<EventRecord>) {
+        self.events.push_back(Arc::clone(record));
+        if self.events.len() as u64 > EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        // A follower that cannot keep up must not hold up anybody.
+        self.followers
+            .retain(|follower| match follower.try_send(Arc::clone(record)) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+            });
     }
 }
 

@@ -4,6 +4,7 @@
 //! commands) becomes an input, and the outputs are carried out in order: what must be kept is
 //! durable before the reply that promises it leaves. The daemon moves bytes and decides nothing.
 
+mod blob;
 mod content;
 pub mod control;
 pub mod doctor;

@@ -1,6 +1,7 @@
 //! What the daemon tells whoever started it, in the order it happens.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use crate::control::EventRecord;
 use crate::options::{DhcpMode, UnknownPolicy};
@@ -17,8 +18,8 @@ pub enum Notice {
         /// What is being done, or what went wrong.
         what: ContentProgress,
     },
-    /// Something happened on a node or on the network.
-    Event(EventRecord),
+    /// What happened on nodes or on the network, in order.
+    Events(Vec<Arc<EventRecord>>),
     /// The daemon stops; these nodes still have their root mounted from it.
     Stopping {
         /// Names of the live nodes.

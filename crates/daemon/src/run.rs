@@ -279,12 +279,21 @@ impl Daemon {
                 .iter()
                 .filter_map(|(it, port)| Some((it.id, port.clone()?)))
                 .collect();
+            let mut receivers: Vec<_> = sockets
+                .dhcp
+                .iter()
+                .flat_map(|(it, port)| port.iter().flat_map(|port| port.receivers(it.id)))
+                .collect();
+            for (index, receiver) in receivers.iter_mut().enumerate() {
+                receiver.watch(index, &hub);
+            }
             let hub = Hub {
                 engine,
                 unwritten: Unwritten::new(state),
                 journal,
                 notices: options.notices.clone(),
                 dhcp: ports,
+                receivers,
                 tftp: starter,
                 prepare,
                 held: HashMap::new(),
@@ -531,8 +540,7 @@ fn watch(interface: InterfaceId, hub: &Inbox) {
 /// A thread for each socket that datagrams come in on.
 fn start_receivers(sockets: Sockets, hub: &Inbox) {
     for (interface, port) in sockets.dhcp {
-        if let Some(port) = port {
-            port.receive(interface.id, hub);
+        if port.is_some() {
             watch(interface.id, hub);
         }
     }

@@ -2,6 +2,7 @@
 //! whole batch of inputs, durable when [`State::write`] returns.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::Record;
 use rusqlite::{Connection, params};
@@ -11,6 +12,9 @@ use crate::control::EventRecord;
 
 /// Schema of the database file.
 const SCHEMA: u32 = 1;
+/// Pages of 4 kB that are written before they go where they belong: the more, the more often is a
+/// page among them that is written again anyway.
+const CHECKPOINT_PAGES: u32 = 4096;
 /// Events kept.
 pub const EVENTS_KEPT: u64 = 20_000;
 
@@ -47,6 +51,7 @@ impl State {
         }
         let script = format!(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+             PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
              CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
              CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, value TEXT NOT NULL);
              PRAGMA user_version = {SCHEMA};"
@@ -77,7 +82,7 @@ impl State {
     }
 
     /// Stores records and events, all or none; durable when it returns.
-    pub fn write(&mut self, records: &[&Record], events: &[EventRecord]) -> Result<(), Error> {
+    pub fn write(&mut self, records: &[&Record], events: &[Arc<EventRecord>]) -> Result<(), Error> {
         if records.is_empty() && events.is_empty() {
             return Ok(());
         }
@@ -85,7 +90,11 @@ impl State {
         self.transact(records, events).map_err(failed(&path))
     }
 
-    fn transact(&mut self, records: &[&Record], events: &[EventRecord]) -> rusqlite::Result<()> {
+    fn transact(
+        &mut self,
+        records: &[&Record],
+        events: &[Arc<EventRecord>],
+    ) -> rusqlite::Result<()> {
         let transaction = self.database.transaction()?;
         for record in records {
             match record {
@@ -103,7 +112,7 @@ impl State {
             }
         }
         for event in events {
-            let value = serde_json::to_string(event).expect("events have JSON forms");
+            let value = serde_json::to_string(&**event).expect("events have JSON forms");
             transaction
                 .prepare_cached("INSERT OR REPLACE INTO events VALUES (?1, ?2)")?
                 .execute(params![event.id as i64, value])?;
@@ -167,8 +176,8 @@ mod tests {
         })
     }
 
-    fn event(id: u64) -> EventRecord {
-        EventRecord {
+    fn event(id: u64) -> Arc<EventRecord> {
+        Arc::new(EventRecord {
             id,
             at_ms: 0,
             mac: None,
@@ -177,7 +186,7 @@ mod tests {
             level: "info".into(),
             text: String::new(),
             detail: serde_json::Value::Null,
-        }
+        })
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! events stay in front of the next one.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use engine::Record;
 
@@ -12,7 +13,7 @@ use crate::state::{EVENTS_KEPT, State};
 pub struct Unwritten {
     pub(crate) state: State,
     records: Vec<Record>,
-    events: Vec<EventRecord>,
+    events: Vec<Arc<EventRecord>>,
     failing: bool,
 }
 
@@ -34,7 +35,7 @@ impl Unwritten {
 
     /// Adds an event.
     pub fn event(&mut self, event: EventRecord) {
-        self.events.push(event);
+        self.events.push(Arc::new(event));
     }
 
     /// Whether records wait: nothing may be promised.
@@ -54,7 +55,7 @@ impl Unwritten {
     }
 
     /// Tries to write all that waits; the events that are durable now, oldest first.
-    pub fn write(&mut self) -> Vec<EventRecord> {
+    pub fn write(&mut self) -> Vec<Arc<EventRecord>> {
         if self.is_empty() {
             return Vec::new();
         }

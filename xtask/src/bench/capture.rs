@@ -7,6 +7,19 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use lab::{Network, Process};
 
+use crate::install::Extra;
+
+/// What captures, and what reads it.
+pub const TCPDUMP: Extra = Extra {
+    path: "/usr/bin/tcpdump",
+    package: "tcpdump",
+    purpose: "capture what both sides send",
+};
+pub const TSHARK: Extra = Extra {
+    path: "/usr/bin/tshark",
+    package: "tshark",
+    purpose: "read what was captured",
+};
 /// The operations READ of NFS 4 and the port that both sides serve on.
 const READ: &str = "25";
 const ACCESS: &str = "3";

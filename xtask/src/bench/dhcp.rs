@@ -31,7 +31,9 @@ const GENERATOR_CPU: &str = "1";
 const CLIENTS: [u8; 4] = [10, 77, 0, 9];
 /// How many perfdhcp plays, and at which rates until a server falls behind.
 const MACHINES: &str = "30000";
-const RATES: [u32; 9] = [100, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000];
+const RATES: [u32; 13] = [
+    100, 250, 500, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000, 12_000, 16_000, 24_000, 32_000,
+];
 /// How long each rate is offered, in seconds.
 const OFFERED_S: &str = "3";
 /// A server that completes less than this share of what is offered is not asked for more.
@@ -85,8 +87,12 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     };
     std::fs::create_dir_all(&bench.scratch)
         .with_context(|| format!("making {}", bench.scratch.display()))?;
-    let mut sides = vec![(Server::Ours, Vec::new())];
-    if !options.ours {
+    let loads = options.loads(&["leases", "storm"])?;
+    let mut sides = Vec::new();
+    if loads.contains(&"leases") {
+        sides.push((Server::Ours, Vec::new()));
+    }
+    if !options.ours && loads.contains(&"leases") {
         sides.extend([Server::Kea, Server::Dnsmasq].map(|it| (it, Vec::new())));
     }
     let mut storms = Vec::new();
@@ -101,7 +107,9 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
                 server.name()
             );
         }
-        storms.push(bench.storm().context("the storm")?);
+        if loads.contains(&"storm") {
+            storms.push(bench.storm().context("the storm")?);
+        }
     }
     Ok(Report {
         name: "dhcp",
@@ -130,12 +138,17 @@ fn rows(sides: &[(Server, Vec<f64>)], storms: &[Value]) -> Vec<Row> {
         ours: median(storms.iter().filter_map(|it| it[field].as_f64()).collect()),
         peer: None,
     };
-    let mut rows = vec![leases("leases", figure(Server::Kea))];
+    let mut rows = Vec::new();
+    if ours.is_finite() {
+        rows.push(leases("leases", figure(Server::Kea)));
+    }
     if let Some(dnsmasq) = figure(Server::Dnsmasq) {
         rows.push(leases("leases-dnsmasq", Some(dnsmasq)));
     }
-    rows.push(storm("storm-p99", "ms from DISCOVER to OFFER", "p99_ms"));
-    rows.push(storm("storm-unanswered", "of 1000 machines", "unanswered"));
+    if !storms.is_empty() {
+        rows.push(storm("storm-p99", "ms from DISCOVER to OFFER", "p99_ms"));
+        rows.push(storm("storm-unanswered", "of 1000 machines", "unanswered"));
+    }
     rows
 }
 

@@ -84,7 +84,7 @@ const HTTP: [Figure; 2] = [
 /// Runs `bench tftp`.
 pub fn tftp(options: &Options) -> anyhow::Result<Report> {
     let loads = ["w1", "w4", "w16", "firmware", "fair"];
-    run("tftp", options, &TFTP, &TFTP_PEERS, &loads)
+    run("tftp", options, &TFTP, &TFTP_PEERS, &options.loads(&loads)?)
 }
 
 /// Runs `bench http`.

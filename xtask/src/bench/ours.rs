@@ -139,13 +139,27 @@ impl Ours {
     pub fn write_kernel(&self, file: &Path) -> anyhow::Result<()> {
         let network = Network::new()?;
         let _daemon = self.start(&network, &[])?;
-        let url = format!("http://{}/{}", lab::GATEWAY, self.kernel_path()?);
-        let file = file.display().to_string();
-        super::run_there(
-            &network,
-            "curl",
-            &["--fail", "--silent", "--output", &file, &url],
-        )?;
+        fetch(&network, &self.kernel_path()?, file)
+    }
+
+    /// Writes boot files of the image into a folder, under the names that they have over HTTP.
+    pub fn write_boot_files(&self, folder: &Path, names: &[&str]) -> anyhow::Result<()> {
+        let network = Network::new()?;
+        let _daemon = self.start(&network, &[])?;
+        let kernel = self.kernel_path()?;
+        let (place, _) = kernel.rsplit_once('/').context("a path without a folder")?;
+        names
+            .iter()
+            .try_for_each(|name| fetch(&network, &format!("{place}/{name}"), &folder.join(name)))
+    }
+
+    /// Gives the daemon a loader that the image lacks.
+    pub fn add_loader(&self, loader: &Path) -> anyhow::Result<()> {
+        let folder = self.folder.join("state/loaders");
+        let name = loader.file_name().context("a loader without a name")?;
+        std::fs::create_dir_all(&folder)
+            .and_then(|()| std::fs::copy(loader, folder.join(name)))
+            .with_context(|| format!("copying {}", loader.display()))?;
         Ok(())
     }
 
@@ -242,6 +256,21 @@ impl Ours {
             .stdin(Stdio::null());
         command
     }
+}
+
+fn fetch(network: &Network, path: &str, file: &Path) -> anyhow::Result<()> {
+    let url = format!("http://{}/{path}", lab::GATEWAY);
+    let file = file.display().to_string();
+    let arguments = [
+        "--fail",
+        "--silent",
+        "--show-error",
+        "--output",
+        &file,
+        &url,
+    ];
+    super::run_there(network, "curl", &arguments)?;
+    Ok(())
 }
 
 /// Waits until the daemon says that nodes can boot; what it prints after that is read and dropped.

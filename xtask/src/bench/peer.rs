@@ -7,6 +7,7 @@ use anyhow::Context;
 use lab::{GATEWAY, Network, Process};
 
 use super::boot::KERNEL_ARGS;
+use super::capture::{TCPDUMP, TSHARK};
 use super::ganesha::{self, Ganesha};
 use crate::install::Extra;
 use crate::workspace::must_succeed;
@@ -26,16 +27,8 @@ pub const PROGRAMS: [Extra; 6] = [
         purpose: "be the peer's DHCP and TFTP server",
     },
     ganesha::PROGRAM,
-    Extra {
-        path: "/usr/bin/tcpdump",
-        package: "tcpdump",
-        purpose: "capture what both sides send",
-    },
-    Extra {
-        path: "/usr/bin/tshark",
-        package: "tshark",
-        purpose: "count NFS calls",
-    },
+    TCPDUMP,
+    TSHARK,
     UNSHARE,
     Extra {
         path: "/usr/bin/ssh-keygen",

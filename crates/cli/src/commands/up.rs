@@ -316,8 +316,7 @@ fn invoking_home() -> Option<PathBuf> {
 fn show(notices: &Receiver<Notice>, json: bool) {
     for notice in notices {
         match notice {
-            Notice::Event(event) if json => print_json(&event),
-            Notice::Event(event) => show_event(&event),
+            Notice::Events(events) => show_events(&events, json),
             Notice::Ready(_) | Notice::Content { .. } if json => {}
             Notice::Ready(listening) => show_ready(&listening),
             Notice::Content { image, what } => show_content(&image, &what),
@@ -326,10 +325,16 @@ fn show(notices: &Receiver<Notice>, json: bool) {
     }
 }
 
-fn print_json(event: &EventRecord) {
-    if let Ok(line) = serde_json::to_string(event) {
-        anstream::println!("{line}");
-    }
+/// By one write for all: a site that is switched on has thousands at once.
+fn show_events(events: &[Arc<EventRecord>], json: bool) {
+    let lines: String = events
+        .iter()
+        .filter_map(|event| match json {
+            true => serde_json::to_string(&**event).ok().map(|it| it + "\n"),
+            false => lines_of(event),
+        })
+        .collect();
+    anstream::print!("{lines}");
 }
 
 fn show_ready(listening: &Listening) {
@@ -388,10 +393,17 @@ fn show_content(image: &str, what: &ContentProgress) {
     }
 }
 
-/// One line for what users notice; packets are in `slate events`.
+/// Prints what users notice.
 pub(crate) fn show_event(event: &EventRecord) {
+    if let Some(lines) = lines_of(event) {
+        anstream::print!("{lines}");
+    }
+}
+
+/// One line for what users notice; packets are in `slate events`.
+fn lines_of(event: &EventRecord) -> Option<String> {
     if event.level == "trace" {
-        return;
+        return None;
     }
     let who = event
         .node
@@ -402,16 +414,15 @@ pub(crate) fn show_event(event: &EventRecord) {
         "warn" => event.text.yellow().to_string(),
         _ => event.text.clone(),
     };
-    anstream::println!("{}  {who:<10} {text}", render::clock(event.at_ms));
+    let time = render::clock(event.at_ms);
+    let mut lines = format!("{time}  {who:<10} {text}\n");
     if event.kind == "up"
         && let Some(address) = event.detail["address"].as_str()
     {
-        anstream::println!(
-            "{}  {who:<10} {}",
-            render::clock(event.at_ms),
-            format!("ssh root@{address}").green().bold()
-        );
+        let command = format!("ssh root@{address}");
+        lines += &format!("{time}  {who:<10} {}\n", command.green().bold());
     }
+    Some(lines)
 }
 
 fn show_stopping(live: &[String]) {

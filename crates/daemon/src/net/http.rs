@@ -20,9 +20,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use wire::upload::{Claim, MAX_UPLOAD_BYTES, Piece};
 
+use crate::blob::Blob;
 use crate::content::Contents;
 use crate::hub::{Inbox, Message};
 use crate::identity::Identities;
+use crate::net::stream::{FileStream, Sending};
 use crate::uploads::Uploads;
 
 /// Most connections at once, those of agents that wait for orders among them.
@@ -59,7 +61,9 @@ pub async fn serve(listener: TcpListener, server: Arc<Server>) {
             Ok((stream, SocketAddr::V4(peer))) => {
                 let server = Arc::clone(&server);
                 tokio::spawn(async move {
-                    connection(stream, peer, server).await;
+                    let sending = Sending::default();
+                    let stream = FileStream::new(stream, sending.clone());
+                    connection(stream, peer, server, sending).await;
                     drop(place);
                 });
             }
@@ -72,14 +76,18 @@ pub async fn serve(listener: TcpListener, server: Arc<Server>) {
     }
 }
 
-/// One connection, plain or by TLS, until it ends.
-pub(super) async fn connection<S>(stream: S, peer: SocketAddrV4, server: Arc<Server>)
-where
+/// One connection, plain or by TLS, until it ends; `sending` is told of the boot files that go out.
+pub(super) async fn connection<S>(
+    stream: S,
+    peer: SocketAddrV4,
+    server: Arc<Server>,
+    sending: Sending,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request| {
-        let server = Arc::clone(&server);
-        async move { Ok::<_, std::convert::Infallible>(server.answer(peer, request).await) }
+        let (server, sending) = (Arc::clone(&server), sending.clone());
+        async move { Ok::<_, std::convert::Infallible>(server.answer(peer, request, &sending).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .title_case_headers(true)
@@ -113,6 +121,7 @@ impl Server {
         &self,
         peer: SocketAddrV4,
         request: Request<Incoming>,
+        sending: &Sending,
     ) -> Response<Full<Bytes>> {
         let method = request.method().to_string();
         let target = request
@@ -138,7 +147,7 @@ impl Server {
         let asked = self.send(Message::Http(Input::Http { peer, request }, sender));
         let waited = tokio::time::timeout(Duration::from_secs(HOLD_SECONDS), receiver).await;
         match (asked, waited) {
-            (true, Ok(Ok(answer))) => self.respond(peer, answer).await,
+            (true, Ok(Ok(answer))) => self.respond(peer, answer, sending).await,
             (true, Err(_)) => response(204, "application/octet-stream", Bytes::new()),
             // The decision could not be kept, or the daemon stops: both pass.
             _ => plain(503, "try again"),
@@ -189,17 +198,22 @@ impl Server {
         self.hub.try_send(message).is_ok()
     }
 
-    async fn respond(&self, peer: SocketAddrV4, answer: HttpAnswer) -> Response<Full<Bytes>> {
+    async fn respond(
+        &self,
+        peer: SocketAddrV4,
+        answer: HttpAnswer,
+        sending: &Sending,
+    ) -> Response<Full<Bytes>> {
         let body = match answer.body {
             HttpBody::Identity(grant) => match self.identities.seal(&grant) {
-                Ok(sealed) => sealed.into(),
+                Ok(sealed) => Blob::in_memory(sealed.into()),
                 Err(error) => return plain(403, &error.to_string()),
             },
             HttpBody::Content(content) => {
                 let contents = Arc::clone(&self.contents);
                 let made = tokio::task::spawn_blocking(move || contents.get(&content)).await;
                 match made {
-                    Ok(Ok(bytes)) => bytes,
+                    Ok(Ok(blob)) => blob,
                     Ok(Err(cause)) => return plain(500, &cause),
                     Err(_) => return plain(500, "making the file failed"),
                 }
@@ -215,7 +229,9 @@ impl Server {
             };
             let _ = self.send(Message::Input(ended));
         }
-        response(answer.status, answer.content_type, body)
+        let bytes = body.bytes().clone();
+        sending.set(body);
+        response(answer.status, answer.content_type, bytes)
     }
 }
 

@@ -21,6 +21,7 @@ use x509_cert::der::Decode as _;
 
 use crate::Error;
 use crate::net::http::{self, Server};
+use crate::net::stream::Sending;
 
 /// Most connections at once. Nodes' agents use plain HTTP; these are firmware's and users'.
 const CONNECTIONS_MAX: usize = 1024;
@@ -232,7 +233,7 @@ async fn connection(
         return;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => http::connection(stream, peer, server).await,
+        Ok(Ok(stream)) => http::connection(stream, peer, server, Sending::default()).await,
         Ok(Err(error)) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
     }
