@@ -34,7 +34,7 @@ struct Options {
     ours: bool,
     /// Clients that call or fetch at once, where many do.
     clients: usize,
-    /// The loads that are wanted; none means all.
+    /// The loads or parts that are wanted; none means all.
     only: Vec<String>,
 }
 
@@ -131,8 +131,13 @@ impl Options {
                 known.join(", ")
             );
         }
-        let wanted = |it: &&&str| self.only.is_empty() || self.only.iter().any(|only| only == **it);
-        Ok(known.iter().filter(wanted).copied().collect())
+        let wanted = known.iter().copied().filter(|it| self.wants(it));
+        Ok(wanted.collect())
+    }
+
+    /// Whether one of them is to be measured.
+    fn wants(&self, load: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|it| it == load)
     }
 
     fn parse(arguments: &[&str]) -> anyhow::Result<Self> {
@@ -151,12 +156,12 @@ impl Options {
                 "--rounds" => options.rounds = above_zero(word, words.next())?,
                 "--clients" => options.clients = above_zero(word, words.next())?,
                 "--only" => {
-                    let loads = words.next().context("--only: expected loads")?;
+                    let loads = words.next().context("--only: expected names")?;
                     options.only = loads.split(',').map(str::to_owned).collect();
                 }
                 _ => bail!(
                     "unknown option: {word}; known: --json, --ours, --rounds N, --clients N, \
-                     --only LOAD,..."
+                     --only PART,..."
                 ),
             }
         }

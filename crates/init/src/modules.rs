@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 
 use rustix::io::Errno;
-use rustix::system::finit_module;
+use rustix::system::init_module;
 use wire::cmdline::BootArgs;
+use wire::fold::unfold;
 use wire::modtable::{Module, TABLE_PATH, Table};
 
 use crate::report::Reporter;
@@ -119,9 +120,10 @@ impl<'a> Modules<'a> {
         // Of a parameter that is given twice the last one counts: that of the command line.
         let of_line = self.args.module_params(&module.name);
         let params = CString::new(format!("{} {of_line}", module.options).trim())?;
-        let file = File::open(module.path())?;
+        let mut bytes = fs::read(module.path())?;
+        unfold(&mut bytes).map_err(std::io::Error::other)?;
         // Of two threads that load the same module the kernel lets the second wait.
-        match finit_module(&file, &params, 0) {
+        match init_module(&bytes, &params) {
             Ok(()) | Err(Errno::EXIST) => {}
             // Its hardware is missing or driven by another one: not worth a line.
             Err(Errno::NODEV) => {}

@@ -259,7 +259,7 @@ impl BootArgs {
     }
 
     /// The parameters of one kernel module, from words such as `MODULE.NAME=VALUE`, joined by
-    /// spaces as finit_module(2) takes them. `-` and `_` are the same.
+    /// spaces as init_module(2) takes them. `-` and `_` are the same.
     pub fn module_params(&self, module: &str) -> String {
         let wanted = module.replace('-', "_");
         let mut params: Vec<String> = self

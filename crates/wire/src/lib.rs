@@ -7,6 +7,7 @@ pub mod cpio;
 pub mod dhcp4;
 pub mod dhcp_text;
 pub mod digest;
+pub mod fold;
 pub mod hex;
 pub mod identity;
 pub mod mac;

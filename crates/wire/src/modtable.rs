@@ -14,7 +14,7 @@
 //! - `module NAME NEED…`: NAME exists; everything that must be loaded before it, whole and in load order, so that
 //!   nobody has to recurse: load each NEED, then NAME. A NEED with `?` helps, but its failure or absence from the
 //!   initramfs is no error (a soft dependency).
-//! - `options NAME TEXT`: the parameters that NAME, on a line before, is loaded with, as finit_module(2) takes
+//! - `options NAME TEXT`: the parameters that NAME, on a line before, is loaded with, as init_module(2) takes
 //!   them. Without a line it has none.
 //! - `core NAME`: load at once, in this order, whatever the hardware is (file systems).
 //! - `alias PATTERN NAME`: load NAME for a device whose `modalias` matches PATTERN ([`matches`]).
@@ -98,7 +98,7 @@ pub struct Module {
     pub name: String,
     /// All that goes before it, in load order.
     pub needs: Vec<Need>,
-    /// Its parameters, as finit_module(2) takes them.
+    /// Its parameters, as init_module(2) takes them.
     pub options: String,
 }
 

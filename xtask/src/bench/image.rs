@@ -29,6 +29,9 @@ const PROGRAMS: [Extra; 2] = [
     },
 ];
 
+/// Where below the folder earlier measurements lie until the end.
+const OLD: &str = "old";
+
 /// Makes the archive `$1` of 200,000 files of some hundred bytes.
 const SMALL: &str = r#"
 set -e
@@ -59,8 +62,12 @@ done
 /// What is done to an image in 100 files.
 const EDIT: &str = "for number in $(seq 100); do cat /etc/services > /etc/edited-$number; done; date +%s.%N > /etc/edited";
 
+/// What `--only` chooses from: rows, and those that come of the same work.
+const PARTS: [&str; 4] = ["import", "import-small", "reimport", "commit"];
+
 /// Measures.
 pub fn run(options: &Options) -> anyhow::Result<Report> {
+    options.loads(&PARTS)?;
     if !is_root() {
         bail!("the benchmark unpacks images with their owners: run it as root");
     }
@@ -73,9 +80,10 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     let site = Site::prepare(archive(&cache)?, folder.join("image"), program)?;
     let mut rows = Vec::new();
     for round in 1..=options.rounds {
-        rows.push(site.round(options.ours)?);
+        rows.push(site.round(options)?);
         eprintln!("round {round}/{}", options.rounds);
     }
+    site.clear()?;
     Ok(Report {
         name: "image",
         conditions: conditions(options.rounds, &site)?,
@@ -107,25 +115,36 @@ impl Site {
             "image",
             "--example",
             "open",
+            "--target",
+            install::MUSL,
         ]))?;
         Ok(Site {
             archive,
             small,
             folder,
             program,
-            open: target_directory()?.join("release/examples/open"),
+            open: target_directory()?
+                .join(install::MUSL)
+                .join("release/examples/open"),
         })
     }
 
-    fn round(&self, ours_only: bool) -> anyhow::Result<Vec<Row>> {
-        let with_peer = !ours_only;
-        let mut rows = vec![
-            self.import("import", &self.archive, with_peer)?,
-            self.import("import-small", &self.small, with_peer)?,
-        ];
-        rows.extend(self.open_small()?);
-        rows.extend(self.reimport(with_peer)?);
-        rows.extend(self.commit(with_peer)?);
+    fn round(&self, options: &Options) -> anyhow::Result<Vec<Row>> {
+        let with_peer = !options.ours;
+        let mut rows = Vec::new();
+        if options.wants("import") {
+            rows.push(self.import("import", &self.archive, with_peer)?);
+        }
+        if options.wants("import-small") {
+            rows.push(self.import("import-small", &self.small, with_peer)?);
+            rows.extend(self.open_small()?);
+        }
+        if options.wants("reimport") {
+            rows.extend(self.reimport(with_peer)?);
+        }
+        if options.wants("commit") {
+            rows.extend(self.commit(with_peer)?);
+        }
         Ok(rows)
     }
 
@@ -253,11 +272,26 @@ impl Site {
     }
 
     /// A path below the folder with nothing there, and nothing left to be written.
+    ///
+    /// What was there goes at the end: ext4 gives nobody an inode that was freed in the last minute
+    /// (`recently_deleted` in its ialloc.c) and looks at each of them whenever a file is made, and
+    /// nobody deletes an image just before importing one.
     fn fresh(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.folder.join(name);
-        must_succeed(Command::new("rm").arg("-rf").arg(&path))?;
+        if path.exists() {
+            let old = self.folder.join(OLD);
+            std::fs::create_dir_all(&old)?;
+            let count = std::fs::read_dir(&old)?.count();
+            std::fs::rename(&path, old.join(count.to_string()))
+                .with_context(|| format!("moving {} away", path.display()))?;
+        }
         must_succeed(&mut Command::new("sync"))?;
         Ok(path)
+    }
+
+    /// Removes what earlier measurements made.
+    fn clear(&self) -> anyhow::Result<()> {
+        must_succeed(Command::new("rm").arg("-rf").arg(self.folder.join(OLD)))
     }
 }
 

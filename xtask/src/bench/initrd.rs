@@ -48,8 +48,12 @@ exec chroot "$root" dracut --quiet --no-hostonly --no-hostonly-cmdline --nofscks
     --kver "$(ls "$root/lib/modules")" "$@" --force /boot/initrd.bench
 "#;
 
+/// What `--only` chooses from: `start` are the times of boots, `memory` is what they take.
+const PARTS: [&str; 4] = ["sizes", "build", "start", "memory"];
+
 /// Builds on each side, in turn.
 pub fn run(options: &Options) -> anyhow::Result<Report> {
+    options.loads(&PARTS)?;
     if !is_root() {
         bail!("the benchmark unpacks an image and runs dracut in it: run it as root");
     }
@@ -61,11 +65,21 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     // Its archive is what both sides build from.
     let ours = Ours::prepare(program.clone(), folder.join("ours"), IMAGE, &cache)?;
     let site = Site::prepare(&archive(&cache)?, &folder.join("initrd"), program)?;
-    let mut rows = sizes(&site, options)?;
-    rows.push(build(&site, options)?);
-    let theirs = site.folder.join("theirs.img");
-    let dracut = (!options.ours).then_some(theirs.as_path());
-    rows.extend(start::rows(&ours, &site.folder, dracut, options)?);
+    let mut rows = Vec::new();
+    if options.wants("sizes") {
+        rows.extend(sizes(&site, options)?);
+    }
+    if options.wants("build") {
+        rows.push(build(&site, options)?);
+    }
+    if options.wants("start") || options.wants("memory") {
+        let theirs = site.folder.join("theirs.img");
+        if !options.ours && !theirs.exists() {
+            site.theirs(&[])?;
+        }
+        let dracut = (!options.ours).then_some(theirs.as_path());
+        rows.extend(start::rows(&ours, &site.folder, dracut, options)?);
+    }
     Ok(Report {
         name: "initrd",
         conditions: conditions(options.rounds)?,

@@ -69,44 +69,61 @@ pub fn rows(
         banners: 1,
     }];
     sides.extend(dracut.map(|initrd| Side { initrd, banners: 2 }));
+    let mut rows = Vec::new();
+    if options.wants("start") {
+        rows.extend(times(&place, &sides, options.rounds)?);
+    }
+    if options.wants("memory") {
+        let bare = place.bare()?;
+        let peaks = sides
+            .iter()
+            .map(|side| place.peak(side, bare).context("booting for memory"));
+        rows.push(row(
+            "peak-memory",
+            "B",
+            &peaks.collect::<anyhow::Result<Vec<f64>>>()?,
+        ));
+    }
+    ours.use_initrd(None)?;
+    Ok(rows)
+}
+
+/// Boots for times.
+fn times(place: &Place<'_>, sides: &[Side<'_>], rounds: usize) -> anyhow::Result<Vec<Row>> {
     let mut times = vec![Vec::new(); sides.len()];
-    for round in 1..=options.rounds {
+    for round in 1..=rounds {
         for (side, times) in sides.iter().zip(&mut times) {
             let time = place.boot(side).context("booting for times")?;
             eprintln!(
-                "round {round}/{}: {} {time:.1?} s",
-                options.rounds,
+                "round {round}/{rounds}: {} {time:.1?} s",
                 side.initrd.display()
             );
             times.push(time);
         }
     }
-    let bare = place.bare()?;
-    let peaks: Vec<f64> = sides
-        .iter()
-        .map(|side| place.peak(side, bare).context("booting for memory"))
-        .collect::<anyhow::Result<_>>()?;
-    ours.use_initrd(None)?;
-    let row = |name, unit, values: Vec<f64>| Row {
+    let middle = |pick: fn(&(f64, f64)) -> f64| -> Vec<f64> {
+        let of = |times: &Vec<(f64, f64)>| median(times.iter().map(pick).collect());
+        times.iter().map(of).collect()
+    };
+    Ok(vec![
+        row("kernel-to-systemd", "s", &middle(|(_, systemd)| *systemd)),
+        row(
+            "init-to-systemd",
+            "s",
+            &middle(|(init, systemd)| systemd - init),
+        ),
+    ])
+}
+
+/// A row of what each side has, ours first.
+fn row(name: &'static str, unit: &'static str, values: &[f64]) -> Row {
+    Row {
         name,
         unit,
         better: Better::Lower,
         ours: values[0],
         peer: values.get(1).map(|theirs| (NAME, *theirs)),
-    };
-    let middle = |pick: fn(&(f64, f64)) -> f64| {
-        let of = |times: &Vec<(f64, f64)>| median(times.iter().map(pick).collect());
-        times.iter().map(of).collect()
-    };
-    Ok(vec![
-        row("kernel-to-systemd", "s", middle(|(_, systemd)| *systemd)),
-        row(
-            "init-to-systemd",
-            "s",
-            middle(|(init, systemd)| systemd - init),
-        ),
-        row("peak-memory", "B", peaks),
-    ])
+    }
 }
 
 struct Place<'a> {

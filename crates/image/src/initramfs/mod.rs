@@ -1,7 +1,7 @@
 //! The initramfs: a kernel's own drivers and /init, and nothing else.
 //!
-//! What it holds: `/init`; `/modules/NAME.ko`, decompressed, signatures kept; `/modules/table`, by which /init loads
-//! them ([`wire::modtable`]); `/lib/firmware/NAME` where the image has what a module names; `/dev/console` and empty
+//! What it holds: `/init`; `/modules/NAME.ko`, decompressed, signatures kept, and folded ([`wire::fold`]) if the
+//! whole is compressed; `/modules/table`, by which /init loads them ([`wire::modtable`]); `/lib/firmware/NAME` where the image has what a module names; `/dev/console` and empty
 //! directories to mount on. Before it, where the image has any and the machines are real ones, stands the processors'
 //! microcode. The same inputs give the same bytes.
 
@@ -35,12 +35,17 @@ pub use shell::shell;
 pub use source::ModuleSource;
 
 /// Goes up whenever the same inputs give other bytes.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The zstd level for what travels to every node at every boot.
 pub const LEVEL_SMALL: i32 = 19;
 /// The zstd level for what somebody waits for: less than a tenth of the time for an eighth more bytes.
 pub const LEVEL_QUICK: i32 = 9;
+
+/// The least window that zstd knows, as a power of two.
+const WINDOW_LOG_MIN: u32 = 10;
+/// The largest window that the kernel unpacks (`ZSTD_WINDOWSIZE_MAX` in its lib/decompress_unzstd.c).
+const WINDOW_LOG_MAX: u32 = 27;
 
 /// What an initramfs is to hold besides /init and the file systems of a root.
 #[derive(Debug, Clone)]
@@ -254,8 +259,13 @@ pub fn build(
             .path(&module.name)
             .map(PathBuf::as_path)
             .unwrap_or(std::path::Path::new(""));
-        let bytes = source.module(path)?;
+        let mut bytes = source.module(path)?;
         firmware.extend(module::firmware_of(&bytes));
+        if compression != Compression::None {
+            wire::fold::fold(&mut bytes).map_err(|_| Error::NotAModule {
+                path: path.to_owned(),
+            })?;
+        }
         contents.file(&module.path(), 0o644, bytes);
     }
     let mut shipped = Vec::new();
@@ -530,6 +540,9 @@ fn compress(archive: &[u8], compression: Compression, level: i32) -> io::Result<
             let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), level)?;
             encoder.include_checksum(true)?;
             encoder.set_pledged_src_size(Some(archive.len() as u64))?;
+            // Drivers resemble each other: all of the archive is within reach, as far as the kernel allows.
+            let reach = archive.len().next_power_of_two().ilog2();
+            encoder.window_log(reach.clamp(WINDOW_LOG_MIN, WINDOW_LOG_MAX))?;
             encoder.write_all(archive)?;
             encoder.finish()
         }

@@ -76,9 +76,9 @@ fn built(top: &Path, profile: &Profile) -> Result<Initramfs, Error> {
     )
 }
 
-fn members(initramfs: &Initramfs) -> Vec<(String, u32, Vec<u8>)> {
+fn archive(initramfs: &Initramfs) -> Vec<u8> {
     let bytes = &initramfs.bytes[initramfs.microcode_bytes..];
-    let archive = match initramfs.compression {
+    match initramfs.compression {
         Compression::Zstd => zstd::decode_all(bytes).unwrap(),
         Compression::Gzip => {
             let mut archive = Vec::new();
@@ -86,15 +86,20 @@ fn members(initramfs: &Initramfs) -> Vec<(String, u32, Vec<u8>)> {
             archive
         }
         Compression::None => bytes.to_vec(),
-    };
-    cpio::Reader::new(&archive)
+    }
+}
+
+/// What is in it, modules unfolded as /init does it.
+fn members(initramfs: &Initramfs) -> Vec<(String, u32, Vec<u8>)> {
+    cpio::Reader::new(&archive(initramfs))
         .map(Result::unwrap)
         .map(|member| {
-            (
-                String::from_utf8(member.name.to_vec()).unwrap(),
-                member.mode,
-                member.data.to_vec(),
-            )
+            let path = String::from_utf8(member.name.to_vec()).unwrap();
+            let mut data = member.data.to_vec();
+            if path.ends_with(".ko") {
+                wire::fold::unfold(&mut data).unwrap();
+            }
+            (path, member.mode, data)
         })
         .collect()
 }
@@ -151,6 +156,20 @@ fn holds_init_and_chosen_modules_and_their_firmware() {
     assert_eq!(content("init"), b"#!init");
     assert_eq!(content("lib/firmware/tigon/tg3.bin"), b"firmware");
     assert_eq!(content("modules/sunrpc.ko"), &elf_with(b"sunrpc"));
+}
+
+#[test]
+fn modules_are_folded_where_the_whole_is_compressed() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let holds_plain_module = |compression| {
+        let initramfs = built_with(image.path(), |it| it.compression = Some(compression));
+        let module = elf_with(b"nfs");
+        let archive = archive(&initramfs.unwrap());
+        archive.windows(module.len()).any(|it| it == module)
+    };
+    assert!(holds_plain_module(Compression::None));
+    assert!(!holds_plain_module(Compression::Zstd));
+    assert!(!holds_plain_module(Compression::Gzip));
 }
 
 #[test]

@@ -21,10 +21,9 @@ use crate::verity::{self, Hasher};
 /// Content up to this is hashed before anything is written, so that what the store already has
 /// costs no write.
 const BUFFER: usize = 1 << 20;
-/// Up to so many objects are made durable one by one. Tests have imports on both sides of it.
+/// Up to so many objects and their directories are made durable one by one. Tests have imports on
+/// both sides of it.
 const SYNCED_ALONE_MAX: usize = if cfg!(test) { 3 } else { 256 };
-/// Zeros in units of this, aligned, are left out of objects as holes.
-const HOLE: usize = 4096;
 
 /// The next part of a file that is imported.
 pub enum Piece {
@@ -186,19 +185,42 @@ impl Session {
                 }
             }
         }
-        let mut object = Draft::new(&self.disk, self.directory.join("draft"))?;
-        object.write(&buffer[..filled])?;
+        let mut hasher = Hasher::default();
+        self.writer()?.begin_parts()?;
+        self.add_part(&mut hasher, &buffer[..filled])?;
         loop {
             match rest {
-                Piece::Data(len) => object.write(&buffer[..len])?,
-                Piece::Hole(len) => object.skip(len),
+                Piece::Data(len) => self.add_part(&mut hasher, &buffer[..len])?,
+                Piece::Hole(len) => {
+                    hasher.update_zeros(len);
+                    self.writer()?.write_zeros(len)?;
+                }
                 Piece::End => {}
             }
             rest = read(buffer)?;
             if matches!(rest, Piece::End) {
-                return self.keep(object);
+                return self.name_parts(hasher);
             }
         }
+    }
+
+    /// Hands over the next part of an object whose digest is not known yet, and hashes it.
+    fn add_part(&mut self, hasher: &mut Hasher, part: &[u8]) -> Result<()> {
+        self.writer()?.write_part(part)?;
+        hasher.update(part);
+        Ok(())
+    }
+
+    /// The parts are an object now, which the store may have already.
+    fn name_parts(&mut self, hasher: Hasher) -> Result<Content> {
+        let (size, digest) = (hasher.size(), hasher.finish());
+        if self.has(digest, size) {
+            self.writer()?.discard_parts()?;
+        } else {
+            self.writer()?.name_parts(digest)?;
+            self.new.insert(digest, size);
+        }
+        Ok(Content::Object { digest, size })
     }
 
     /// Takes in content that is in memory.
@@ -216,15 +238,17 @@ impl Session {
         if self.has(digest, content.len() as u64) {
             return Ok(());
         }
-        if self.writer.is_none() {
-            let directory = self.directory.clone();
-            self.writer = Some(Writer::start(self.disk.clone(), directory)?);
-        }
+        self.writer()?.write(digest, content)?;
         self.new.insert(digest, content.len() as u64);
-        match &mut self.writer {
-            Some(writer) => writer.write(digest, content.to_vec()),
-            None => Ok(()),
-        }
+        Ok(())
+    }
+
+    fn writer(&mut self) -> Result<&mut Writer> {
+        let writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => Writer::start(self.disk.clone(), self.directory.clone())?,
+        };
+        Ok(self.writer.insert(writer))
     }
 
     /// Waits until all objects that were added can be read.
@@ -252,7 +276,8 @@ impl Session {
     /// Makes the objects durable, then gives them their names, durably.
     pub fn commit(&mut self) -> Result<()> {
         self.settle()?;
-        self.make_durable()?;
+        let many = self.new.len() > SYNCED_ALONE_MAX;
+        self.make_durable(many)?;
         let mut directories: Vec<PathBuf> = Vec::new();
         for digest in self.new.keys() {
             let path = object_path(&self.store, *digest);
@@ -267,6 +292,9 @@ impl Session {
         directories.sort();
         directories.dedup();
         directories.push(self.store.join("objects"));
+        if many {
+            return self.disk.sync_all(&self.store);
+        }
         directories
             .iter()
             .try_for_each(|directory| self.disk.sync_dir(directory))
@@ -274,8 +302,8 @@ impl Session {
 
     /// One sync of the file system for many objects. For few, one of each: the other would wait for
     /// all that is being written there, the copy that was changed among it.
-    fn make_durable(&self) -> Result<()> {
-        if self.new.len() > SYNCED_ALONE_MAX {
+    fn make_durable(&self, many: bool) -> Result<()> {
+        if many {
             return self.disk.sync_all(&self.store);
         }
         for digest in self.new.keys() {
@@ -293,19 +321,6 @@ impl Session {
                 .symlink_metadata()
                 .is_ok_and(|meta| meta.is_file() && meta.len() == size)
     }
-
-    fn keep(&mut self, mut object: Draft) -> Result<Content> {
-        let hasher = std::mem::take(&mut object.hasher);
-        let (size, digest) = (hasher.size(), hasher.finish());
-        if self.has(digest, size) {
-            self.disk.remove(&object.path)?;
-        } else {
-            object.size = size;
-            object.name(&self.disk, &self.directory, digest)?;
-            self.new.insert(digest, size);
-        }
-        Ok(Content::Object { digest, size })
-    }
 }
 
 impl Drop for Session {
@@ -313,71 +328,5 @@ impl Drop for Session {
         self.writer = None;
         // What stays behind is removed when the store is next opened for writing.
         let _ = self.disk.remove_all(&self.directory);
-    }
-}
-
-/// An object that is being written.
-pub(super) struct Draft {
-    file: File,
-    path: PathBuf,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl Draft {
-    pub fn new(disk: &Disk, path: PathBuf) -> Result<Draft> {
-        disk.remove(&path)?;
-        Ok(Draft {
-            file: disk.create(&path)?,
-            path,
-            hasher: Hasher::default(),
-            size: 0,
-        })
-    }
-
-    /// Gives it its length, and its name in a directory.
-    pub fn name(&self, disk: &Disk, directory: &Path, digest: Digest) -> Result<()> {
-        self.file
-            .set_len(self.size)
-            .map_err(Error::io("writing", &self.path))?;
-        disk.rename(&self.path, &directory.join(digest.to_string()))
-    }
-
-    /// Adds bytes to content whose digest is not known yet.
-    fn write(&mut self, content: &[u8]) -> Result<()> {
-        self.hasher.update(content);
-        self.write_sparse(content)
-    }
-
-    fn skip(&mut self, len: u64) {
-        self.hasher.update_zeros(len);
-        self.size += len;
-    }
-
-    /// Writes what is not zero, in runs as long as can be.
-    pub fn write_sparse(&mut self, content: &[u8]) -> Result<()> {
-        let head = content
-            .len()
-            .min((HOLE - (self.size as usize % HOLE)) % HOLE);
-        let (head, body) = content.split_at(head);
-        self.write_run(0, head)?;
-        let mut run = 0;
-        let mut at = 0;
-        for block in body.chunks(HOLE) {
-            if block.len() == HOLE && block == [0; HOLE] {
-                self.write_run(head.len() + run, &body[run..at])?;
-                run = at + HOLE;
-            }
-            at += block.len();
-        }
-        self.write_run(head.len() + run, &body[run.min(body.len())..])?;
-        self.size += content.len() as u64;
-        Ok(())
-    }
-
-    fn write_run(&self, offset: usize, run: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(run, self.size + offset as u64)
-            .map_err(Error::io("writing", &self.path))
     }
 }
