@@ -1292,6 +1292,68 @@ impl Drop for TinyDisk {
     }
 }
 
+/// ufw with copies of its files, and the daemon behind it: what each says, and what a client is told
+/// before and after the firewall is opened.
+const BEHIND_UFW: &str = r#"
+for path in /etc/ufw /etc/default/ufw; do
+    copy="copy$(echo $path | tr / -)"
+    cp -a $path "$copy"
+    mount --bind "$copy" $path
+done
+ufw --force enable > /dev/null
+serve() {
+    "$SLATE" up --interface br0 --dhcp authoritative "$@" > said 2>&1 & daemon=$!
+    until grep -q Ctrl-C said; do sleep 0.1; kill -0 $daemon; done
+    cat said
+    echo "client: $(nsenter --net="/proc/$CLIENT/ns/net" udhcpc -f -q -n -t 3 -T 1 -i eth0 -s ./client 2> /dev/null)."
+    kill $daemon
+    wait $daemon || true
+}
+unshare --net sleep 600 & CLIENT=$!
+trap 'kill $CLIENT' EXIT
+until [ "$(readlink /proc/$CLIENT/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+ip link add client type veth peer name eth0 netns $CLIENT
+ip link set client master br0 up
+nsenter --net="/proc/$CLIENT/ns/net" ip link set eth0 up
+serve
+echo opening
+serve --open-firewall
+serve
+"#;
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn full_ufw_in_the_way_is_found_and_opened() {
+    if impossible() {
+        return;
+    }
+    for program in ["/usr/sbin/ufw", "/usr/sbin/udhcpc"] {
+        if !PathBuf::from(program).exists() {
+            return println!("skipped: no {program}");
+        }
+    }
+    let site = Site::new();
+    site.place.write("client", CLIENT);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec"]);
+    command.arg(format!("chmod +x client\n{BEHIND_UFW}"));
+    site.place.dress(&mut command);
+    let said = succeeds(site.run(command));
+    let (before, after) = said.split_once("opening\n").expect("both");
+    let rule = "ufw allow in on br0 to any port 2049 proto tcp";
+    says(before, &["ufw drops 67/udp, ", rule, "client: .\n"]);
+    says(
+        after,
+        &[
+            "opened the firewall: ufw allow",
+            rule,
+            "client: address 10.77.0.",
+        ],
+    );
+    // The second start behind it finds nothing in the way.
+    assert!(!after.contains("ufw drops"), "{after}");
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_full_disk_loses_nothing() {
