@@ -30,7 +30,17 @@ struct FailureList {
 }
 
 /// What only tests need: what shows that it is there, its package, and what for.
-const EXTRAS: [[&str; 3]; 14] = [
+const EXTRAS: [[&str; 3]; 20] = [
+    ["/usr/sbin/ufw", "ufw", "be another firewall"],
+    [
+        "/usr/sbin/dhclient",
+        "isc-dhcp-client",
+        "ask for addresses as machines do",
+    ],
+    ["/usr/sbin/udhcpc", "udhcpc", "ask as firmware does"],
+    ["/usr/sbin/bootpc", "bootpc", "ask by BOOTP"],
+    ["/usr/bin/openssl", "openssl", "make certificates"],
+    ["/usr/bin/curl", "curl", "fetch by HTTPS"],
     [
         "/usr/sbin/nft",
         "nftables",

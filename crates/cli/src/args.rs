@@ -145,9 +145,15 @@ pub enum Command {
 /// `slate up`, and what `slate service install` puts into the unit.
 #[derive(Args, Debug, Clone)]
 pub struct UpArgs {
-    /// The interface that the nodes are on
-    #[arg(long, short, value_name = "IF")]
-    pub interface: String,
+    /// The interface that the nodes are on; again for each further one, or with commas
+    #[arg(
+        long = "interface",
+        short,
+        value_name = "IF",
+        required = true,
+        value_delimiter = ','
+    )]
+    pub interfaces: Vec<String>,
     /// How to answer DHCP
     #[arg(long, value_name = "MODE", value_enum, default_value = "auto")]
     pub dhcp: DhcpMode,
@@ -161,10 +167,10 @@ pub struct UpArgs {
     /// Public keys that may log in as root [default: those of the user who calls sudo]
     #[arg(long = "ssh-key", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub ssh_keys: Vec<PathBuf>,
-    /// Addresses for machines without a fixed one [default: the upper half of the network]
-    #[arg(long, value_name = "FIRST-LAST")]
-    pub range: Option<AddressRange>,
-    /// A network behind a DHCP relay, by its router: 10.88.0.1/24
+    /// Addresses for machines without a fixed one, once for each network [default: all that are free]
+    #[arg(long = "range", value_name = "FIRST-LAST")]
+    pub ranges: Vec<AddressRange>,
+    /// A network behind a DHCP relay, by its router: 10.88.0.1/24; again for each further one
     #[arg(long, value_name = "ROUTER/BITS")]
     pub relayed: Vec<RelayedNetwork>,
     /// How long an address is lent to a machine that is no node

@@ -763,6 +763,241 @@ fn https_serves_what_http_does() {
     assert_eq!(fetch("ca2.pem"), "kernel");
 }
 
+/// Two networks of the daemon's, a third behind a relay on the second, and a machine on each that has
+/// no address: `machine NAME`, and `asks NAME MAC COMMAND…`, which ends with what it was told.
+const NETWORKS: &str = r#"
+machine() { # NAME BRIDGE
+    unshare --net sleep 600 & eval "$1=$!"; started="$started $!"
+    until [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+    ip link add "$1" type veth peer name eth0 netns $!
+    ip link set "$1" master "$2" up
+}
+within() { # NAME COMMAND…
+    eval "pid=\$$1"; shift
+    nsenter --net="/proc/$pid/ns/net" "$@"
+}
+trap 'kill $started 2> /dev/null || true' EXIT
+ip link add br1 type bridge
+ip address add 10.78.0.1/24 dev br1
+ip link set br1 up
+machine first br0; machine second br1; machine router br1; machine third br1
+# The third one moves behind the router, which relays.
+within router ip address add 10.78.0.2/24 dev eth0
+within router ip link set eth0 up
+within router ip link set lo up
+ip link delete third
+within router ip link add inside type veth peer name eth0 netns $third
+within router ip address add 10.88.0.1/24 dev inside
+within router ip link set inside up
+within router sysctl -qw net.ipv4.ip_forward=1
+ip route add 10.88.0.0/24 via 10.78.0.2
+within first ip link set eth0 address 52:77:00:00:00:01 up
+within second ip link set eth0 address 52:77:00:00:00:02 up
+within third ip link set eth0 address 52:77:00:00:00:03 up
+"#;
+
+/// What a DHCP client is told, in one line.
+const CLIENT: &str = r#"#!/bin/sh
+case "$1$reason" in
+bound | BOUND)
+    echo "address ${ip:-$new_ip_address} from ${serverid:-$new_dhcp_server_identifier} file $boot_file$new_filename next $siaddr$new_next_server." ;;
+esac
+"#;
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn each_network_is_served_by_the_address_that_it_sees() {
+    const TOOLS: [[&str; 2]; 4] = [
+        ["/usr/sbin/dhclient", "isc-dhcp-client"],
+        ["/usr/sbin/udhcpc", "udhcpc"],
+        ["/usr/sbin/dhcrelay", "isc-dhcp-relay"],
+        ["/usr/sbin/bootpc", "bootpc"],
+    ];
+    if impossible() {
+        return;
+    }
+    if let Some([path, package]) = TOOLS.iter().find(|[path, _]| !PathBuf::from(path).exists()) {
+        println!("skipped: no {path} (package {package})");
+        return;
+    }
+    let site = Site::new();
+    site.place.write("client", CLIENT);
+    site.place.write("state/loaders/undionly.kpxe", "loader");
+    let script = r#"
+chmod +x client
+twice=$("$SLATE" up --interface br0,br0 --dhcp authoritative 2>&1) && exit 1
+echo "$twice"
+elsewhere=$("$SLATE" up --interface br0 --dhcp authoritative --range 10.79.0.1-10.79.0.9 2>&1) && exit 1
+echo "$elsewhere"
+"$SLATE" up --interface br0 --interface br1 --dhcp authoritative --relayed 10.88.0.1/24 \
+    --range 10.77.0.50-10.77.0.60 --range 10.88.0.70-10.88.0.75 > said 2>&1 &
+started="$started $!"
+until grep -q Ctrl-C said; do sleep 0.1; kill -0 $!; done
+nsenter --net="/proc/$router/ns/net" dhcrelay -4 -d -a -i inside -i eth0 10.78.0.1 2> /dev/null &
+started="$started $!"
+cat said
+echo "first: $(within first udhcpc -f -q -n -i eth0 -s ./client 2>/dev/null)"
+echo "second: $(within second dhclient -4 -1 -sf "$PWD/client" -lf "$PWD/leases" -pf "$PWD/pid" eth0 2>/dev/null)"
+until [ -s pid ]; do sleep 0.1; done; started="$started $(cat pid)"
+echo "third: $(within third udhcpc -f -q -n -t 10 -i eth0 -s ./client 2>/dev/null)"
+# BOOTP, which only nodes are answered. Its client has no address, and needs a way to everybody.
+bootp() {
+    within "$1" bootpc --dev eth0 --serverbcast --timeoutwait "$2" --returniffail --verbose 2>&1 |
+        grep -E '^(SERVER|IPADDR|BOOTFILE)=' | tr '\n' ' ' || true
+}
+within first ip route add 255.255.255.255 dev eth0
+within third ip route add 255.255.255.255 dev eth0
+echo "stranger: $(bootp first 4)"
+"$SLATE" node approve 52:77:00:00:00:01 52:77:00:00:00:03 > /dev/null
+for name in first third; do echo "bootp $name: $(bootp $name 20)"; done
+"#;
+    let said = site.shell(&format!("{NETWORKS}{script}"));
+    says(
+        &said,
+        &[
+            "br0 and br0 are both in the network 10.77.0.0/24",
+            "expected one range of addresses in each of 10.77.0.0/24, got 10.79.0.1-10.79.0.9",
+            "serving on br0 (10.77.0.1)",
+            "serving on br1 (10.78.0.1)",
+            "first: address 10.77.0.5",
+            " from 10.77.0.1 file",
+            "second: address 10.78.0.",
+            " from 10.78.0.1 file",
+            "third: address 10.88.0.7",
+            "stranger: \n",
+            "bootp first: SERVER='10.77.0.1' IPADDR='10.77.0.5",
+            "bootp third: SERVER='10.78.0.1' IPADDR='10.88.0.7",
+            "BOOTFILE='undionly.kpxe'",
+        ],
+    );
+}
+
+/// Where a test's other DHCP server is.
+const OTHER: [u8; 4] = [10, 77, 0, 2];
+
+/// A DHCP server that is told what `slate plan --as` prints, and how it is started.
+struct Told {
+    name: &'static str,
+    program: &'static str,
+    /// In the test's directory, with the configuration in `other`.
+    start: &'static str,
+    /// The whole configuration, by what was printed.
+    whole: fn(&str) -> String,
+}
+
+const TOLD: [Told; 3] = [
+    Told {
+        name: "dhcpd",
+        program: "/usr/sbin/dhcpd",
+        start: "touch dhcpd.leases; exec dhcpd -4 -f -q --no-pid -cf other -lf dhcpd.leases eth0",
+        whole: |lines| {
+            let subnet =
+                "subnet 10.77.0.0 netmask 255.255.255.0 { range 10.77.0.100 10.77.0.150; }";
+            format!("authoritative;\n{subnet}\n{lines}")
+        },
+    },
+    Told {
+        name: "dnsmasq",
+        program: "/usr/sbin/dnsmasq",
+        start: "exec dnsmasq --keep-in-foreground --conf-file=other --pid-file= --user=root --port=0 \
+                --no-ping --interface=eth0 --bind-interfaces --dhcp-leasefile=dnsmasq.leases",
+        whole: |lines| format!("dhcp-range=10.77.0.100,10.77.0.150\n{lines}"),
+    },
+    Told {
+        name: "kea",
+        program: "/usr/sbin/kea-dhcp4",
+        start: "export KEA_LOCKFILE_DIR=none KEA_PIDFILE_DIR=.; exec kea-dhcp4 -c other",
+        whole: |document| {
+            let mut whole: serde_json::Value = serde_json::from_str(document).expect("JSON");
+            let dhcp = &mut whole["Dhcp4"];
+            dhcp["interfaces-config"] = serde_json::json!({ "interfaces": ["eth0"] });
+            dhcp["lease-database"] = serde_json::json!({ "type": "memfile", "persist": false });
+            dhcp["subnet4"][0]["pools"] =
+                serde_json::json!([{ "pool": "10.77.0.100 - 10.77.0.150" }]);
+            whole.to_string()
+        },
+    },
+];
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn other_servers_do_what_a_plan_tells_them() {
+    if impossible() {
+        return;
+    }
+    let programs = TOLD.iter().map(|it| it.program).chain(["/usr/sbin/udhcpc"]);
+    for program in programs {
+        if !PathBuf::from(program).exists() {
+            return println!("skipped: no {program}");
+        }
+    }
+    let site = Site::new();
+    site.place.write("client", CLIENT);
+    site.place.write("state/loaders/undionly.kpxe", "loader");
+    site.shell("chmod +x client");
+    let mut up = site
+        .place
+        .slate(&["up", "--interface", "br0", "--dhcp", "off"]);
+    up.args(["--image", "tiny"]);
+    let _daemon = Daemon::start(&site.network, up);
+    let node = [
+        "node",
+        "set",
+        "52:77:00:00:00:01",
+        "--name",
+        "known",
+        "--address",
+        "10.77.0.201",
+    ];
+    succeeds(site.slate(&node));
+
+    let (server, client) = (site.host(OTHER), site.host([10, 77, 0, 9]));
+    let shell = |host: &Host, script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-ec", script]);
+        site.place.dress(&mut command);
+        said(&host.run(command).expect("a shell")).1
+    };
+    let asks = |last: u8, architecture: u16| {
+        let client_options =
+            format!("-x 0x5d:{architecture:04x} -V PXEClient:Arch:{architecture:05}:UNDI:003001");
+        shell(
+            &client,
+            &format!(
+                "ip link set eth0 address 52:77:00:00:00:0{last}\n\
+                 udhcpc -f -q -n -t 15 -T 2 -i eth0 -s ./client {client_options} 2>/dev/null"
+            ),
+        )
+    };
+    for told in &TOLD {
+        let lines = succeeds(site.slate(&["plan", "--as", told.name]));
+        site.place.write("other", &(told.whole)(&lines));
+        let mut command = Command::new("sh");
+        command.args(["-ec", told.start]);
+        site.place.dress(&mut command);
+        let running = server.spawn(command).expect("a DHCP server");
+        for (architecture, file) in [(7, "shimx64.efi"), (9, "shimx64.efi"), (0, "undionly.kpxe")] {
+            let expected =
+                format!("address 10.77.0.201 from 10.77.0.2 file {file} next 10.77.0.1.");
+            let got = asks(1, architecture);
+            assert!(
+                got.contains(&expected),
+                "{}, {architecture}: {got}",
+                told.name
+            );
+        }
+        // It gets an address, and nothing of ours.
+        let stranger = asks(2, 7);
+        assert!(
+            stranger.contains("address 10.77.0.1"),
+            "{}: {stranger}",
+            told.name
+        );
+        assert!(!stranger.contains("shimx64"), "{}: {stranger}", told.name);
+        drop(running);
+    }
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn an_interface_must_be_there_up_and_have_an_address() {
@@ -1055,6 +1290,68 @@ impl Drop for TinyDisk {
             .arg(&self.path)
             .status();
     }
+}
+
+/// ufw with copies of its files, and the daemon behind it: what each says, and what a client is told
+/// before and after the firewall is opened.
+const BEHIND_UFW: &str = r#"
+for path in /etc/ufw /etc/default/ufw; do
+    copy="copy$(echo $path | tr / -)"
+    cp -a $path "$copy"
+    mount --bind "$copy" $path
+done
+ufw --force enable > /dev/null
+serve() {
+    "$SLATE" up --interface br0 --dhcp authoritative "$@" > said 2>&1 & daemon=$!
+    until grep -q Ctrl-C said; do sleep 0.1; kill -0 $daemon; done
+    cat said
+    echo "client: $(nsenter --net="/proc/$CLIENT/ns/net" udhcpc -f -q -n -t 3 -T 1 -i eth0 -s ./client 2> /dev/null)."
+    kill $daemon
+    wait $daemon || true
+}
+unshare --net sleep 600 & CLIENT=$!
+trap 'kill $CLIENT' EXIT
+until [ "$(readlink /proc/$CLIENT/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+ip link add client type veth peer name eth0 netns $CLIENT
+ip link set client master br0 up
+nsenter --net="/proc/$CLIENT/ns/net" ip link set eth0 up
+serve
+echo opening
+serve --open-firewall
+serve
+"#;
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn full_ufw_in_the_way_is_found_and_opened() {
+    if impossible() {
+        return;
+    }
+    for program in ["/usr/sbin/ufw", "/usr/sbin/udhcpc"] {
+        if !PathBuf::from(program).exists() {
+            return println!("skipped: no {program}");
+        }
+    }
+    let site = Site::new();
+    site.place.write("client", CLIENT);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec"]);
+    command.arg(format!("chmod +x client\n{BEHIND_UFW}"));
+    site.place.dress(&mut command);
+    let said = succeeds(site.run(command));
+    let (before, after) = said.split_once("opening\n").expect("both");
+    let rule = "ufw allow in on br0 to any port 2049 proto tcp";
+    says(before, &["ufw drops 67/udp, ", rule, "client: .\n"]);
+    says(
+        after,
+        &[
+            "opened the firewall: ufw allow",
+            rule,
+            "client: address 10.77.0.",
+        ],
+    );
+    // The second start behind it finds nothing in the way.
+    assert!(!after.contains("ufw drops"), "{after}");
 }
 
 #[test]

@@ -28,6 +28,24 @@ pub enum Error {
         /// The interface.
         name: String,
     },
+    /// Two interfaces are in one network, so that no answer would be sure to go out where it should.
+    #[error("{first} and {second} are both in the network {network}")]
+    NetworkTwice {
+        /// One interface.
+        first: String,
+        /// The other one.
+        second: String,
+        /// `ADDRESS/PREFIX`.
+        network: String,
+    },
+    /// Dynamic addresses that are in no network, or a second range of one.
+    #[error("expected one range of addresses in each of {}, got {range}", networks.join(" and "))]
+    RangeOutside {
+        /// `FIRST-LAST`.
+        range: String,
+        /// The networks served, `ADDRESS/PREFIX`.
+        networks: Vec<String>,
+    },
     /// A port is in use.
     #[error("port {port}/{protocol} ({purpose}) is taken")]
     PortTaken {
@@ -131,6 +149,10 @@ impl Error {
             Error::InterfaceAddress { name } => format!(
                 "Give it one first, for example: ip addr add 192.168.2.2/24 dev {name} && ip link set {name} up"
             ),
+            Error::NetworkTwice { .. } => "Name one of them only.".into(),
+            Error::RangeOutside { .. } => {
+                "Give --range once for each network that needs one, or leave it out.".into()
+            }
             Error::PortTaken { port, protocol, .. } => {
                 let flag = if *protocol == "udp" { 'u' } else { 't' };
                 format!("See who owns it: ss -l{flag}np 'sport = :{port}'. Stop that, or choose another port.")

@@ -31,8 +31,9 @@ pub struct Options {
     pub ports: Ports,
     /// Lease time of machines that are not nodes, in seconds.
     pub lease_seconds: u32,
-    /// First and last dynamic address; by default the upper half of each interface's network.
-    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// First and last dynamic address, each pair in another network that is served; where none is said
+    /// every free address of the network.
+    pub ranges: Vec<(Ipv4Addr, Ipv4Addr)>,
     /// Lease time of nodes, in seconds; `None` = infinite.
     pub node_lease_seconds: Option<u32>,
     /// OpenSSH public keys, one line each, that may log in to nodes as root.
@@ -63,10 +64,10 @@ pub struct Options {
 }
 
 impl Options {
-    /// Options with every default, serving `interface` with `init` as the nodes' `/init`.
-    pub fn new(interface: &str, init: impl Into<Arc<[u8]>>) -> Options {
+    /// Options with every default, serving these interfaces with `init` as the nodes' `/init`.
+    pub fn new(interfaces: &[String], init: impl Into<Arc<[u8]>>) -> Options {
         Options {
-            interfaces: vec![interface.to_owned()],
+            interfaces: interfaces.to_vec(),
             dhcp: DhcpMode::Authoritative,
             relayed: Vec::new(),
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
@@ -74,7 +75,7 @@ impl Options {
             image: None,
             ports: Ports::default(),
             lease_seconds: DEFAULT_LEASE_SECONDS,
-            range: None,
+            ranges: Vec::new(),
             node_lease_seconds: None,
             authorized_keys: Vec::new(),
             extra_kernel_args: String::new(),

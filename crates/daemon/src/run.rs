@@ -73,6 +73,8 @@ struct Daemon {
 
 /// Sockets, all open before anything is promised.
 struct Sockets {
+    /// Those of the interfaces, and behind them those of relays.
+    networks: Vec<Interface>,
     dhcp: Vec<(Interface, Option<dhcp::Port>)>,
     tftp: Vec<std::net::UdpSocket>,
     beacons: Vec<std::net::UdpSocket>,
@@ -84,13 +86,8 @@ struct Sockets {
 
 impl Sockets {
     fn open(options: &Options) -> Result<Sockets, Error> {
-        let mut interfaces = Vec::new();
-        for name in &options.interfaces {
-            let mut interface = interface::find(name)?;
-            interface.pool = options.range;
-            interface.dhcp = options.dhcp;
-            interfaces.push((interface, name));
-        }
+        let networks = networks(options)?;
+        let interfaces: Vec<_> = networks.iter().zip(&options.interfaces).collect();
         let addresses = || interfaces.iter().map(|(interface, _)| interface.address);
         let udp = |port, purpose| -> Result<Vec<_>, Error> {
             addresses()
@@ -111,11 +108,59 @@ impl Sockets {
             dhcp: interfaces
                 .iter()
                 .map(|(interface, name)| {
-                    Ok((interface.clone(), dhcp::Port::open(name, options.dhcp)?))
+                    let port = dhcp::Port::open(name, options.dhcp)?;
+                    Ok(((*interface).clone(), port))
                 })
                 .collect::<Result<_, Error>>()?,
+            networks,
         })
     }
+}
+
+/// The networks served: those of the interfaces in order, then those behind relays.
+fn networks(options: &Options) -> Result<Vec<Interface>, Error> {
+    let mut networks: Vec<Interface> = Vec::new();
+    for name in &options.interfaces {
+        let mut found = interface::find(name)?;
+        found.dhcp = options.dhcp;
+        let same =
+            |other: &Interface| other.contains(found.address) || found.contains(other.address);
+        if let Some(at) = networks.iter().position(same) {
+            return Err(Error::NetworkTwice {
+                first: options.interfaces[at].clone(),
+                second: name.clone(),
+                network: networks[at].cidr(),
+            });
+        }
+        networks.push(found);
+    }
+    let local = networks.clone();
+    for (router, prefix) in &options.relayed {
+        // A relay speaks to the address that leads to it; machines behind it boot from there.
+        let own = interface::towards(*router);
+        let through = local.iter().find(|it| Some(it.address) == own);
+        let through = through.or(local.first());
+        networks.extend(through.map(|it| it.behind(*router, *prefix)));
+    }
+    give_pools(&mut networks, &options.ranges)?;
+    Ok(networks)
+}
+
+/// Each range belongs to the network that it lies in.
+fn give_pools(networks: &mut [Interface], ranges: &[(Ipv4Addr, Ipv4Addr)]) -> Result<(), Error> {
+    for (first, last) in ranges {
+        let holds = |it: &&mut Interface| it.contains(*first) && it.contains(*last);
+        match networks.iter_mut().find(holds) {
+            Some(network) if network.pool.is_none() => network.pool = Some((*first, *last)),
+            _ => {
+                return Err(Error::RangeOutside {
+                    range: format!("{first}-{last}"),
+                    networks: networks.iter().map(Interface::cidr).collect(),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn bind_tcp(
@@ -384,10 +429,6 @@ fn profile(drivers: Drivers) -> Profile {
 
 fn config(options: &Options, sockets: &Sockets, default_image: Option<ImageRef>) -> engine::Config {
     let seconds = |seconds: u32| std::time::Duration::from_secs(seconds.into());
-    let local = || sockets.dhcp.iter().map(|(interface, _)| interface);
-    let relayed = options.relayed.iter();
-    let behind = |(router, prefix): &(Ipv4Addr, u8)| Some(local().next()?.behind(*router, *prefix));
-    let interfaces = local().cloned().chain(relayed.filter_map(behind)).collect();
     engine::Config {
         lease: seconds(options.lease_seconds),
         node_lease: options.node_lease_seconds.map(seconds),
@@ -400,7 +441,7 @@ fn config(options: &Options, sockets: &Sockets, default_image: Option<ImageRef>)
         uefi_loader: options.uefi_loader,
         unknown: options.unknown,
         https_boot_port: options.ports.https.filter(|_| options.https_boot),
-        ..engine::Config::new(interfaces)
+        ..engine::Config::new(sockets.networks.clone())
     }
 }
 
@@ -551,5 +592,42 @@ fn start_receivers(sockets: Sockets, hub: &Inbox) {
     for socket in sockets.beacons {
         let hub = hub.clone();
         thread::spawn(move || beacon::receive(&socket, &hub));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_range_goes_to_the_network_that_it_lies_in() {
+        let first = Interface::new(InterfaceId(1), [10, 77, 0, 1].into(), 24);
+        let second = Interface::new(InterfaceId(2), [10, 78, 0, 1].into(), 24);
+        let behind = second.behind([10, 88, 0, 1].into(), 24);
+        let networks = [first, second, behind];
+        let range = |net: u8, first: u8, last: u8| {
+            (
+                Ipv4Addr::new(10, net, 0, first),
+                Ipv4Addr::new(10, net, 0, last),
+            )
+        };
+        let mut served = networks.clone();
+        give_pools(&mut served, &[range(88, 5, 9), range(77, 50, 60)]).unwrap();
+        let pools: Vec<_> = served.iter().map(|it| it.pool).collect();
+        assert_eq!(
+            pools,
+            [Some(range(77, 50, 60)), None, Some(range(88, 5, 9))]
+        );
+        let across = (Ipv4Addr::new(10, 77, 0, 9), Ipv4Addr::new(10, 78, 0, 9));
+        for bad in [
+            &[range(79, 1, 2)][..],
+            &[range(77, 1, 2), range(77, 5, 6)],
+            &[across],
+        ] {
+            let error = give_pools(&mut networks.clone(), bad)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("10.77.0.0/24 and 10.78.0.0/24"), "{error}");
+        }
     }
 }

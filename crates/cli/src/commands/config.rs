@@ -280,8 +280,9 @@ mod tests {
         let crate::args::Command::Up(up) = parsed.unwrap().command else {
             panic!("{line}");
         };
-        assert_eq!((up.interface.as_str(), up.lease), ("ens19", Some(7200)));
-        assert_eq!(up.range.unwrap().to_string(), "192.168.2.20-192.168.2.254");
+        assert_eq!(up.interfaces, ["ens19"]);
+        assert_eq!(up.lease, Some(7200));
+        assert_eq!(up.ranges[0].to_string(), "192.168.2.20-192.168.2.254");
     }
 
     #[test]

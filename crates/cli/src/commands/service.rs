@@ -372,12 +372,12 @@ fn writable_paths(dirs: &DirArgs) -> String {
 fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
     // Names every option, so that a new one cannot be forgotten here.
     let UpArgs {
-        interface,
+        interfaces,
         dhcp,
         unknown,
         image,
         ssh_keys,
-        range,
+        ranges,
         relayed,
         lease,
         node_lease,
@@ -395,7 +395,8 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
         open_firewall,
         json,
     } = args;
-    let mut words = vec!["up".to_owned(), format!("--interface={interface}")];
+    let mut words = vec!["up".to_owned()];
+    words.extend(interfaces.iter().map(|it| format!("--interface={it}")));
     let mut option = |name: &str, value: Option<String>| {
         words.extend(value.map(|value| format!("--{name}={value}")));
     };
@@ -405,7 +406,9 @@ fn up_words(dirs: &DirArgs, args: &UpArgs) -> Vec<String> {
     for key in ssh_keys {
         option("ssh-key", Some(key.display().to_string()));
     }
-    option("range", range.map(|range| range.to_string()));
+    for range in ranges {
+        option("range", Some(range.to_string()));
+    }
     for network in relayed {
         option("relayed", Some(network.to_string()));
     }
@@ -507,11 +510,13 @@ mod tests {
             "service",
             "install",
             "--interface=eth1",
+            "--interface=eth2",
             "--dhcp=authoritative",
             "--image=rocky9:next",
             "--ssh-key=/a",
             "--ssh-key=/b",
             "--range=10.0.0.9-10.0.0.12",
+            "--range=10.1.0.9-10.1.0.12",
             "--relayed=10.88.0.1/24",
             "--lease=600",
             "--node-lease=7200",

@@ -37,7 +37,7 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
             .iter()
             .map(|it| (it.router, it.prefix))
             .collect(),
-        range: args.range.map(|range| (range.first, range.last)),
+        ranges: args.ranges.iter().map(|it| (it.first, it.last)).collect(),
         authorized_keys: authorized_keys(&args.ssh_keys)?,
         extra_kernel_args: args.kernel_args.clone().unwrap_or_default(),
         console_login: args.console_login,
@@ -54,7 +54,7 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
         certificate: certificate(args)?,
         https_boot: args.https_boot,
         notices: Some(notices),
-        ..Options::new(&args.interface, Arc::<[u8]>::from(embedded::init()))
+        ..Options::new(&args.interfaces, Arc::<[u8]>::from(embedded::init()))
     };
     let json = args.json;
     let shown = std::thread::spawn(move || show(&received, json));
@@ -71,10 +71,10 @@ pub(super) fn dhcp_mode(dirs: &DirArgs, args: &UpArgs) -> Outcome<daemon::DhcpMo
         DhcpMode::Authoritative => daemon::DhcpMode::Authoritative,
         DhcpMode::Proxy => daemon::DhcpMode::Proxy,
         DhcpMode::Off => daemon::DhcpMode::Off,
-        DhcpMode::Auto => choose_dhcp(dirs, &args.interface)?,
+        DhcpMode::Auto => choose_for_all(dirs, &args.interfaces)?,
     };
     let gives = mode == daemon::DhcpMode::Authoritative;
-    if !gives && (args.range.is_some() || args.lease.is_some()) {
+    if !gives && (!args.ranges.is_empty() || args.lease.is_some()) {
         return Err(Failure::new(
             "--range and --lease are about addresses that are given here, but another DHCP server gives them",
         )
@@ -98,6 +98,27 @@ fn unknown(args: &UpArgs, mode: daemon::DhcpMode) -> Outcome<Option<daemon::Unkn
         Unknown::Approve => daemon::UnknownPolicy::Approve,
         Unknown::Ignore => daemon::UnknownPolicy::Ignore,
     }))
+}
+
+/// One mode for all interfaces, or none where they differ.
+fn choose_for_all(dirs: &DirArgs, interfaces: &[String]) -> Outcome<daemon::DhcpMode> {
+    let mut chosen = Vec::new();
+    for interface in interfaces {
+        chosen.push((interface, choose_dhcp(dirs, interface)?));
+    }
+    let (_, mode) = chosen[0];
+    let other = chosen.iter().find(|(_, it)| *it != mode);
+    let Some((other, _)) = other else {
+        return Ok(mode);
+    };
+    Err(Failure::new(format!(
+        "{} and {other} need different kinds of DHCP, and one daemon speaks one",
+        chosen[0].0
+    ))
+    .hint(
+        "say which one it is for all of them, with --dhcp, or serve the others by another machine",
+    )
+    .code(Code::NotReady))
 }
 
 fn choose_dhcp(dirs: &DirArgs, interface: &str) -> Outcome<daemon::DhcpMode> {
@@ -181,7 +202,8 @@ fn ports(args: &UpArgs) -> Ports {
 /// What is in the way is an error, what may be is said.
 fn check_machine(args: &UpArgs, ports: &Ports, mode: daemon::DhcpMode) -> Outcome {
     let mut errors = Vec::new();
-    for finding in preflight::check(&args.interface, ports, mode) {
+    let of = |interface: &String| preflight::check(interface, ports, mode);
+    for finding in args.interfaces.iter().flat_map(of) {
         if let (Finding::Firewall(firewall), true) = (&finding, args.open_firewall) {
             let done = preflight::open_firewall(firewall).map_err(|error| {
                 Failure::of(&error)

@@ -28,6 +28,17 @@ pub fn find(name: &str) -> Result<Interface, Error> {
     Ok(Interface::new(InterfaceId(index), address, prefix))
 }
 
+/// This machine's own address on the way to another one; `None` = there is no way.
+pub fn towards(address: Ipv4Addr) -> Option<Ipv4Addr> {
+    // Nothing is sent: the kernel only looks the route up.
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((address, wire::dhcp4::SERVER_PORT)).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        std::net::IpAddr::V4(own) => Some(own),
+        std::net::IpAddr::V6(_) => None,
+    }
+}
+
 /// The interface's first global address with its prefix length, or why it cannot be known.
 pub fn address(name: &str) -> Result<Option<(Ipv4Addr, u8)>, String> {
     let output = Command::new("ip")
