@@ -1,6 +1,7 @@
 //! Builds /init for the nodes (static musl) and hands its path to the command, which embeds it.
 //!
-//! `SLATE_INIT_BIN=/path` takes a binary that was built elsewhere.
+//! `SLATE_INIT_BIN=/path` takes a binary that was built elsewhere. `SLATE_INIT_AARCH64_BIN=/path` takes
+//! one for 64-bit ARM besides, which `cargo xtask dist` builds; without it there is none.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,32 @@ fn main() {
     }
     println!("cargo::rerun-if-changed={}", init.display());
     println!("cargo::rustc-env=SLATE_INIT_EMBEDDED={}", init.display());
+    let arm = aarch64();
+    println!(
+        "cargo::rustc-env=SLATE_INIT_EMBEDDED_AARCH64={}",
+        arm.display()
+    );
+}
+
+/// The /init for 64-bit ARM; an empty file where there is none.
+fn aarch64() -> PathBuf {
+    println!("cargo::rerun-if-env-changed=SLATE_INIT_AARCH64_BIN");
+    if let Some(path) = env::var_os("SLATE_INIT_AARCH64_BIN") {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            let path = path.display();
+            fail(&format!(
+                "no /init binary at {path} (from SLATE_INIT_AARCH64_BIN)"
+            ));
+        }
+        println!("cargo::rerun-if-changed={}", path.display());
+        return path;
+    }
+    let none = PathBuf::from(variable("OUT_DIR")).join("no-init");
+    if let Err(error) = std::fs::write(&none, "") {
+        fail(&format!("writing {}: {error}", none.display()));
+    }
+    none
 }
 
 /// Builds package `init` in a target folder of its own: the outer build holds the lock of the usual

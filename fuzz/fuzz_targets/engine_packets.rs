@@ -54,6 +54,7 @@ fn engine(beside: bool) -> Engine {
         Timestamp(0),
         Input::Images {
             versions: [image.digest].into(),
+            no_selinux: Default::default(),
             images: vec![image],
         },
     );

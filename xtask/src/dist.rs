@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: the release binary, static, with /init inside.
+//! `cargo xtask dist`: the release binary, static, with /init inside, for 64-bit x86 and 64-bit ARM.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::workspace::{cargo, must_succeed, target_directory};
-use crate::{elf, install};
+use crate::{elf, init, install};
 
 /// Builds `target/dist/slate` and says so.
 pub fn run() -> anyhow::Result<ExitCode> {
@@ -25,17 +25,21 @@ pub fn run() -> anyhow::Result<ExitCode> {
 /// Builds the release binary and checks that it is static; its path.
 pub fn build() -> anyhow::Result<PathBuf> {
     install::ensure_build()?;
-    must_succeed(&mut cargo([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "cli",
-        "--bin",
-        "slate",
-        "--target",
-        install::MUSL,
-    ]))?;
+    let aarch64 = init::build_aarch64()?;
+    must_succeed(
+        cargo([
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "cli",
+            "--bin",
+            "slate",
+            "--target",
+            install::MUSL,
+        ])
+        .env("SLATE_INIT_AARCH64_BIN", aarch64),
+    )?;
     let target = target_directory()?;
     let built = target.join(install::MUSL).join("release/slate");
     let program = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;

@@ -1,4 +1,4 @@
-//! Just enough of ELF to see whether a program is static.
+//! Just enough of ELF to see whether a program is static, and for what processor.
 
 use anyhow::{Context, bail, ensure};
 
@@ -6,6 +6,14 @@ const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const DT_NULL: u64 = 0;
 const DT_NEEDED: u64 = 1;
+
+/// `e_machine` of programs for 64-bit ARM (elf(5)).
+pub const AARCH64: u16 = 183;
+
+/// `e_machine`: the processor that a program is for.
+pub fn machine(program: &[u8]) -> anyhow::Result<u16> {
+    u16_at(program, 0x12)
+}
 
 /// Refuses a 64-bit little-endian ELF program that asks for an interpreter or a shared library.
 pub fn check_static(program: &[u8]) -> anyhow::Result<()> {

@@ -10,6 +10,9 @@ use crate::workspace::{as_root, can_be_root, cargo, must_succeed};
 /// The target of the release binary and of /init.
 pub const MUSL: &str = "x86_64-unknown-linux-musl";
 
+/// The target of /init for 64-bit ARM.
+pub const MUSL_AARCH64: &str = "aarch64-unknown-linux-musl";
+
 /// A program that only one chore needs, from one Debian package.
 pub struct Extra {
     /// What is looked for.
@@ -92,10 +95,10 @@ fn install(distribution: Distribution, packages: &[&str]) -> anyhow::Result<()> 
     })
 }
 
-/// Makes sure that the musl target is there.
-pub fn ensure_musl_target() -> anyhow::Result<()> {
+/// Makes sure that a Rust target for static programs is there.
+pub fn ensure_target(target: &str) -> anyhow::Result<()> {
     let output = std::process::Command::new("rustc")
-        .args(["--print", "target-libdir", "--target", MUSL])
+        .args(["--print", "target-libdir", "--target", target])
         .current_dir(crate::workspace::root())
         .output()
         .context("starting rustc")?;
@@ -106,11 +109,11 @@ pub fn ensure_musl_target() -> anyhow::Result<()> {
     {
         return Ok(());
     }
-    eprintln!("adding the Rust target {MUSL}: /init is a static program");
+    eprintln!("adding the Rust target {target}: /init is a static program");
     let mut command = std::process::Command::new("rustup");
     must_succeed(
         command
-            .args(["target", "add", MUSL])
+            .args(["target", "add", target])
             .current_dir(crate::workspace::root()),
     )
     .context("adding a Rust target needs rustup")
@@ -126,6 +129,6 @@ pub fn ensure_build() -> anyhow::Result<()> {
             purpose: "compile SQLite",
         }],
     )?;
-    ensure_musl_target()?;
+    ensure_target(MUSL)?;
     must_succeed(cargo(["fetch", "--quiet", "--locked"]).env_remove("CARGO_TARGET_DIR"))
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod dist;
 mod elf;
+mod init;
 mod install;
 mod run;
 mod test;

@@ -10,7 +10,7 @@ use cargo_metadata::Message;
 use lab::Tool;
 
 use crate::workspace::{as_root, can_be_root, cargo, describe};
-use crate::{install, tidy};
+use crate::{init, install, tidy};
 
 /// What came of the tests so far.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -125,6 +125,8 @@ pub fn run(full: bool) -> anyhow::Result<ExitCode> {
             counts.passed += 1;
         }
     }
+    println!("== /init for 64-bit ARM");
+    counts.add(init_aarch64());
     println!("== end-to-end boots");
     match tools {
         Ok(()) if can_be_root() => {
@@ -146,6 +148,26 @@ pub fn run(full: bool) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Builds it and looks at it. Nothing here boots it.
+fn init_aarch64() -> Counts {
+    let mut counts = Counts::default();
+    if let Err(error) = install::ensure_target(install::MUSL_AARCH64) {
+        counts.skip(&format!("/init for 64-bit ARM: {error:#}"));
+        return counts;
+    }
+    match init::build_aarch64() {
+        Ok(path) => {
+            println!("{}: static, for 64-bit ARM", path.display());
+            counts.passed += 1;
+        }
+        Err(error) => {
+            println!("/init for 64-bit ARM: {error:#}");
+            counts.failed += 1;
+        }
+    }
+    counts
 }
 
 fn install_everything() -> anyhow::Result<()> {

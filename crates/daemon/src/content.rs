@@ -11,7 +11,7 @@ use bytes::Bytes;
 use engine::{BootFile, Content, Digest};
 use image::boot::{BOOT_FILE_MAX, BootFiles, Loader, grub_speaks_http};
 use image::files::Root;
-use image::initramfs::{self, ExtraFile, ModuleSource, Profile, Wanted};
+use image::initramfs::{self, ExtraFile, Inits, ModuleSource, Profile, Wanted};
 use image::store::InitrdStamp;
 use image::{Store, StoredTree};
 
@@ -31,7 +31,7 @@ pub struct Contents {
     cache: PathBuf,
     /// Loaders for images that have none of their own.
     loaders: PathBuf,
-    init: Arc<[u8]>,
+    inits: Inits,
     profile: Profile,
     shell: bool,
     traces: Traces,
@@ -45,7 +45,7 @@ impl Contents {
         store: Store,
         cache: PathBuf,
         loaders: PathBuf,
-        init: Arc<[u8]>,
+        inits: impl Into<Inits>,
         profile: Profile,
     ) -> Contents {
         Contents {
@@ -53,7 +53,7 @@ impl Contents {
             traces: Traces::new(cache.clone()),
             cache,
             loaders,
-            init,
+            inits: inits.into(),
             profile,
             shell: false,
             held: Mutex::default(),
@@ -265,7 +265,7 @@ impl Contents {
             files: &shell,
             ..Wanted::by(&self.profile)
         };
-        let key = initramfs::cache_key(&digest, kernel, &wanted, &self.init);
+        let key = initramfs::cache_key(&digest, kernel, &wanted, &self.inits);
         let path = self.cache.join(format!("initrd-{key}"));
         if let Ok(bytes) = fs::read(&path) {
             return Ok(bytes.into());
@@ -273,7 +273,7 @@ impl Contents {
         let started = Instant::now();
         let source = ModuleSource::in_image(tree, kernel);
         let built =
-            initramfs::build(&source, &wanted, &self.init).map_err(|error| error.to_string())?;
+            initramfs::build(&source, &wanted, &self.inits).map_err(|error| error.to_string())?;
         let seconds = started.elapsed().as_secs_f32();
         tracing::info!(%digest, bytes = built.bytes.len(), seconds, "initramfs built");
         if let Err(error) = keep(&path, &built.bytes) {

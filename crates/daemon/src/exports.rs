@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use engine::{BootFile, Digest, ImageInfo, Input};
 use image::boot::BootFiles;
+use image::selinux::Lack;
 use image::{Store, Tag};
 
 use crate::content::{Contents, LocalLoaders};
@@ -35,6 +36,8 @@ pub struct Follower {
     pub images: Arc<Mutex<Vec<ImageInfo>>>,
     /// What is exported: path and version.
     pub exported: HashMap<String, Digest>,
+    /// What versions lack to run with SELinux, if anything.
+    pub no_selinux: HashMap<Digest, Option<Lack>>,
     /// The store's state when it was last looked at.
     pub seen: Option<Seen>,
     /// Whoever has changed the store asks for a look, and is told when it is done.
@@ -76,13 +79,36 @@ impl Follower {
         let describe = |tag| self.describe(tag, &now.3);
         let images: Vec<ImageInfo> = now.2.iter().map(describe).collect();
         let versions = now.1.iter().copied().collect();
+        let no_selinux = self.without_selinux(&now.1);
         self.seen = Some(now);
         self.images
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone_from(&images);
-        let input = Input::Images { images, versions };
+        let input = Input::Images {
+            images,
+            versions,
+            no_selinux,
+        };
         self.hub.send(Message::Input(input)).is_ok()
+    }
+
+    /// The versions that lack something to run with SELinux, and what. Each is looked at once.
+    fn without_selinux(&mut self, versions: &[Digest]) -> BTreeMap<Digest, String> {
+        let mut known = std::mem::take(&mut self.no_selinux);
+        for digest in versions {
+            let found = known.remove(digest).or_else(|| {
+                let tree = self.store.open_tree_unheld(*digest).ok()?;
+                image::selinux::lack(&tree).ok()
+            });
+            if let Some(found) = found {
+                self.no_selinux.insert(*digest, found);
+            }
+        }
+        let lacks = self.no_selinux.iter();
+        lacks
+            .filter_map(|(digest, lack)| Some((*digest, lack.as_ref()?.to_string())))
+            .collect()
     }
 
     fn look(&self) -> image::Result<Seen> {
@@ -135,8 +161,13 @@ impl Follower {
 
     fn export_one(&mut self, path: &str, digest: Digest) {
         // Held, every version would be in use for as long as this daemon runs.
-        let tree = match self.store.open_tree_unheld(digest) {
-            Ok(tree) => Arc::new(Served(tree, self.contents.traces().recorder(digest))),
+        let recorder = self.contents.traces().recorder(digest);
+        let tree = self.store.open_tree_unheld(digest);
+        let tree = tree
+            .map_err(|error| error.to_string())
+            .and_then(|tree| Served::new(tree, recorder).map_err(|error| error.to_string()));
+        let tree = match tree {
+            Ok(tree) => Arc::new(tree),
             Err(error) => {
                 tracing::error!(%error, %digest, "an image version cannot be served");
                 return;

@@ -312,7 +312,7 @@ mod tests {
             store,
             dir.to_owned(),
             dir.to_owned(),
-            Vec::new().into(),
+            Arc::<[u8]>::default(),
             image::initramfs::Profile::Virtual,
         );
         let state = State::open(dir).unwrap();

@@ -3,10 +3,11 @@
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 pub use engine::{DhcpMode, UefiLoader, UnknownPolicy};
+
+use image::initramfs::Inits;
 
 pub use crate::net::tls::CertificateFiles;
 use crate::notice::Notice;
@@ -54,8 +55,8 @@ pub struct Options {
     pub drivers: Drivers,
     /// Whether the initramfs carries a shell, for `rd.break`.
     pub debug_shell: bool,
-    /// The static `/init` that goes into the initramfs.
-    pub init: Arc<[u8]>,
+    /// The static `/init` programs, one of which goes into each initramfs.
+    pub inits: Inits,
     /// User to become once sockets and directories are open; `None` = `slate` where that
     /// user exists, else stay.
     pub user: Option<String>,
@@ -64,8 +65,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Options with every default, serving these interfaces with `init` as the nodes' `/init`.
-    pub fn new(interfaces: &[String], init: impl Into<Arc<[u8]>>) -> Options {
+    /// Options with every default, serving these interfaces with one of `inits` as the nodes' `/init`.
+    pub fn new(interfaces: &[String], inits: impl Into<Inits>) -> Options {
         Options {
             interfaces: interfaces.to_vec(),
             dhcp: DhcpMode::Authoritative,
@@ -86,7 +87,7 @@ impl Options {
             console_login: false,
             drivers: Drivers::AllNetwork,
             debug_shell: false,
-            init: init.into(),
+            inits: inits.into(),
             user: None,
             notices: None,
         }

@@ -245,7 +245,7 @@ impl Daemon {
             open_store(&options)?,
             cache,
             state_dir.join("loaders"),
-            Arc::clone(&options.init),
+            options.inits.clone(),
             profile(options.drivers),
         );
         let contents = Arc::new(contents.with_shell(options.debug_shell));
@@ -258,6 +258,7 @@ impl Daemon {
             hub: hub.clone(),
             images: Arc::clone(&images),
             exported: HashMap::new(),
+            no_selinux: HashMap::new(),
             seen: None,
             asked,
         };

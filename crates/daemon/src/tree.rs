@@ -10,15 +10,19 @@ use crate::trace::Recorder;
 
 /// Serves a stored version over NFS; inode numbers are the store's own. The recorder, where there
 /// is one, is told of every read.
-pub struct Served(pub StoredTree, pub Option<Arc<Recorder>>);
+pub struct Served {
+    tree: StoredTree,
+    recorder: Option<Arc<Recorder>>,
+    has_labels: bool,
+}
 
 impl Tree for Served {
     fn root(&self) -> u32 {
-        self.0.root()
+        self.tree.root()
     }
 
     fn attr(&self, ino: u32) -> Result<Attr, TreeError> {
-        let attr = self.0.attr(ino).map_err(stale)?;
+        let attr = self.tree.attr(ino).map_err(stale)?;
         let mtime = Time {
             seconds: attr.mtime.seconds,
             nanos: attr.mtime.nanoseconds,
@@ -39,7 +43,7 @@ impl Tree for Served {
 
     fn lookup(&self, dir: u32, name: &[u8]) -> Result<u32, TreeError> {
         self.directory(dir)?;
-        self.0
+        self.tree
             .lookup(dir, name)
             .map_err(failed)?
             .ok_or(TreeError::NotFound)
@@ -47,7 +51,7 @@ impl Tree for Served {
 
     fn parent(&self, dir: u32) -> Result<u32, TreeError> {
         self.directory(dir)?;
-        self.0.parent(dir).map_err(failed)
+        self.tree.parent(dir).map_err(failed)
     }
 
     fn readdir(
@@ -57,7 +61,7 @@ impl Tree for Served {
         each: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>,
     ) -> Result<(), TreeError> {
         self.directory(dir)?;
-        for entry in self.0.readdir(dir, cookie).map_err(failed)? {
+        for entry in self.tree.readdir(dir, cookie).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let entry = DirEntry {
                 name: entry.name,
@@ -72,10 +76,10 @@ impl Tree for Served {
     }
 
     fn readlink(&self, ino: u32, target: &mut Vec<u8>) -> Result<(), TreeError> {
-        if self.0.attr(ino).map_err(stale)?.kind != Kind::Symlink {
+        if self.tree.attr(ino).map_err(stale)?.kind != Kind::Symlink {
             return Err(TreeError::WrongKind);
         }
-        target.extend_from_slice(&self.0.readlink(ino).map_err(failed)?);
+        target.extend_from_slice(&self.tree.readlink(ino).map_err(failed)?);
         Ok(())
     }
 
@@ -86,14 +90,14 @@ impl Tree for Served {
         len: u32,
         each: &mut dyn FnMut(nfs::Extent<'_>),
     ) -> Result<(), TreeError> {
-        if self.0.attr(ino).map_err(stale)?.kind != Kind::File {
+        if self.tree.attr(ino).map_err(stale)?.kind != Kind::File {
             return Err(TreeError::WrongKind);
         }
-        if let Some(recorder) = &self.1 {
+        if let Some(recorder) = &self.recorder {
             recorder.note(ino, offset, len.into());
         }
         // Where mapping fails, reading says why, if it fails as well.
-        if let Ok(Some(content)) = self.0.map(ino) {
+        if let Ok(Some(content)) = self.tree.map(ino) {
             let start = content
                 .len()
                 .min(usize::try_from(offset).unwrap_or(usize::MAX));
@@ -101,7 +105,7 @@ impl Tree for Served {
             each(nfs::Extent::Held(content.slice(start..end)));
             return Ok(());
         }
-        for extent in self.0.read(ino, offset, len.into()).map_err(failed)? {
+        for extent in self.tree.read(ino, offset, len.into()).map_err(failed)? {
             match &extent {
                 Extent::Bytes(bytes) => each(nfs::Extent::Bytes(bytes)),
                 // No extent is longer than what was asked for, which fits 32 bits.
@@ -119,7 +123,7 @@ impl Tree for Served {
     }
 
     fn xattr(&self, ino: u32, name: &[u8], value: &mut Vec<u8>) -> Result<(), TreeError> {
-        let xattrs = self.0.xattrs(ino).map_err(stale)?;
+        let xattrs = self.tree.xattrs(ino).map_err(stale)?;
         let (_, found) = xattrs
             .iter()
             .find(|(other, _)| other == name)
@@ -129,7 +133,7 @@ impl Tree for Served {
     }
 
     fn xattr_names(&self, ino: u32, each: &mut dyn FnMut(&[u8])) -> Result<(), TreeError> {
-        let xattrs = self.0.xattrs(ino).map_err(stale)?;
+        let xattrs = self.tree.xattrs(ino).map_err(stale)?;
         xattrs.iter().for_each(|(name, _)| each(name));
         Ok(())
     }
@@ -139,11 +143,15 @@ impl Tree for Served {
             Whence::Data => Seek::Data,
             Whence::Hole => Seek::Hole,
         };
-        self.0.seek(ino, offset, what).map_err(failed)
+        self.tree.seek(ino, offset, what).map_err(failed)
+    }
+
+    fn has_labels(&self) -> bool {
+        self.has_labels
     }
 
     fn usage(&self) -> Usage {
-        let totals = self.0.totals().unwrap_or_default();
+        let totals = self.tree.totals().unwrap_or_default();
         Usage {
             bytes: totals.bytes,
             inodes: totals.files,
@@ -152,8 +160,18 @@ impl Tree for Served {
 }
 
 impl Served {
+    /// Serves a version, with labels if its files have any.
+    pub fn new(tree: StoredTree, recorder: Option<Arc<Recorder>>) -> std::io::Result<Served> {
+        let has_labels = image::selinux::is_labelled(&tree)?;
+        Ok(Served {
+            tree,
+            recorder,
+            has_labels,
+        })
+    }
+
     fn directory(&self, dir: u32) -> Result<(), TreeError> {
-        match self.0.attr(dir).map_err(stale)?.kind {
+        match self.tree.attr(dir).map_err(stale)?.kind {
             Kind::Directory => Ok(()),
             _ => Err(TreeError::NotDirectory),
         }
@@ -203,7 +221,7 @@ mod tests {
             .publish(staged, image::Publish::Untagged, |_| Ok(()))
             .unwrap();
         assert_eq!(store.versions().unwrap(), [digest]);
-        let tree = Served(store.open_tree(digest).unwrap(), None);
+        let tree = Served::new(store.open_tree(digest).unwrap(), None).unwrap();
         let root = tree.root();
 
         let etc = tree.lookup(root, b"etc").unwrap();

@@ -94,6 +94,8 @@ pub enum Input {
         images: Vec<ImageInfo>,
         /// Every version, with a tag or without.
         versions: BTreeSet<Digest>,
+        /// Versions that cannot run with SELinux, and why (shown to users).
+        no_selinux: BTreeMap<Digest, String>,
     },
     /// What [`Output::Prepare`] ordered is done.
     Prepared {

@@ -99,6 +99,8 @@ pub struct Engine {
     images: Vec<ImageInfo>,
     /// Every version of the store, with a tag or without.
     versions: BTreeSet<Digest>,
+    /// Those that cannot run with SELinux, and why.
+    no_selinux: BTreeMap<Digest, String>,
     readiness: BTreeMap<Digest, Readiness>,
     nodes: Nodes,
     /// How often a node came, went, or got another name or fixed address.
@@ -159,6 +161,7 @@ impl Engine {
             settings: Settings::default(),
             images: Vec::new(),
             versions: BTreeSet::new(),
+            no_selinux: BTreeMap::new(),
             readiness: BTreeMap::new(),
             nodes: Nodes::default(),
             renames: 0,
@@ -247,10 +250,15 @@ impl Engine {
                 self.transfer_ended(&mut turn, peer, service, &path, bytes, outcome);
             }
             Input::Nfs { address, activity } => self.nfs(&mut turn, address, activity),
-            Input::Images { images, versions } => {
+            Input::Images {
+                images,
+                versions,
+                no_selinux,
+            } => {
                 self.forget_other_initrds(&images);
                 self.images = images;
                 self.versions = versions;
+                self.no_selinux = no_selinux;
                 self.unpin_followers(&mut turn);
                 self.prepare_all(&mut turn);
             }

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng as _;
+use wire::cmdline::BootArgs;
 use wire::dhcp4::{CLIENT_PORT, MAX_BUDGET_BYTES, Message, MessageType, option};
 use wire::digest::Digest;
 use wire::mac::Mac;
@@ -421,6 +422,7 @@ impl Rehearsal {
     /// What is fetched from the file that DHCP names on.
     fn files(&mut self, address: Option<Ipv4Addr>, first: &str) -> Vec<PlannedFile> {
         self.make_ready();
+        self.note_selinux();
         let address = address.unwrap_or_else(|| self.some_address());
         let mut paths: Vec<String> = vec![path_of(first)];
         let mut files = Vec::new();
@@ -456,6 +458,17 @@ impl Rehearsal {
             _ => self.note("its initramfs is not made yet; the loader waits for it".to_owned()),
         }
         self.engine.readiness.insert(version, Readiness::Ready);
+    }
+
+    fn note_selinux(&mut self) {
+        let (Some(node), Ok(version)) = (self.node(), self.engine.version_of(self.node())) else {
+            return;
+        };
+        let (users, _) = BootArgs::parse(&self.engine.kernel_args(node));
+        let cause = self.engine.selinux_off(&users, version);
+        if let Some(note) = cause.map(|cause| format!("{cause}: selinux=0 is added")) {
+            self.note(note);
+        }
     }
 
     /// The address that it has, else one that it might get from another server.

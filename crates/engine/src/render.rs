@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use wire::cmdline::{BootArgs, Ip, NfsRoot, SlateArgs};
+use wire::cmdline::{BootArgs, Ip, NfsRoot, Param, SlateArgs};
 use wire::digest::Digest;
 use wire::identity::BootId;
 use wire::mac::Mac;
@@ -185,6 +185,10 @@ impl Engine {
         let wanted = self.kernel_args(node);
         // Users' words may be parameters that we write ourselves; those that were understood count.
         let (users, _) = BootArgs::parse(&wanted);
+        let selinux = self.selinux_off(&users, digest).map(|_| Param {
+            name: "selinux".into(),
+            value: Some("0".into()),
+        });
         let dhcp = || {
             vec![Ip::Dhcp {
                 interface: None,
@@ -211,10 +215,19 @@ impl Engine {
             nfs_unique_id: users
                 .nfs_unique_id
                 .or_else(|| Some(format!("slate-{}", node.mac.plain()))),
+            extra: users.extra.into_iter().chain(selinux).collect(),
             ..users
         };
         args.render()
             .map_err(|error| format!("its kernel command line cannot be written: {error}"))
+    }
+
+    /// Why SELinux is switched off for a node, by what users say of it and by the version that it
+    /// boots. A kernel that has it on would refuse most of what a system without labels does.
+    pub(crate) fn selinux_off(&self, users: &BootArgs, version: Digest) -> Option<&str> {
+        let is_ours = users.root.is_none() && users.param("selinux").is_none();
+        let cause = self.no_selinux.get(&version).filter(|_| is_ours)?;
+        Some(cause)
     }
 
     fn root(&self, server: Ipv4Addr, digest: Digest) -> NfsRoot {

@@ -124,6 +124,7 @@ struct World {
     engine: Engine,
     config: Config,
     images: Vec<ImageInfo>,
+    no_selinux: BTreeMap<Digest, String>,
     /// What is on the daemon's disk.
     records: BTreeMap<String, Record>,
     now: Timestamp,
@@ -157,6 +158,7 @@ impl World {
             engine: Engine::new(config.clone(), [seed; 32], Vec::new()),
             config,
             images: vec![image()],
+            no_selinux: BTreeMap::new(),
             records: BTreeMap::new(),
             now: START,
             rng: ChaCha20Rng::from_seed([seed; 32]),
@@ -196,6 +198,7 @@ impl World {
         self.input(Input::Images {
             images: self.images.clone(),
             versions: [DIGEST, NEXT].into(),
+            no_selinux: self.no_selinux.clone(),
         });
     }
 

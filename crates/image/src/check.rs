@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::boot::BootFiles;
 use crate::files::{FileKind, Files, Root};
+use crate::selinux::{self, Lack};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +40,7 @@ pub fn check(files: &dyn Files) -> io::Result<Vec<Finding>> {
     check_processor(root, &mut findings)?;
     check_system(root, &mut findings)?;
     check_identity(root, &mut findings)?;
+    check_labels(files, &mut findings)?;
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(findings)
 }
@@ -183,7 +185,8 @@ const PROGRAMS: [&str; 4] = [
 /// The machine of an ELF file's header (elf(5), `e_machine`) that nodes are: AMD64.
 const NODES_MACHINE: u16 = 62;
 /// Other machines, for people.
-const MACHINES: [(u16, &str); 7] = [
+const MACHINES: [(u16, &str); 8] = [
+    (NODES_MACHINE, "64-bit x86"),
     (3, "32-bit x86"),
     (8, "MIPS"),
     (21, "POWER"),
@@ -206,8 +209,7 @@ fn check_processor(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()
         let Some(machine) = machine_of(&head).filter(|it| *it != NODES_MACHINE) else {
             continue;
         };
-        let mut known = MACHINES.into_iter().filter(|it| it.0 == machine);
-        let name = known.next().map_or("another processor", |it| it.1);
+        let name = machine_name(machine);
         findings.push(Finding::new(
             Severity::Warn,
             format!("nodes cannot run it: its programs are for {name}, expected 64-bit x86"),
@@ -219,8 +221,14 @@ fn check_processor(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()
     Ok(())
 }
 
+/// A machine of [`MACHINES`], for people.
+pub(crate) fn machine_name(machine: u16) -> &'static str {
+    let mut known = MACHINES.into_iter().filter(|it| it.0 == machine);
+    known.next().map_or("another processor", |it| it.1)
+}
+
 /// What an ELF file runs on, by its first 20 bytes.
-fn machine_of(head: &[u8]) -> Option<u16> {
+pub(crate) fn machine_of(head: &[u8]) -> Option<u16> {
     let bytes: [u8; 2] = head.get(18..20)?.try_into().ok()?;
     // EI_DATA: 1 is little-endian.
     match (head.starts_with(b"\x7fELF"), head[5]) {
@@ -336,6 +344,19 @@ fn check_identity(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()>
             format!("{user} has a password hash, which every machine on the network can read"),
             "/etc/shadow",
             "lock the password (passwd --lock) and log in by SSH key",
+        ));
+    }
+    Ok(())
+}
+
+/// A policy without labels is of no use; without a policy nobody expects any.
+fn check_labels(files: &dyn Files, findings: &mut Vec<Finding>) -> io::Result<()> {
+    if let Some(lack @ Lack::Labels) = selinux::lack(files)? {
+        findings.push(Finding::new(
+            Severity::Warn,
+            format!("nodes run it without SELinux: {lack}"),
+            "/etc/selinux",
+            "to label it by its own policy, with policycoreutils in it: slate image run NAME -- true",
         ));
     }
     Ok(())

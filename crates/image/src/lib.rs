@@ -21,6 +21,7 @@ pub mod import;
 pub mod initramfs;
 pub mod layer;
 pub mod packages;
+pub mod selinux;
 pub mod store;
 pub mod tree;
 pub mod written;

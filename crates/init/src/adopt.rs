@@ -19,6 +19,7 @@ use crate::network::Configured;
 use crate::orders;
 use crate::owners;
 use crate::report::Reporter;
+use crate::selinux;
 use crate::sys;
 
 /// How far the clock may be off before it is set, in milliseconds.
@@ -60,6 +61,7 @@ pub fn adopt(network: &Configured, document: Option<&Document>, report: &Reporte
         }),
         error => note("container stores", error.map(drop)),
     }
+    note("SELinux labels", selinux::order());
 }
 
 fn hand_over(network: &Configured) -> io::Result<()> {
@@ -200,7 +202,11 @@ fn agent_unit() -> io::Result<()> {
         0o644,
         handover::USER_DROP_IN.as_bytes(),
     )?;
-    enable("slate-agent.service", handover::AGENT_UNIT)
+    let mut text = handover::AGENT_UNIT.to_owned();
+    if selinux::is_on() {
+        text += handover::AGENT_LABEL;
+    }
+    enable("slate-agent.service", &text)
 }
 
 /// An image has no host keys, and without an identity nobody else brings them.
@@ -252,6 +258,7 @@ fn set_clock(unix_time_ms: u64) -> io::Result<()> {
 /// takes the place of what was there: a symbolic link's target stays as it is.
 pub fn write(path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
     let path = Path::new(path);
+    selinux::note(path);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }

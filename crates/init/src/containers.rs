@@ -7,6 +7,8 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, mount};
 
+use crate::selinux;
+
 /// Where an engine stores, and the programs that do.
 const STORES: [(&str, &[&str]); 3] = [
     (
@@ -28,6 +30,7 @@ pub fn mount_stores() -> io::Result<Vec<&'static str>> {
         if !programs.iter().any(|program| Path::new(program).exists()) {
             continue;
         }
+        selinux::note(Path::new(store));
         fs::create_dir_all(store)?;
         if holds_files(Path::new(store))? {
             kept.push(store);

@@ -39,6 +39,12 @@ KillMode=process
 OOMScoreAdjust=-900
 ";
 
+/// The end of [`AGENT_UNIT`] under SELinux. systemd labels all of `/run` as data, and policies let it
+/// start no services from there: so the agent becomes a program as others are.
+pub const AGENT_LABEL: &str = "\
+ExecStartPre=-/usr/bin/chcon --reference=/usr/bin/env /run/slate/agent
+";
+
 /// A drop-in for the managers of logged-in users: they load what ends them when they start, not when
 /// they are to end. [`AGENT_UNIT`] does the same for process 1.
 pub const USER_DROP_IN: &str = "[Unit]

@@ -23,6 +23,7 @@ mod orders;
 mod owners;
 mod report;
 mod rtnl;
+mod selinux;
 mod send;
 mod stacks;
 mod stops;
@@ -49,6 +50,7 @@ fn main() {
         Some("warm") => warm::main(),
         Some("send") => send::main(),
         Some("opaque") => send::list_opaque(),
+        Some(mount::JOIN) => mount::join_as_init(),
         _ => eprintln!("slate init: expected to be process 1 or to be called with \"report\""),
     }
 }

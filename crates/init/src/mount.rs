@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use rustix::fs::{XattrFlags, major, minor};
 use rustix::io::Errno;
@@ -13,11 +14,14 @@ use wire::cmdline::NfsRoot;
 use wire::stage::Stage;
 
 use crate::failure::{Failure, Remedy};
+use crate::selinux;
 
 /// Where the finished root is mounted.
 pub const ROOT: &str = "/sysroot";
 const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
+/// What this program is called with to run [`join_as_init`].
+pub const JOIN: &str = "join";
 /// The layers as the kernel lists them (proc_pid_mountinfo(5)): nobody sees them once they are
 /// detached.
 const LAYERS: &str = "/run/slate/layers";
@@ -36,8 +40,18 @@ pub fn root(
     upper_size: &str,
 ) -> Result<String, Failure> {
     let server = root.server.or(server).ok_or_else(no_server)?;
-    let mounted = mount_lower(root, server, client)?;
-    overlay(upper_size).map_err(|error| {
+    let mut mounted = mount_lower(root, server, client)?;
+    match selinux::load(LOWER) {
+        Ok(None) => {}
+        Ok(Some(policy)) => {
+            unmount(LOWER, UnmountFlags::empty()).map_err(|error| lasting(root, server, &error))?;
+            mounted = mount_lower(root, server, client)?;
+            selinux::label_run(LOWER);
+            mounted += &format!(" with the SELinux policy {}", policy.display());
+        }
+        Err(error) => mounted += &format!(" without its SELinux policy: {error}"),
+    }
+    mounted += &overlay(upper_size).map_err(|error| {
         let cause = format!("mounting the overlay: {error}");
         let hint = "the initramfs needs the module overlay, the kernel CONFIG_TMPFS_XATTR";
         Failure::lasting(Stage::Mount, cause, hint)
@@ -206,8 +220,9 @@ fn options(options: &[String]) -> (MountFlags, Vec<String>) {
 }
 
 /// The overlay keeps clones of both mounts of its own, so that of the lower layer can go: no
-/// shutdown has to unmount it. That of the upper one stays within root's reach.
-fn overlay(upper_size: &str) -> io::Result<()> {
+/// shutdown has to unmount it. That of the upper one stays within root's reach. Answers what is to be
+/// added to the log.
+fn overlay(upper_size: &str) -> io::Result<String> {
     for directory in [UPPER, ROOT] {
         fs::create_dir_all(directory)?;
     }
@@ -222,10 +237,18 @@ fn overlay(upper_size: &str) -> io::Result<()> {
     for directory in ["/upper/data", "/upper/work"] {
         fs::create_dir(directory)?;
     }
+    selinux::copy_label(LOWER, "/upper/data");
     hide_mount_points()?;
-    let layers = c"lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work,\
-        index=off,metacopy=off,xino=on";
-    mount("overlay", ROOT, "overlay", MountFlags::empty(), layers)?;
+    let mut note = String::new();
+    if selinux::is_on() {
+        let child = Command::new("/proc/self/exe").arg(JOIN).output()?;
+        note = String::from_utf8_lossy(&child.stderr).trim().to_owned();
+        if !child.status.success() {
+            return Err(io::Error::other(note));
+        }
+    } else {
+        join()?;
+    }
     fs::write(
         LAYERS,
         layers_of(&fs::read_to_string("/proc/self/mountinfo")?),
@@ -233,7 +256,33 @@ fn overlay(upper_size: &str) -> io::Result<()> {
     unmount(LOWER, UnmountFlags::DETACH)?;
     fs::create_dir_all(WRITTEN)?;
     mount_move(UPPER, WRITTEN)?;
-    Ok(())
+    Ok(note)
+}
+
+/// Mounts the overlay.
+fn join() -> io::Result<()> {
+    let layers = c"lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work,\
+        index=off,metacopy=off,xino=on";
+    Ok(mount(
+        "overlay",
+        ROOT,
+        "overlay",
+        MountFlags::empty(),
+        layers,
+    )?)
+}
+
+/// Mounts the overlay under SELinux, as a process of its own.
+pub fn join_as_init() -> ! {
+    let domain = selinux::become_init(&format!("{LOWER}/usr/lib/systemd/systemd"));
+    if let Err(error) = domain {
+        eprint!(", not as init under SELinux: {error}");
+    }
+    let joined = join();
+    if let Err(error) = &joined {
+        eprintln!("{error}");
+    }
+    std::process::exit(i32::from(joined.is_err()))
 }
 
 /// What lies below mount points is nobody's business, but each attempt to make one of them anew

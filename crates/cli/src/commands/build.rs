@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use image::build::{self, Release};
-use image::{Publish, Store};
+use image::files::{Files, HostDir};
+use image::selinux::{self, Lack};
+use image::{Publish, Staged, Store};
 
+use super::edit::labels;
 use super::edit::sandbox::{Sandbox, WorkDir, kernel_of};
 use super::image::{
     Imported, Meter, Step, cache_dir, open_store, path_failure, publish, say_imported, target,
@@ -58,12 +61,17 @@ fn build(
 ) -> Outcome<Imported> {
     let target = target(&recipe.name)?;
     let log = Log::new(&dirs.state_dir.join("log"), &recipe.name)?;
-    if recipe.is_plain() {
-        let archive = archive(&recipe.packages, cache, &log, progress)?;
-        return import_archive(store, target, &archive, progress);
+    if !recipe.is_plain() {
+        Failure::unless_root("building an image takes root")?;
     }
-    Failure::unless_root("building an image takes root")?;
     let archive = archive(&recipe.packages, cache, &log, progress)?;
+    if recipe.is_plain() {
+        let staged = stage(store, &archive, progress)?;
+        // Without root there are none, and the import says so.
+        if !lacks_labels(staged.tree())? || Failure::unless_root("").is_err() {
+            return publish(store, staged, target);
+        }
+    }
     let work = WorkDir::new(&dirs.state_dir.join("edit"))?;
     let root = work.path().join("root");
     progress(step("unpacking", 86));
@@ -76,6 +84,10 @@ fn build(
     for script in &recipe.scripts {
         progress(step(&format!("running {}", script.display()), 88));
         log.script(&sandbox, script)?;
+    }
+    if lacks_labels(&HostDir::new(&root))? {
+        progress(step("labelling for SELinux", 89));
+        labels::label_all(&sandbox, &root, Some(&log.file))?;
     }
     let staged = store.stage_dir(&root, &mut |it| progress(Step::Importing(it)))?;
     publish(store, staged, target)
@@ -135,9 +147,19 @@ fn import_archive(
     archive: &Path,
     progress: &mut dyn FnMut(Step),
 ) -> Outcome<Imported> {
+    publish(store, stage(store, archive, progress)?, target)
+}
+
+fn stage(store: &Store, archive: &Path, progress: &mut dyn FnMut(Step)) -> Outcome<Staged> {
     let file = File::open(archive).map_err(|error| path_failure("opening", archive, &error))?;
-    let staged = store.stage_tar(file, &mut |step| progress(Step::Importing(step)))?;
-    publish(store, staged, target)
+    Ok(store.stage_tar(file, &mut |step| progress(Step::Importing(step)))?)
+}
+
+/// Whether an image has a SELinux policy, and files that are not labelled for it.
+fn lacks_labels(files: &dyn Files) -> Outcome<bool> {
+    let lack = selinux::lack(files);
+    let lack = lack.map_err(|error| Failure::because("reading the image", &error))?;
+    Ok(lack == Some(Lack::Labels))
 }
 
 /// Unpacks an archive that was built here into a new directory.

@@ -333,7 +333,7 @@ fn make(source: &ModuleSource<'_>, root: &dyn Files, args: &BuildArgs) -> Outcom
         compression: args.compression,
         level: args.level,
     };
-    initramfs::build(source, &wanted, embedded::init()).map_err(|error| {
+    initramfs::build(source, &wanted, &embedded::inits()).map_err(|error| {
         let failure = Failure::because("building the initramfs", &error);
         match error {
             initramfs::Error::UnknownModule { .. }
@@ -379,7 +379,7 @@ fn say(output: &Path, initramfs: &Initramfs, print: OutputArgs) -> Outcome {
         return render::json(&json!({
             "path": output,
             "bytes": initramfs.bytes.len(),
-            "init_bytes": embedded::init().len(),
+            "init_bytes": initramfs.init_bytes,
             "kernel": initramfs.kernel,
             "compression": initramfs.compression.to_string(),
             "modules": initramfs.modules,

@@ -6,6 +6,7 @@ use image::{Digest, Error, Publish, Store};
 use owo_colors::OwoColorize as _;
 use serde_json::json;
 
+use super::edit::labels::Unlabelled;
 use super::edit::sandbox::kernel_of;
 use super::edit::{Session, Summary};
 use super::image::{publish, resolve, say_imported};
@@ -34,7 +35,7 @@ pub(super) fn layer(
     check_name(store, &args.name, &on)?;
     let session = Session::on(dirs, store, &args.name, resolve(store, &on)?, args.network)?;
     change(&session, args)?;
-    let (staged, changes) = session.stage()?;
+    let (staged, changes) = session.stage(Unlabelled::Leave)?;
     let base = session.checkout().base();
     let summary = Summary::of(&changes);
     if changes.is_empty() {

@@ -54,7 +54,7 @@ pub fn run(dirs: &DirArgs, args: &UpArgs) -> Outcome {
         certificate: certificate(args)?,
         https_boot: args.https_boot,
         notices: Some(notices),
-        ..Options::new(&args.interfaces, Arc::<[u8]>::from(embedded::init()))
+        ..Options::new(&args.interfaces, embedded::inits())
     };
     let json = args.json;
     let shown = std::thread::spawn(move || show(&received, json));

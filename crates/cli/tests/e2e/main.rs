@@ -24,6 +24,7 @@ mod proxy;
 mod relay;
 mod restart;
 mod seed;
+mod selinux;
 mod service;
 mod stages;
 mod walk;

@@ -136,7 +136,7 @@ fn ends(command: &str, before: impl FnOnce(&mut Site)) {
 }
 
 /// A bound on the stall that a dead server may cause: less than systemd grants any single unit.
-const SHUTDOWN: Duration = Duration::from_secs(60);
+pub(crate) const SHUTDOWN: Duration = Duration::from_secs(60);
 
 /// A history to write, and two programs that read files which nobody else needs.
 const BUSY: &str = "set -o history; \
@@ -144,7 +144,7 @@ const BUSY: &str = "set -o history; \
     (while :; do grep -r nothing /usr/lib/python3 /usr/share > /dev/null 2>&1; done) & \
     sleep 1";
 
-fn wait_kept(site: &Site, mac: MacAddress) {
+pub(crate) fn wait_kept(site: &Site, mac: MacAddress) {
     let end = Instant::now() + Duration::from_secs(60);
     let kept = || {
         let infos = site.events(mac, "info");

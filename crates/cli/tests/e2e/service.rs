@@ -62,7 +62,7 @@ fn the_service_is_installed_survives_its_daemon_and_leaves_nothing() {
     gives_way_to_the_kernel_s_nfs_server(console);
 }
 
-fn ssh_key(folder: &Path) -> PathBuf {
+pub(crate) fn ssh_key(folder: &Path) -> PathBuf {
     let key = folder.join("key");
     let made = Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-f"])

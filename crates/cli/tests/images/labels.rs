@@ -70,6 +70,11 @@ fn what_changed_has_the_labels_of_the_images_policy() {
             &format!("system_u:object_r:{own}:s0"),
         );
     }
+    slate.run(&["image", "import", "bare", text(&root)]);
+    // An image counts as labelled by these.
+    for directory in [&seen, &seen.join("usr")] {
+        set(directory, "system_u:object_r:default_t:s0");
+    }
     slate.run(&["image", "import", "x", text(&root)]);
     let script = "echo hello > /etc/motd; mkdir /etc/new; echo x > /etc/new/file; \
                   echo other > /etc/draft; mv /etc/draft /etc/replaced; mkdir /srv; echo x > '/srv/[x]*'";
@@ -106,6 +111,8 @@ fn what_changed_has_the_labels_of_the_images_policy() {
         "it was not labelled before"
     );
 
+    all_of_an_image_without_labels_gets_them(&slate, &disk);
+
     // An image with a policy that nothing can apply says so.
     slate.run(&[
         "image",
@@ -132,6 +139,36 @@ fn what_changed_has_the_labels_of_the_images_policy() {
         output.status.success() && said.contains("install policycoreutils"),
         "{said}"
     );
+}
+
+/// What nobody touched too, and the directories that are mounted over while programs run.
+fn all_of_an_image_without_labels_gets_them(slate: &Slate, disk: &Disk) {
+    slate.run(&["image", "run", "bare", "--network", "off", "--", "true"]);
+    let bare = disk.path().join("bare");
+    slate.run(&["image", "export", "bare:next", text(&bare)]);
+    let out = disk.seen().join("bare");
+    for (path, kind) in [
+        ("", "default_t"),
+        ("bin/busybox", "default_t"),
+        ("dev", "default_t"),
+        ("tmp", "default_t"),
+        ("etc/same", "etc_t"),
+        ("usr/sbin/setfiles", "default_t"),
+    ] {
+        let wanted = format!("system_u:object_r:{kind}:s0");
+        assert_eq!(label(&out.join(path)), Some(wanted), "{path}");
+    }
+    let again = slate.output(&[
+        "image",
+        "run",
+        "bare:next",
+        "--network",
+        "off",
+        "--",
+        "true",
+    ]);
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert!(said.contains("Nothing changed"), "{said}");
 }
 
 #[test]

@@ -273,7 +273,7 @@ mod tests {
                 store,
                 dir.path().to_owned(),
                 dir.path().to_owned(),
-                Vec::new().into(),
+                Arc::<[u8]>::default(),
                 profile,
             )),
             Identities {

@@ -289,7 +289,7 @@ mod tests {
             store,
             dir.to_owned(),
             dir.to_owned(),
-            Vec::new().into(),
+            Arc::<[u8]>::default(),
             profile,
         );
         Starter {

@@ -297,3 +297,53 @@ fn the_doctor_s_machine_is_marked_and_becomes_no_node() {
         2
     );
 }
+
+#[test]
+fn without_labels_selinux_is_off_and_the_plan_says_so() {
+    let mut world = in_mode(DhcpMode::Authoritative);
+    let line = |plan: &Preview| -> String {
+        let texts = plan.files.iter().filter_map(|file| match &file.content {
+            Ok(PlannedContent::Text(text)) => Some(text.as_str()),
+            _ => None,
+        });
+        texts.collect()
+    };
+    let is_off = |plan: &Preview| line(plan).contains(" selinux=0");
+    let says_so = |plan: &Preview| plan.notes.iter().any(|it| it.contains("selinux=0"));
+    // With a policy and labels.
+    for firmware in Firmware::all() {
+        let plan = preview(&world, "free", firmware);
+        assert!(!is_off(&plan) && !says_so(&plan), "{plan:?}");
+    }
+    let cause = "the image has no SELinux policy";
+    world.no_selinux.insert(DIGEST, cause.into());
+    world.show_images();
+    for firmware in Firmware::all() {
+        let plan = preview(&world, "free", firmware);
+        let is_served = !plan.files.is_empty();
+        assert_eq!((is_off(&plan), says_so(&plan)), (is_served, is_served));
+        let note = format!("{cause}: selinux=0 is added");
+        assert!(!is_served || plan.notes.contains(&note), "{plan:?}");
+    }
+    // Another version has both.
+    let boot = |world: &mut World, image: &str, args: &str| {
+        let change = NodeChange {
+            image: Some(Setting::To(image.parse().expect("an image"))),
+            kernel_args: Some(args.into()),
+            ..NodeChange::default()
+        };
+        let node = mac(1).to_string();
+        let made = world.command(Command::NodeSet { node, change });
+        assert!(made.is_ok(), "{made:?}");
+        preview(world, "free", Firmware::UefiX64)
+    };
+    let plan = boot(&mut world, "debian:next", "");
+    assert!(!is_off(&plan) && !says_so(&plan), "{plan:?}");
+    // What users say counts, and so does a root of theirs.
+    for args in ["selinux=1", "root=nfs:10.0.0.9:/other"] {
+        let plan = boot(&mut world, "debian", args);
+        assert!(line(&plan).contains(args) && !is_off(&plan) && !says_so(&plan));
+    }
+    let plan = boot(&mut world, "debian", "quiet");
+    assert!(line(&plan).contains(" quiet selinux=0") && says_so(&plan));
+}

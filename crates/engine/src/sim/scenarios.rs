@@ -517,6 +517,7 @@ fn another_initramfs_is_made_ready_anew() {
         let images = Input::Images {
             images: world.images.clone(),
             versions: [DIGEST].into(),
+            no_selinux: BTreeMap::new(),
         };
         let outputs = world.engine.handle(world.now, images);
         let ordered = |it: &&Output| {

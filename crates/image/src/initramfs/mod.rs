@@ -7,6 +7,7 @@
 
 mod foreign;
 mod index;
+mod inits;
 mod microcode;
 mod modprobe;
 mod module;
@@ -26,8 +27,11 @@ use wire::digest::Digest;
 use wire::modtable::{Alias, Module, TABLE_PATH, Table, canonical};
 use wire::trace::TRACE_PATH;
 
+use crate::check::machine_of;
+
 pub use foreign::{Encoding, NotInitramfs, inspect};
 use index::Index;
+pub use inits::Inits;
 use modprobe::Modprobe;
 use profile::{CORE, HELPERS, SECOND_HALVES};
 pub use profile::{Profile, UnknownProfile};
@@ -91,9 +95,10 @@ impl<'a> Wanted<'a> {
 pub enum Compression {
     /// For kernels with `CONFIG_RD_ZSTD` (5.9 and later).
     Zstd,
-    /// For all others.
+    /// For kernels with `CONFIG_RD_GZIP`, as every distribution's are.
     Gzip,
-    /// Not at all: for loaders that compress by themselves, and for looking inside.
+    /// Not at all: for loaders that compress by themselves, for looking inside, and for kernels that
+    /// undo neither.
     None,
 }
 
@@ -143,6 +148,8 @@ pub struct Initramfs {
     pub modules: Vec<String>,
     /// Names of the firmware files inside, relative to /lib/firmware, sorted.
     pub firmware: Vec<String>,
+    /// The size of its /init.
+    pub init_bytes: usize,
     /// How many of `bytes` are processors' microcode; it stands first, uncompressed.
     pub microcode_bytes: usize,
 }
@@ -191,12 +198,27 @@ pub enum Error {
         kernel: String,
     },
     /// A compression that was asked for by name.
-    #[error("kernel {kernel} cannot undo {asked}: choose gzip, or a kernel with CONFIG_RD_ZSTD")]
+    #[error("kernel {kernel} cannot undo {asked}: choose {best}, or a kernel that can")]
     CannotUndo {
         /// The compression.
         asked: Compression,
+        /// The best that it undoes.
+        best: Compression,
         /// The kernel's release.
         kernel: String,
+    },
+    /// There is no /init for the kernel's processor.
+    #[error(
+        "kernel {kernel} is for {machine}, and this build of slate has no /init for that: it has one for {}",
+        there_are.join(" and one for ")
+    )]
+    NoInit {
+        /// The kernel's release.
+        kernel: String,
+        /// The processor that its modules are for.
+        machine: &'static str,
+        /// Processors that there is one for.
+        there_are: Vec<&'static str>,
     },
     /// A file that was added has no place.
     #[error(
@@ -242,11 +264,11 @@ pub enum Error {
     Compress(io::Error),
 }
 
-/// Builds the initramfs of a kernel: `init` as /init, and what is wanted.
+/// Builds the initramfs of a kernel: that of `inits` which is for its processor, and what is wanted.
 pub fn build(
     source: &ModuleSource<'_>,
     wanted: &Wanted<'_>,
-    init: &[u8],
+    inits: &Inits,
 ) -> Result<Initramfs, Error> {
     let modprobe = source.modprobe()?;
     let index = source.index(&modprobe)?;
@@ -254,6 +276,7 @@ pub fn build(
     let table = choose(&index, source.kernel(), wanted, &modprobe)?;
     let mut contents = Contents::default();
     let mut firmware = BTreeSet::new();
+    let mut machine = None;
     for module in &table.modules {
         let path = index
             .path(&module.name)
@@ -261,6 +284,7 @@ pub fn build(
             .unwrap_or(std::path::Path::new(""));
         let mut bytes = source.module(path)?;
         firmware.extend(module::firmware_of(&bytes));
+        machine = machine_of(&bytes).or(machine);
         if compression != Compression::None {
             wire::fold::fold(&mut bytes).map_err(|_| Error::NotAModule {
                 path: path.to_owned(),
@@ -276,6 +300,7 @@ pub fn build(
         }
     }
     contents.file(TABLE_PATH, 0o644, table.encode().into_bytes());
+    let init = inits.for_kernel(source.kernel(), machine)?;
     contents.file("/init", 0o755, init.to_vec());
     for file in wanted.files {
         contents.add(file)?;
@@ -291,6 +316,7 @@ pub fn build(
     Ok(Initramfs {
         bytes,
         microcode_bytes,
+        init_bytes: init.len(),
         kernel: table.kernel,
         compression,
         modules: table
@@ -307,13 +333,15 @@ fn compression(
     source: &ModuleSource<'_>,
     asked: Option<Compression>,
 ) -> Result<Compression, Error> {
-    match (asked, source.compression()?) {
-        (None, best) => Ok(best),
-        (Some(Compression::Zstd), Compression::Gzip) => Err(Error::CannotUndo {
-            asked: Compression::Zstd,
+    let best = source.compression()?;
+    match asked {
+        Some(asked) if source.undoes(asked)? => Ok(asked),
+        Some(asked) => Err(Error::CannotUndo {
+            asked,
+            best,
             kernel: source.kernel().to_owned(),
         }),
-        (Some(asked), _) => Ok(asked),
+        None => Ok(best),
     }
 }
 
@@ -335,7 +363,7 @@ pub fn with_trace(initramfs: &[u8], trace: &[u8]) -> Vec<u8> {
 }
 
 /// The name under which an initramfs can be kept: equal keys mean equal bytes.
-pub fn cache_key(image: &Digest, kernel: &str, wanted: &Wanted<'_>, init: &[u8]) -> Digest {
+pub fn cache_key(image: &Digest, kernel: &str, wanted: &Wanted<'_>, inits: &Inits) -> Digest {
     let mut hash = Sha256::new();
     let mut put = |part: &[u8]| {
         hash.update((part.len() as u64).to_le_bytes());
@@ -346,7 +374,9 @@ pub fn cache_key(image: &Digest, kernel: &str, wanted: &Wanted<'_>, init: &[u8])
     put(&image.0);
     put(kernel.as_bytes());
     put(wanted.profile.key().as_bytes());
-    put(init);
+    for init in inits.all() {
+        put(init);
+    }
     put(format!("{:?} {}", wanted.compression, wanted.level).as_bytes());
     put(wanted.modules.join(" ").as_bytes());
     for file in wanted.files {

@@ -126,6 +126,7 @@ pub(super) mod tests {
         let table_at = info_at + modinfo.len();
         let mut elf = vec![0; 64];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[0x12] = 62;
         elf[0x28..0x30].copy_from_slice(&(table_at as u64).to_le_bytes());
         elf[0x3a..0x40].copy_from_slice(&[64, 0, 2, 0, 1, 0]);
         elf.extend_from_slice(names);

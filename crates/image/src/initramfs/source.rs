@@ -128,8 +128,23 @@ impl<'a> ModuleSource<'a> {
 
     /// The best compression that the kernel undoes: by its configuration, else by its age.
     pub(super) fn compression(&self) -> Result<Compression, Error> {
-        let config = self.config()?;
-        Ok(config.map_or_else(|| by_release(&self.kernel), |config| by_config(&config)))
+        for best in [Compression::Zstd, Compression::Gzip] {
+            if self.undoes(best)? {
+                return Ok(best);
+            }
+        }
+        Ok(Compression::None)
+    }
+
+    /// Whether the kernel undoes a compression, by its configuration, else by its age.
+    pub(super) fn undoes(&self, compression: Compression) -> Result<bool, Error> {
+        let encoding = match compression {
+            Compression::Zstd if self.config()?.is_none() => return Ok(has_zstd(&self.kernel)),
+            Compression::Zstd => Encoding::Zstd,
+            Compression::Gzip => Encoding::Gzip,
+            Compression::None => return Ok(true),
+        };
+        self.unpacks(encoding)
     }
 
     /// Whether the kernel unpacks an initramfs of this encoding, as far as its configuration tells.
@@ -175,41 +190,43 @@ impl Error {
     }
 }
 
-fn by_config(config: &str) -> Compression {
-    if config.lines().any(|line| line == "CONFIG_RD_ZSTD=y") {
-        Compression::Zstd
-    } else {
-        Compression::Gzip
-    }
-}
-
 /// Distributions turned zstd on when Linux 5.9 brought it.
-fn by_release(release: &str) -> Compression {
+fn has_zstd(release: &str) -> bool {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map(|number| number.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= (5, 9) {
-        Compression::Zstd
-    } else {
-        Compression::Gzip
-    }
+    version >= (5, 9)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::HostDir;
 
     #[test]
     fn compression_follows_configuration_and_age() {
-        assert_eq!(
-            by_config("CONFIG_RD_GZIP=y\nCONFIG_RD_ZSTD=y\n"),
-            Compression::Zstd
-        );
-        assert_eq!(
-            by_config("CONFIG_RD_GZIP=y\n# CONFIG_RD_ZSTD is not set\n"),
-            Compression::Gzip
-        );
+        let best = |release: &str, config: Option<&str>| {
+            let top = tempfile::tempdir().unwrap();
+            if let Some(config) = config {
+                std::fs::write(top.path().join("config"), config).unwrap();
+            }
+            let files = HostDir::new(top.path());
+            ModuleSource::in_directory(&files, release)
+                .compression()
+                .unwrap()
+        };
+        for (config, expected) in [
+            ("CONFIG_RD_GZIP=y\nCONFIG_RD_ZSTD=y\n", Compression::Zstd),
+            (
+                "CONFIG_RD_GZIP=y\n# CONFIG_RD_ZSTD is not set\n",
+                Compression::Gzip,
+            ),
+            // An archive as it is, is what every kernel takes.
+            ("CONFIG_RD_XZ=y\n", Compression::None),
+        ] {
+            assert_eq!(best("6.1.0", Some(config)), expected, "{config}");
+        }
         for (release, expected) in [
             ("6.1.0-18-amd64", Compression::Zstd),
             ("5.9.0", Compression::Zstd),
@@ -217,7 +234,7 @@ mod tests {
             ("4.18.0-553.el8.x86_64", Compression::Gzip),
             ("", Compression::Gzip),
         ] {
-            assert_eq!(by_release(release), expected, "{release}");
+            assert_eq!(best(release, None), expected, "{release}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::module::tests::elf_with;
 use super::*;
@@ -68,11 +69,15 @@ fn image(config: &str) -> tempfile::TempDir {
     top
 }
 
+fn inits() -> Inits {
+    Arc::<[u8]>::from(&b"#!init"[..]).into()
+}
+
 fn built(top: &Path, profile: &Profile) -> Result<Initramfs, Error> {
     build(
         &ModuleSource::in_image(&HostDir::new(top), KERNEL),
         &Wanted::by(profile),
-        b"#!init",
+        &inits(),
     )
 }
 
@@ -315,8 +320,14 @@ fn same_inputs_give_same_bytes_and_key() {
         once.bytes,
         built(image.path(), &Profile::Virtual).unwrap().bytes
     );
-    let key_of =
-        |wanted: &Wanted<'_>, init: &[u8]| cache_key(&Digest([7; 32]), KERNEL, wanted, init);
+    let key_of = |wanted: &Wanted<'_>, init: &[u8]| {
+        cache_key(
+            &Digest([7; 32]),
+            KERNEL,
+            wanted,
+            &Arc::<[u8]>::from(init).into(),
+        )
+    };
     let key = |profile: &Profile, init: &[u8]| key_of(&Wanted::by(profile), init);
     let inventory = |aliases: [&str; 2]| Profile::Inventory(aliases.map(str::to_owned).to_vec());
     assert_eq!(
@@ -337,13 +348,62 @@ fn same_inputs_give_same_bytes_and_key() {
     assert_ne!(key_of(&with_files, b"i"), key(&Profile::Virtual, b"i"));
 }
 
+#[test]
+fn the_kernel_s_processor_decides_which_init_goes_in() {
+    let image = image("CONFIG_RD_ZSTD=y\n");
+    let files = HostDir::new(image.path());
+    let source = ModuleSource::in_image(&files, KERNEL);
+    let wanted = Wanted::by(&Profile::Virtual);
+    let is_for = |machine: u16| {
+        for name in ["nfs", "nfsv4", "virtio_net"] {
+            let path = format!("usr/lib/modules/{KERNEL}/kernel/{name}.ko");
+            let mut module = elf_with(name.as_bytes());
+            module[0x12..0x14].copy_from_slice(&machine.to_le_bytes());
+            fs::write(image.path().join(path), module).unwrap();
+        }
+        // The one that is compressed.
+        let mut module = elf_with(b"sunrpc");
+        module[0x12..0x14].copy_from_slice(&machine.to_le_bytes());
+        let mut packed = Vec::new();
+        lzma_rs::xz_compress(&mut module.as_slice(), &mut packed).unwrap();
+        let path = format!("usr/lib/modules/{KERNEL}/kernel/sunrpc.ko.xz");
+        fs::write(image.path().join(path), packed).unwrap();
+    };
+    let both = Inits {
+        aarch64: Some(Arc::from(&b"#!arm"[..])),
+        ..inits()
+    };
+    let init_of = |inits: &Inits| {
+        let initramfs = build(&source, &wanted, inits)?;
+        let mut members = members(&initramfs).into_iter();
+        let init = members.find(|it| it.0 == "init").unwrap().2;
+        assert_eq!(initramfs.init_bytes, init.len());
+        Ok::<_, Error>(init)
+    };
+    is_for(62);
+    assert_eq!(init_of(&both).unwrap(), b"#!init");
+    is_for(183);
+    assert_eq!(init_of(&both).unwrap(), b"#!arm");
+    let refused = init_of(&inits()).unwrap_err().to_string();
+    let expected = format!(
+        "kernel {KERNEL} is for 64-bit ARM, and this build of slate has no /init for that: it has one for 64-bit x86"
+    );
+    assert_eq!(refused, expected);
+    is_for(243);
+    let refused = init_of(&both).unwrap_err().to_string();
+    assert!(
+        refused.contains("RISC-V") && refused.ends_with("64-bit x86 and one for 64-bit ARM"),
+        "{refused}"
+    );
+}
+
 fn built_with<'a>(top: &Path, change: impl FnOnce(&mut Wanted<'a>)) -> Result<Initramfs, Error> {
     let mut wanted = Wanted::by(&Profile::Virtual);
     change(&mut wanted);
     build(
         &ModuleSource::in_image(&HostDir::new(top), KERNEL),
         &wanted,
-        b"#!init",
+        &inits(),
     )
 }
 
@@ -474,7 +534,7 @@ fn real_kernel_modules_make_an_initramfs() {
     let initramfs = build(
         &ModuleSource::in_directory(&files, &kernel),
         &Wanted::by(&Profile::Virtual),
-        b"#!init",
+        &inits(),
     )
     .unwrap();
     let table = table(&initramfs);

@@ -4,75 +4,100 @@
 //! labels or with wrong ones. The image's own setfiles(8) knows what its policy wants: it compiles the
 //! patterns of `file_contexts`, which no other program does in quite the same way.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::Path;
+use std::process::ExitStatus;
 
 use image::diff::{Aspect, Change, What};
-use image::files::{Files as _, HostDir, Root};
+use image::files::{HostDir, Root};
+use image::selinux;
 use owo_colors::OwoColorize as _;
 
 use super::sandbox::Sandbox;
 use crate::failure::{Failure, Outcome};
 
-/// Where the policy is chosen.
-const CONFIGURATION: &str = "etc/selinux/config";
-/// The longest configuration that is read, in bytes.
-const CONFIGURATION_MAX: u64 = 64 << 10;
 /// Where distributions have setfiles.
 const PROGRAMS: [&str; 2] = ["/usr/sbin/setfiles", "/sbin/setfiles"];
-/// The list of paths, as it is seen in the image; `/tmp` there is not kept.
-const LIST: &str = "slate-relabel";
+
+/// What becomes of an image that has a policy and no labels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unlabelled {
+    /// It gets them all.
+    Label,
+    /// Only what has changed gets them: a layer is not to hold all of its base.
+    Leave,
+}
 
 /// Restores the labels of what has changed in the image in `root`; whether it has a policy by which
 /// that could be done.
-pub fn restore(sandbox: &Sandbox, root: &Path, changes: &[Change]) -> Outcome<bool> {
+pub fn restore(
+    sandbox: &Sandbox,
+    root: &Path,
+    changes: &[Change],
+    unlabelled: Unlabelled,
+) -> Outcome<bool> {
+    let files = HostDir::new(root);
+    if unlabelled == Unlabelled::Label && !selinux::is_labelled(&files).map_err(unreadable)? {
+        return label_all(sandbox, root, None);
+    }
     let paths: Vec<&[u8]> = changes
         .iter()
         .filter(|it| is_labelled(it))
         .map(|it| &it.path[..])
         .collect();
-    let Some(contexts) = contexts(root).filter(|_| !paths.is_empty()) else {
+    if paths.is_empty() {
+        return Ok(false);
+    }
+    let Some([program, contexts]) = setfiles(&files)? else {
         return Ok(false);
     };
-    let files = HostDir::new(root);
-    let seen = Root::new(&files);
+    let words = [&program, "-F", "-0", "-f", "-", &contexts].map(OsString::from);
+    succeed(sandbox.execute_bare(&words, &listed(&paths), None)?)?;
+    Ok(true)
+}
+
+/// Gives every file of the image in `root` its label; whether it has a policy by which that could be
+/// done. What programs print goes to `log`.
+pub fn label_all(sandbox: &Sandbox, root: &Path, log: Option<&File>) -> Outcome<bool> {
+    let Some([program, contexts]) = setfiles(&HostDir::new(root))? else {
+        return Ok(false);
+    };
+    let words = [&program, "-F", "-e", "/proc", &contexts, "/"].map(OsString::from);
+    succeed(sandbox.execute_bare(&words, b"", log)?)?;
+    Ok(true)
+}
+
+/// Where the image has setfiles, and its own file contexts; `None` where it has no policy, or nothing
+/// to label files by it, which is said.
+fn setfiles(files: &HostDir) -> Outcome<Option<[String; 2]>> {
+    let Some(contexts) = selinux::contexts(files).map_err(unreadable)? else {
+        return Ok(None);
+    };
+    let root = Root::new(files);
     let mut programs = PROGRAMS.into_iter();
-    let Some(program) = programs.find(|it| seen.is_file(it).unwrap_or(false)) else {
-        anstream::eprintln!(
-            "{} the image has a SELinux policy and no setfiles: what changed keeps the labels that \
-             programs left; install policycoreutils in it",
-            "warning:".yellow().bold()
-        );
-        return Ok(false);
-    };
-    let list = sandbox.put(LIST, &listed(&paths))?;
-    let words = [program, "-F", "-0", "-f", &list, &contexts].map(OsString::from);
-    let status = sandbox.execute(&words, None)?;
+    if let Some(program) = programs.find(|it| root.is_file(it).unwrap_or(false)) {
+        return Ok(Some([program.to_owned(), contexts]));
+    }
+    anstream::eprintln!(
+        "{} the image has a SELinux policy and no setfiles: what changed keeps the labels that \
+         programs left; install policycoreutils in it",
+        "warning:".yellow().bold()
+    );
+    Ok(None)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]
+fn unreadable(error: std::io::Error) -> Failure {
+    Failure::because("reading the image", &error)
+}
+
+fn succeed(status: ExitStatus) -> Outcome {
     if status.success() {
-        return Ok(true);
+        return Ok(());
     }
     Err(Failure::new(format!("restoring SELinux labels: setfiles in the image: {status}"))
         .hint("nothing was published; to go on without: SELINUX=disabled in the image's /etc/selinux/config"))
-}
-
-/// The image's own file contexts, where it has a policy that is not switched off.
-fn contexts(root: &Path) -> Option<String> {
-    let files = HostDir::new(root);
-    let seen = Root::new(&files);
-    let (path, _) = seen.resolve(CONFIGURATION).ok()??;
-    let text = files.read_up_to(&path, CONFIGURATION_MAX).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let lines = text.lines().filter_map(|line| line.trim().split_once('='));
-    let values: BTreeMap<&str, &str> = lines
-        .map(|(key, value)| (key.trim(), value.trim()))
-        .collect();
-    if values.get("SELINUX") == Some(&"disabled") {
-        return None;
-    }
-    let kind = values.get("SELINUXTYPE").filter(|it| !it.contains('/'))?;
-    let contexts = format!("/etc/selinux/{kind}/contexts/files/file_contexts");
-    seen.is_file(&contexts).ok()?.then_some(contexts)
 }
 
 /// Whether what happened to a name can have left it with another label than it should have.
@@ -104,31 +129,7 @@ fn listed(paths: &[&[u8]]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-
-    #[test]
-    fn a_policy_that_is_there_and_not_off_is_found() {
-        let root = tempfile::tempdir().unwrap();
-        assert_eq!(contexts(root.path()), None);
-        let policy = root.path().join("etc/selinux/default/contexts/files");
-        fs::create_dir_all(&policy).unwrap();
-        let configuration = root.path().join(CONFIGURATION);
-        fs::write(
-            &configuration,
-            "# x\nSELINUX=permissive\nSELINUXTYPE=default\n",
-        )
-        .unwrap();
-        assert_eq!(contexts(root.path()), None);
-        fs::write(policy.join("file_contexts"), "").unwrap();
-        let found = "/etc/selinux/default/contexts/files/file_contexts";
-        assert_eq!(contexts(root.path()).as_deref(), Some(found));
-        fs::write(&configuration, "SELINUX=disabled\nSELINUXTYPE=default\n").unwrap();
-        assert_eq!(contexts(root.path()), None);
-        fs::write(&configuration, "SELINUXTYPE=../../x\n").unwrap();
-        assert_eq!(contexts(root.path()), None);
-    }
 
     #[test]
     fn names_are_listed_as_they_are() {

@@ -2,7 +2,7 @@
 //! version. Nothing that runs from the version, or follows its tag, is touched.
 
 mod commit;
-mod labels;
+pub(super) mod labels;
 pub(super) mod sandbox;
 
 use std::fs;
@@ -24,6 +24,7 @@ use crate::args::{ChangeArgs, DirArgs, OutputArgs, Switch};
 use crate::failure::{Failure, Outcome};
 use crate::render;
 pub(super) use commit::{Commit, Decision};
+use labels::Unlabelled;
 use sandbox::{Sandbox, WorkDir};
 
 /// Paths that two changes have in common, named in a failure.
@@ -160,7 +161,7 @@ impl<'s> Session<'s> {
     /// Says what has changed, and publishes it.
     fn finish(&self, discard: bool, ask: bool, output: OutputArgs) -> Outcome {
         let begun = Instant::now();
-        let (staged, changes) = self.stage()?;
+        let (staged, changes) = self.stage(Unlabelled::Label)?;
         let commit = Commit {
             store: self.store,
             name: &self.name,
@@ -182,8 +183,8 @@ impl<'s> Session<'s> {
     }
 
     /// Reads the copy into the store, with the labels that the image's own policy wants of what has
-    /// changed; what that is.
-    pub fn stage(&self) -> Outcome<(Staged, Vec<Change>)> {
+    /// changed, or of all where there are none yet; what has changed.
+    pub fn stage(&self, unlabelled: Unlabelled) -> Outcome<(Staged, Vec<Change>)> {
         let read = || -> Outcome<(Staged, Vec<Change>)> {
             let mut meter = Meter::new();
             let mut follow = |it| meter.show(&Step::Importing(it));
@@ -194,7 +195,7 @@ impl<'s> Session<'s> {
             Ok((staged, changes))
         };
         let (staged, changes) = read()?;
-        if !labels::restore(&self.sandbox, self.checkout.path(), &changes)? {
+        if !labels::restore(&self.sandbox, self.checkout.path(), &changes, unlabelled)? {
             return Ok((staged, changes));
         }
         drop(staged);

@@ -19,6 +19,9 @@ use crate::failure::{Failure, Outcome};
 
 /// Mounts, then enters.
 const ENTER: &str = include_str!("enter.sh");
+/// The same with next to no mounts. Arguments: the image's root; then the command.
+const ENTER_BARE: &str =
+    r#"mount -t proc -o nosuid,nodev,noexec proc "$0/proc" && exec chroot "$0" "$@""#;
 /// Has Debian's packages start no daemons (invoke-rc.d(8)).
 const POLICY: &str =
     "#!/bin/sh\n# By slate, while the image is changed: start nothing.\nexit 101\n";
@@ -88,6 +91,38 @@ pub fn kernel_of(root: &Path) -> Option<String> {
     BootFiles::of(&HostDir::new(root))
         .ok()
         .map(|it| it.kernel.version)
+}
+
+/// A command line that goes on in namespaces of its own and ends with this process.
+fn isolated(network: Switch) -> Command {
+    let mut enter = Command::new("setpriv");
+    enter.args(["--pdeathsig", "KILL", "unshare", "--mount", "--uts"]);
+    enter.args(["--ipc", "--pid", "--fork", "--kill-child"]);
+    enter.args(["--propagation", "private"]);
+    if network == Switch::Off {
+        enter.arg("--net");
+    }
+    enter
+}
+
+/// Has a command print to a log, where there is one.
+fn print_to(command: &mut Command, log: Option<&File>) -> Outcome {
+    if let Some(log) = log {
+        let failed = |error| Failure::because("opening the log", &error);
+        command.stdout(log.try_clone().map_err(failed)?);
+        command.stderr(log.try_clone().map_err(failed)?);
+    }
+    Ok(())
+}
+
+/// Waits for a command of [`isolated`]. Meanwhile Ctrl-C is the command's.
+fn run_to_end(command: &mut Command) -> Outcome<ExitStatus> {
+    let over = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&over))
+        .map_err(|error| Failure::because("catching Ctrl-C", &error))?;
+    let status = command.status();
+    over.store(true, Ordering::Relaxed);
+    status.map_err(|error| Failure::because("starting setpriv", &error).hint("install util-linux"))
 }
 
 /// Where and how programs run.
@@ -177,50 +212,43 @@ impl Sandbox {
         self.execute(&command, None)
     }
 
-    /// Puts a file into the programs' `/tmp`; its path there.
-    pub fn put(&self, name: &str, content: &[u8]) -> Outcome<String> {
-        let path = self.scratch.join(name);
+    /// Runs a program of the image that needs nothing but files, without any mount over them but
+    /// `/proc`: it sees the image's own mount points. `input` is what it reads.
+    pub fn execute_bare(
+        &self,
+        command: &[OsString],
+        input: &[u8],
+        log: Option<&File>,
+    ) -> Outcome<ExitStatus> {
+        let path = self.scratch.join("input");
         // What programs left there may be a link.
         let _ = fs::remove_file(&path);
-        fs::write(&path, content).map_err(|error| path_failure("writing", &path, &error))?;
-        Ok(format!("/tmp/{name}"))
+        let failed = |error| path_failure("writing", &path, &error);
+        fs::write(&path, input).map_err(failed)?;
+        let input = File::open(&path).map_err(failed)?;
+        let mut enter = isolated(Switch::Off);
+        enter
+            .args(["sh", "-c", ENTER_BARE])
+            .arg(&self.root)
+            .args(command);
+        enter.stdin(input);
+        print_to(&mut enter, log)?;
+        run_to_end(&mut enter)
     }
 
     /// Runs a command, what it prints to a log where there is one.
     pub fn execute(&self, command: &[OsString], log: Option<&File>) -> Outcome<ExitStatus> {
-        let over = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&over))
-            .map_err(|error| Failure::because("catching Ctrl-C", &error))?;
-        let mut enter = Command::new("setpriv");
-        enter.args([
-            "--pdeathsig",
-            "KILL",
-            "unshare",
-            "--mount",
-            "--uts",
-            "--ipc",
-            "--pid",
-        ]);
-        enter.args(["--fork", "--kill-child", "--propagation", "private"]);
-        if self.network == Switch::Off {
-            enter.arg("--net");
-        }
+        let mut enter = isolated(self.network);
         enter.args(["sh", "-c", ENTER, "sh"]);
         enter.arg(&self.root).arg(&self.scratch);
         enter.arg(self.kernel.as_deref().unwrap_or_default());
         enter.arg(&self.name).arg(self.resolver_in_run());
         enter.args(command);
-        if let Some(log) = log {
-            let failed = |error| Failure::because("opening the log", &error);
+        if log.is_some() {
             enter.stdin(Stdio::null());
-            enter.stdout(log.try_clone().map_err(failed)?);
-            enter.stderr(log.try_clone().map_err(failed)?);
         }
-        let status = enter.status();
-        over.store(true, Ordering::Relaxed);
-        status.map_err(|error| {
-            Failure::because("starting setpriv", &error).hint("install util-linux")
-        })
+        print_to(&mut enter, log)?;
+        run_to_end(&mut enter)
     }
 
     /// Where the resolver's configuration is expected below `/run`, which is empty at first.
