@@ -16,6 +16,7 @@ use signal_hook::consts::SIGINT;
 use crate::args::Switch;
 use crate::commands::image::path_failure;
 use crate::failure::{Failure, Outcome};
+use crate::foreground;
 
 /// Mounts, then enters.
 const ENTER: &str = include_str!("enter.sh");
@@ -217,6 +218,9 @@ impl Sandbox {
             enter.stderr(log.try_clone().map_err(failed)?);
         }
         let status = enter.status();
+        if log.is_none() {
+            foreground::take_back();
+        }
         over.store(true, Ordering::Relaxed);
         status.map_err(|error| {
             Failure::because("starting setpriv", &error).hint("install util-linux")
