@@ -347,6 +347,20 @@ pub struct TryArgs {
     pub break_at: Option<Break>,
 }
 
+impl TryArgs {
+    /// One machine, until it is up.
+    pub fn once(image: &str) -> TryArgs {
+        TryArgs {
+            command: None,
+            image: image.to_owned(),
+            nodes: 1,
+            once: true,
+            json: false,
+            break_at: None,
+        }
+    }
+}
+
 fn break_at(name: &str) -> Result<Break, String> {
     let place = Break::named(name).filter(|_| !name.is_empty());
     place.ok_or_else(|| format!("expected {}", Break::EXPECTED))
@@ -848,6 +862,8 @@ pub enum NodeCommand {
     Run(RunArgs),
     /// Reboot nodes, unless somebody is logged in there or holds an inhibitor lock
     Reboot(RebootArgs),
+    /// Switch machines on or off, by the `power` of their nodes or groups in slate.toml
+    Power(PowerArgs),
     /// What a running node has changed since its boot: added, changed, removed
     Diff(DiffArgs),
     /// Name a node, fix its address, choose its image and groups
@@ -884,6 +900,30 @@ pub struct RunArgs {
     pub output: OutputArgs,
 }
 
+/// `slate node power`.
+#[derive(Args, Debug)]
+pub struct PowerArgs {
+    /// What becomes of them
+    #[arg(value_enum)]
+    pub action: PowerArg,
+    /// The nodes: names, MACs, n[001-600], @group
+    #[arg(value_name = "NODES")]
+    pub nodes: String,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What becomes of a machine's power.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerArg {
+    /// Switch them on
+    On,
+    /// Cut them off, whatever they do
+    Off,
+    /// Cut them off and switch them on
+    Cycle,
+}
+
 /// `slate node reboot`.
 #[derive(Args, Debug)]
 pub struct RebootArgs {
@@ -896,7 +936,7 @@ pub struct RebootArgs {
     /// Run this on each node before; where it fails the node does not reboot
     #[arg(long, value_name = "COMMAND")]
     pub before: Option<String>,
-    /// Whoever is there
+    /// Whoever is there; a node that does not answer has its power switched, where that can be done
     #[arg(long)]
     pub force: bool,
     /// Until they are up again
@@ -937,6 +977,9 @@ pub struct RolloutArgs {
     /// Reboot nobody: nodes are tried when somebody else reboots them
     #[arg(long, conflicts_with = "before")]
     pub on_next_boot: bool,
+    /// Boot the version in a virtual machine first, and begin only if it comes up there
+    #[arg(long = "try")]
+    pub try_first: bool,
     /// How long each node may take to begin to boot, and from there to the end of the gate
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub timeout: Duration,

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod embedded;
 mod failure;
+mod foreground;
 mod recipe;
 mod registry;
 mod render;

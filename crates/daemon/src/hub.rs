@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::Notice;
 use crate::journal::Journal;
 use crate::net::{dhcp, tftp};
+use crate::power;
 use crate::prepare::Order;
 use crate::unwritten::Unwritten;
 
@@ -79,6 +80,8 @@ pub struct Hub {
     pub tftp: tftp::Starter,
     /// Makes boot files.
     pub prepare: Sender<Order>,
+    /// Switches machines on and off.
+    pub power: Sender<power::Job>,
     /// Whose HTTP requests wait for their answers.
     pub held: HashMap<BootId, oneshot::Sender<HttpAnswer>>,
 }
@@ -263,6 +266,8 @@ impl Hub {
                     let _ = asker.send(answer);
                 }
             }
+            // The receiver may be gone: the daemon stops.
+            Output::Power { order, task } => drop(self.power.send((order, task))),
             Output::Reply(reply) => {
                 if let Asker::Command(asker) = std::mem::replace(asker, Asker::Nobody) {
                     let _ = asker.send(reply);
@@ -326,6 +331,7 @@ mod tests {
             dhcp: HashMap::new(),
             receivers: Vec::new(),
             prepare: channel().0,
+            power: channel().0,
             held: HashMap::new(),
             tftp: tftp::Starter {
                 contents: Arc::new(contents),

@@ -18,6 +18,7 @@ mod listeners;
 mod net;
 mod notice;
 mod options;
+mod power;
 pub mod preflight;
 mod prepare;
 mod run;

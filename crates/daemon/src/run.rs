@@ -30,7 +30,7 @@ use crate::prepare::Preparer;
 use crate::state::State;
 use crate::unwritten::Unwritten;
 use crate::uploads::Uploads;
-use crate::{Drivers, Error, Listening, Notice, Options, listeners};
+use crate::{Drivers, Error, Listening, Notice, Options, listeners, power};
 
 /// Runs the daemon until it is told to stop, by SIGINT, SIGTERM or the control socket.
 ///
@@ -342,6 +342,7 @@ impl Daemon {
                 receivers,
                 tftp: starter,
                 prepare,
+                power: power::start(&hub),
                 held: HashMap::new(),
             };
             thread::spawn(move || hub.run(&messages))

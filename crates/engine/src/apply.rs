@@ -15,7 +15,7 @@ use crate::group::{Group, MAX_GROUPS, NetworkSettings, check_group_name};
 use crate::image::ImageRef;
 use crate::proxy::SeenMachines;
 use crate::record::{Node, Record};
-use crate::{Engine, MAX_NODES, Turn};
+use crate::{Engine, MAX_NODES, Turn, power};
 
 /// An inventory as a file describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +60,9 @@ pub struct NodeEntry {
     /// Its groups, those that count first first.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// What drives its power; `None` = what its groups say.
+    #[serde(default)]
+    pub power: Option<String>,
 }
 
 /// What becomes of one node, one group or one network.
@@ -122,6 +125,7 @@ impl NodeEntry {
             loader: node.loader,
             console: node.console.clone(),
             groups: node.groups.clone(),
+            power: node.power.clone(),
         }
     }
 }
@@ -146,9 +150,13 @@ impl Engine {
         inventory: Inventory,
         prune: bool,
         dry_run: bool,
+        may_run: bool,
     ) -> Result<CommandReply, CommandError> {
         let notes = self.idle_addresses(&inventory);
         let wanted = self.wanted(turn, inventory, prune)?;
+        if !may_run {
+            self.check_powers(&wanted)?;
+        }
         let changes = Changes {
             notes: notes.into_iter().collect(),
             ..self.changes(&wanted)
@@ -180,6 +188,19 @@ impl Engine {
                 "address of {shown}{more}: another DHCP server gives the addresses here (--dhcp proxy or off), so that this one gives none; have that server give it (slate plan --as dhcpd|dnsmasq|kea prints the lines)"
             )
         })
+    }
+
+    /// What the daemon runs as root, root has said.
+    fn check_powers(&self, wanted: &Wanted) -> Result<(), CommandError> {
+        let known: BTreeSet<&String> = powers(&self.nodes, &self.groups).map(|it| it.1).collect();
+        let new = powers(&wanted.nodes, &wanted.groups);
+        let new = new.filter(|(_, power)| power::runs(power) && !known.contains(power));
+        let problem = "only root may say by which command power is switched: sudo slate apply";
+        let problems: Vec<_> = new.map(|(whose, _)| (whose, problem.to_owned())).collect();
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(CommandError::Invalid { problems }),
+        }
     }
 
     fn changes(&self, wanted: &Wanted) -> Changes {
@@ -400,6 +421,7 @@ impl Engine {
         self.check_name(&entry.name)?;
         check_kernel_args(&entry.kernel_args)?;
         console::check(&entry.console)?;
+        entry.power.as_deref().map_or(Ok(()), power::check)?;
         if let Some(address) = entry.address {
             self.check_address(turn, entry.mac, address)?;
         }
@@ -424,12 +446,27 @@ impl Engine {
             loader: entry.loader,
             console: entry.console.clone(),
             groups: entry.groups.clone(),
+            power: entry.power.clone(),
             // Whoever says that it boots another image means that.
             pinned: known.filter(|_| same_image).and_then(|it| it.pinned),
             trial: known.filter(|_| same_image).and_then(|it| it.trial.clone()),
             once: known.and_then(|node| node.once.clone()),
         })
     }
+}
+
+/// What drives the power of nodes and groups, and whose word it is.
+fn powers<'a>(
+    nodes: &'a BTreeMap<Mac, Node>,
+    groups: &'a BTreeMap<String, Group>,
+) -> impl Iterator<Item = (String, &'a String)> {
+    let of_nodes = nodes
+        .values()
+        .filter_map(|node| Some((node.name.clone(), node.power.as_ref()?)));
+    let of_groups = groups
+        .iter()
+        .filter_map(|(name, group)| Some((format!("group {name}"), group.power.as_ref()?)));
+    of_groups.chain(of_nodes)
 }
 
 /// What differs between two tables.

@@ -10,6 +10,7 @@ use crate::config::UefiLoader;
 use crate::image::ImageRef;
 use crate::orders::OrderView;
 use crate::plan::BootPlan;
+use crate::power::PowerAction;
 use crate::record::Secret;
 use crate::rollout::{RolloutPlan, RolloutView};
 use crate::view::{NodeView, SecretView};
@@ -44,6 +45,8 @@ pub enum Command {
         prune: bool,
         /// Only say what would change.
         dry_run: bool,
+        /// Whether it may have the daemon run commands that it does not know yet: root's word only.
+        may_run: bool,
     },
     /// The inventory as a file describes it.
     Inventory,
@@ -62,6 +65,13 @@ pub enum Command {
         seconds: u32,
         /// How many bytes it may upload besides what it prints.
         upload_bytes: u64,
+    },
+    /// Switch machines on or off.
+    Power {
+        /// A list of nodes.
+        nodes: String,
+        /// What becomes of them.
+        action: PowerAction,
     },
     /// Bring a version to nodes a few at a time.
     RollOut(RolloutPlan),

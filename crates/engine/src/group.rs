@@ -56,6 +56,9 @@ pub struct Group {
     /// What its journal may hold: `64M`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub journal_size: Option<String>,
+    /// What drives the power of its nodes: `wol`, or a command with `{action}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power: Option<String>,
     /// systemd units that cannot be started; `None` = those that put a machine to sleep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masked_units: Option<Vec<String>>,
@@ -275,6 +278,7 @@ impl Group {
         if let Some(size) = &self.journal_size {
             check(is_size(size), || ("a size such as \"64M\"", size))?;
         }
+        self.power.as_deref().map_or(Ok(()), crate::power::check)?;
         for name in self.masked_units.iter().flatten() {
             check(unit::is_name(name), || {
                 ("a unit's name such as sleep.target", name)

@@ -14,6 +14,7 @@ use crate::command::{Command, CommandError, CommandReply};
 use crate::config::InterfaceId;
 use crate::event::{Event, Service};
 use crate::image::{BootFile, ImageInfo};
+use crate::power::PowerTask;
 use crate::record::Record;
 use crate::tftp::Transfer;
 
@@ -67,6 +68,15 @@ pub enum Input {
         peer: SocketAddrV4,
         /// Its payload.
         datagram: Vec<u8>,
+    },
+    /// What [`Output::Power`] asked for has ended.
+    PowerEnded {
+        /// The order.
+        order: u64,
+        /// An exit code, 128 and a signal's number, or -1 where it could not be started.
+        status: i32,
+        /// What it printed, or why it failed.
+        output: Vec<u8>,
     },
     /// A TFTP transfer or HTTP response that the engine decided has ended.
     TransferEnded {
@@ -214,6 +224,13 @@ pub enum Output {
         version: Digest,
         /// What people call it.
         image: String,
+    },
+    /// Switch a machine's power. Answered by [`Input::PowerEnded`].
+    Power {
+        /// The order that it is.
+        order: u64,
+        /// What to do.
+        task: PowerTask,
     },
     /// Tell users.
     Event(Event),

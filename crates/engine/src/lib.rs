@@ -25,6 +25,7 @@ mod limit;
 mod nodes;
 mod orders;
 mod plan;
+mod power;
 mod preview;
 mod proxy;
 mod ready;
@@ -72,6 +73,7 @@ pub use io::{
 };
 pub use orders::{MAX_OUTPUT_BYTES, OrderState, OrderView, UploadLeave};
 pub use plan::BootPlan;
+pub use power::{POWER_TIME, PowerAction, PowerTask};
 pub use preview::{Exchange, Firmware, PlannedContent, PlannedFile, Preview};
 pub use record::{
     Boot, Failure, Fallback, Learned, Lease, Node, Record, Secret, Settings, StageAt,
@@ -211,6 +213,7 @@ impl Engine {
             now,
             out: Vec::new(),
         };
+        self.orders.notice(now);
         self.forget_silent(&mut turn);
         // What a rollout waits for is told by agents and beacons, or is a command's or the time's.
         let may_advance = matches!(
@@ -218,6 +221,7 @@ impl Engine {
             Input::Http { .. }
                 | Input::Beacon { .. }
                 | Input::Command(_)
+                | Input::PowerEnded { .. }
                 | Input::Images { .. }
                 | Input::Tick
         );
@@ -263,6 +267,11 @@ impl Engine {
                 self.prepare_all(&mut turn);
             }
             Input::Prepared { version, result } => self.prepared(version, result),
+            Input::PowerEnded {
+                order,
+                status,
+                output,
+            } => self.power_ended(&mut turn, order, status, &output),
             Input::Command(command) => self.command(&mut turn, command),
             Input::Tick => {
                 self.report_stuck(&mut turn);
@@ -397,6 +406,7 @@ impl Engine {
                 loader: None,
                 console: Vec::new(),
                 groups: Vec::new(),
+                power: None,
                 once: None,
                 pinned: None,
                 trial: None,

@@ -21,6 +21,7 @@ use crate::event::EventKind;
 use crate::files::text;
 use crate::io::{Content, HttpAnswer, HttpBody, Output};
 use crate::learned::Evidence;
+use crate::power::PowerAction;
 use crate::time::Timestamp;
 use crate::{Engine, Turn};
 
@@ -46,6 +47,10 @@ pub(crate) struct Orders {
     last_id: u64,
     agents: BTreeMap<Mac, Agent>,
     output_bytes: usize,
+    /// When the engine began to hear agents.
+    began: Option<Timestamp>,
+    /// Whether every agent that is there has had the time to be heard.
+    settled: bool,
 }
 
 /// A node's end of the channel.
@@ -60,7 +65,8 @@ struct Agent {
 #[derive(Clone, Debug)]
 struct Order {
     mac: Mac,
-    boot: BootId,
+    /// The boot that carries it out; `None` = the daemon does.
+    boot: Option<BootId>,
     command: String,
     seconds: u32,
     given: Timestamp,
@@ -139,6 +145,28 @@ impl OrderView {
 }
 
 impl Order {
+    fn new(
+        mac: Mac,
+        boot: Option<BootId>,
+        command: String,
+        seconds: u32,
+        given: Timestamp,
+    ) -> Order {
+        Order {
+            mac,
+            boot,
+            command,
+            seconds,
+            given,
+            state: OrderState::Waiting,
+            ended: None,
+            output: Vec::new(),
+            received: 0,
+            printed: 0,
+            upload_bytes: 0,
+        }
+    }
+
     fn is_over(&self) -> bool {
         self.ended.is_some()
     }
@@ -164,8 +192,31 @@ impl Order {
 }
 
 impl Orders {
+    /// Time passes.
+    pub(crate) fn notice(&mut self, now: Timestamp) {
+        let began = *self.began.get_or_insert(now);
+        self.settled |= now >= began + ALIVE_FOR;
+    }
+
+    /// When silence begins to mean something, if that is not yet so.
+    pub(crate) fn settles(&self) -> Option<Timestamp> {
+        let began = self.began.filter(|_| !self.settled);
+        began.map(|it| it + ALIVE_FOR)
+    }
+
+    /// Takes an order in; its id.
+    fn keep(&mut self, order: Order, now: Timestamp) -> Result<u64, String> {
+        if self.by_id.len() >= KEPT {
+            return Err(format!("{KEPT} orders are kept already"));
+        }
+        // Ids are never given twice, not even by the next daemon.
+        self.last_id = now.0.max(self.last_id + 1);
+        self.by_id.insert(self.last_id, order);
+        Ok(self.last_id)
+    }
+
     fn open_of(&self, mac: Mac, boot: BootId) -> impl Iterator<Item = (&u64, &Order)> {
-        let of_boot = move |order: &Order| order.mac == mac && order.boot == boot;
+        let of_boot = move |order: &Order| order.mac == mac && order.boot == Some(boot);
         self.by_id
             .iter()
             .filter(move |(_, order)| of_boot(order) && !order.is_over())
@@ -216,10 +267,16 @@ impl Engine {
         agent.is_some_and(|it| now < it.polled + ALIVE_FOR)
     }
 
+    /// Whether a node is off, or hangs: it does not poll, and would have. One that never booted is.
+    pub(crate) fn is_away(&self, mac: Mac, now: Timestamp) -> bool {
+        let was_there = self.boots.current(mac).is_some();
+        !self.is_connected(mac, now) && (self.orders.settled || !was_there)
+    }
+
     /// Whether an order of a boot may upload now; bulk itself never comes here.
     pub fn upload_leave(&self, claim: Claim) -> Option<UploadLeave> {
         let order = self.orders.by_id.get(&claim.order)?;
-        let may = order.boot == claim.boot && !order.is_over() && order.upload_bytes > 0;
+        let may = order.boot == Some(claim.boot) && !order.is_over() && order.upload_bytes > 0;
         let key = self.boots.get(claim.boot)?.control_key?;
         may.then_some(UploadLeave {
             key: ControlKey(key),
@@ -326,7 +383,9 @@ impl Engine {
         if agent.is_some_and(|agent| agent.boot != boot) {
             self.orders.agents.remove(&mac);
         }
-        let former = |order: &Order| order.mac == mac && order.boot != boot && !order.is_over();
+        let former = |order: &Order| {
+            order.mac == mac && order.boot.is_some_and(|it| it != boot) && !order.is_over()
+        };
         self.lose(turn, "the node has booted anew", former);
     }
 
@@ -395,10 +454,10 @@ impl Engine {
             .nodes_by_name()
             .into_iter()
             .filter(|node| macs.contains(&node.mac))
-            .map(|node| (node.mac, node.name.clone()))
+            .map(|node| node.mac)
             .collect::<Vec<_>>()
             .into_iter()
-            .map(|(mac, node)| self.order_one(turn, mac, node, command, seconds))
+            .map(|mac| self.order_one(turn, mac, command, seconds))
             .collect();
         for id in orders.iter().filter_map(|order| order.id) {
             if let Some(order) = self.orders.by_id.get_mut(&id) {
@@ -408,24 +467,65 @@ impl Engine {
         Ok(CommandReply::Orders(orders))
     }
 
-    fn order_one(
-        &mut self,
-        turn: &mut Turn,
-        mac: Mac,
-        node: String,
-        command: &str,
-        seconds: u32,
-    ) -> OrderView {
-        match self.give(turn, mac, command, seconds) {
+    fn order_one(&mut self, turn: &mut Turn, mac: Mac, command: &str, seconds: u32) -> OrderView {
+        let given = self.give(turn, mac, command, seconds);
+        self.given_view(mac, given)
+    }
+
+    /// An order that was just given, or why it was not.
+    pub(crate) fn given_view(&self, mac: Mac, given: Result<u64, String>) -> OrderView {
+        let not_given = |cause| OrderView {
+            id: None,
+            node: self.name_of(mac),
+            state: OrderState::Lost { cause },
+            output: Vec::new(),
+            printed: 0,
+        };
+        match given {
             Ok(id) => self.order_view(id).expect("it was given"),
-            Err(cause) => OrderView {
-                id: None,
-                node,
-                state: OrderState::Lost { cause },
-                output: Vec::new(),
-                printed: 0,
-            },
+            Err(cause) => not_given(cause),
         }
+    }
+
+    fn name_of(&self, mac: Mac) -> String {
+        let node = self.nodes.get(&mac);
+        node.map_or_else(|| mac.to_string(), |node| node.name.clone())
+    }
+
+    /// Keeps an order that the daemon carries out itself.
+    pub(crate) fn keep_power_order(
+        &mut self,
+        turn: &Turn,
+        mac: Mac,
+        action: PowerAction,
+        seconds: u32,
+    ) -> Result<u64, String> {
+        let command = format!("power {}", action.name());
+        let mut order = Order::new(mac, None, command, seconds, turn.now);
+        order.state = OrderState::Running;
+        self.orders.keep(order, turn.now)
+    }
+
+    /// An order that the daemon carried out has ended.
+    pub(crate) fn power_ended(&mut self, turn: &mut Turn, id: u64, status: i32, output: &[u8]) {
+        let Some(order) = self.orders.by_id.get_mut(&id) else {
+            return;
+        };
+        if order.boot.is_some() || order.is_over() {
+            return;
+        }
+        let mac = order.mac;
+        let part = Part {
+            order: id,
+            offset: 0,
+            total: output.len() as u64,
+            bytes: output.into(),
+            end: None,
+        };
+        order.state = OrderState::Ended { status };
+        order.ended = Some(turn.now);
+        self.orders.take_part(mac, &part);
+        self.tell(turn, Some(mac), EventKind::OrderEnded { order: id, status });
     }
 
     /// How far an order is, and what it has printed.
@@ -450,26 +550,8 @@ impl Engine {
         if self.orders.open_of(mac, boot).count() >= MAX_ORDERS {
             return Err(format!("it has {MAX_ORDERS} orders already"));
         }
-        if self.orders.by_id.len() >= KEPT {
-            return Err(format!("{KEPT} orders are kept already"));
-        }
-        // Ids are never given twice, not even by the next daemon.
-        self.orders.last_id = turn.now.0.max(self.orders.last_id + 1);
-        let id = self.orders.last_id;
-        let order = Order {
-            mac,
-            boot,
-            command: command.to_owned(),
-            seconds,
-            given: turn.now,
-            state: OrderState::Waiting,
-            ended: None,
-            output: Vec::new(),
-            received: 0,
-            printed: 0,
-            upload_bytes: 0,
-        };
-        self.orders.by_id.insert(id, order);
+        let order = Order::new(mac, Some(boot), command.to_owned(), seconds, turn.now);
+        let id = self.orders.keep(order, turn.now)?;
         let shown = cut(command);
         self.tell(
             turn,
@@ -505,10 +587,9 @@ impl Engine {
 
     fn order_view(&self, id: u64) -> Option<OrderView> {
         let order = self.orders.by_id.get(&id)?;
-        let node = self.nodes.get(&order.mac);
         Some(OrderView {
             id: Some(id),
-            node: node.map_or_else(|| order.mac.to_string(), |node| node.name.clone()),
+            node: self.name_of(order.mac),
             state: order.state.clone(),
             output: order.output.clone(),
             printed: order.printed,

@@ -129,6 +129,9 @@ pub struct Node {
     /// Its groups, those that count first first.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// What drives its power; `None` = what its groups say.
+    #[serde(default)]
+    pub power: Option<String>,
     /// The image of its next boot only.
     #[serde(default, with = "crate::text::option")]
     pub once: Option<ImageRef>,

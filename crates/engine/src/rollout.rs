@@ -19,6 +19,7 @@ use crate::command::{CommandError, CommandReply};
 use crate::commands::cut;
 use crate::event::EventKind;
 use crate::orders::OrderState;
+use crate::power::PowerAction;
 use crate::record::{Node, Record};
 use crate::time::Timestamp;
 use crate::{Engine, Turn};
@@ -110,6 +111,9 @@ pub struct Trial {
     pub step: Step,
     /// When the step before this one began to count against the rollout's time.
     pub since: Timestamp,
+    /// Whether its power was switched because it did not begin to boot.
+    #[serde(default)]
+    pub switched: bool,
 }
 
 /// How far a node is in a rollout.
@@ -120,6 +124,8 @@ pub enum Step {
     Waiting,
     /// Its next boot takes the version.
     Rebooting,
+    /// Nobody can reboot it now; its next boot takes the version, and nobody waits for that.
+    Away,
     /// It boots the version.
     Booting {
         /// The boot.
@@ -138,6 +144,7 @@ impl Step {
         match self {
             Step::Waiting => "waits",
             Step::Rebooting => "reboots",
+            Step::Away => "on next boot",
             Step::Booting { .. } => "boots",
             Step::Gate => "at the gate",
             Step::Proved => "proved",
@@ -260,6 +267,7 @@ impl Engine {
                 former,
                 step: Step::Waiting,
                 since: now,
+                switched: false,
             }));
         });
     }
@@ -276,9 +284,9 @@ impl Engine {
         self.change_node(turn, mac, |node| {
             if let Some(trial) = &mut node.trial {
                 // The time of a reboot ends, and that of its boot begins, with the first boot.
-                if step == Step::Rebooting {
+                if matches!(step, Step::Rebooting | Step::Away) {
                     trial.since = now;
-                } else if trial.step == Step::Rebooting {
+                } else if matches!(trial.step, Step::Rebooting | Step::Away) {
                     trial.since = trial.since.max(now);
                 }
                 trial.step = step;
@@ -327,24 +335,78 @@ impl Engine {
                 return self.take_back(turn, id, cause);
             }
         }
-        if !trying(self, is_tried).is_empty() {
+        let is_first = trying(self, |step| *step == Step::Proved).is_empty();
+        // Those that are away keep the others waiting until the version holds anywhere.
+        let away = trying(self, |step| *step == Step::Away);
+        if trying(self, is_tried).len() > away.len() {
             return;
         }
-        let waiting = trying(self, |step| *step == Step::Waiting);
-        if waiting.is_empty() {
+        let mut waiting = trying(self, |step| *step == Step::Waiting);
+        if waiting.is_empty() && away.is_empty() {
             return self.finish(turn, id);
         }
-        let is_first = trying(self, |step| *step == Step::Proved).is_empty();
+        if rollout.plan.reboot.is_some() {
+            // After a start of the daemon nobody was heard yet, which says nothing.
+            waiting.retain(|mac| self.is_connected(*mac, turn.now) || self.is_away(*mac, turn.now));
+            waiting.sort_by_key(|mac| !self.in_reach(*mac, turn.now));
+        }
+        if is_first && !away.is_empty() {
+            // A canary that is away makes room for one that is not.
+            let other = waiting.first().copied();
+            if !other.is_some_and(|mac| self.in_reach(mac, turn.now)) {
+                return;
+            }
+            for mac in away {
+                self.set_step(turn, mac, Step::Waiting);
+            }
+        }
+        if waiting.is_empty() {
+            return;
+        }
         let size = match rollout.plan.batch {
             _ if is_first && rollout.plan.canary > 0 => rollout.plan.canary as usize,
             Batch::Nodes(count) => count as usize,
             Batch::Percent(percent) => nodes.len() * usize::from(percent) / 100,
         };
         for mac in waiting.into_iter().take(size.max(1)) {
-            self.set_step(turn, mac, Step::Rebooting);
+            self.begin_reboot(turn, mac, &rollout.plan);
         }
         // What runs the version already need not reboot.
         self.advance(turn, id);
+    }
+
+    /// Whether a node can be made to reboot now.
+    fn in_reach(&self, mac: Mac, now: Timestamp) -> bool {
+        self.is_connected(mac, now) || self.can_switch(mac, PowerAction::On)
+    }
+
+    /// A node's turn: one that is off is switched on, or left to boot when somebody else does it.
+    fn begin_reboot(&mut self, turn: &mut Turn, mac: Mac, plan: &RolloutPlan) {
+        let is_ours = plan.reboot.is_some() && !self.is_connected(mac, turn.now);
+        if is_ours && !self.can_switch(mac, PowerAction::On) {
+            return self.set_step(turn, mac, Step::Away);
+        }
+        self.set_step(turn, mac, Step::Rebooting);
+        if is_ours {
+            // What comes of it is an event; the rollout's time decides.
+            let _ = self.switch_one(turn, mac, PowerAction::On);
+        }
+    }
+
+    /// A node that was told to reboot, and does not begin to boot, has its power switched, once.
+    fn switch_late(&mut self, turn: &mut Turn, mac: Mac) -> bool {
+        let trial = self.nodes.get(&mac).and_then(|node| node.trial.as_ref());
+        let may = trial.is_some_and(|it| it.step == Step::Rebooting && !it.switched);
+        if !may || !self.can_switch(mac, PowerAction::Cycle) {
+            return false;
+        }
+        let now = turn.now;
+        self.change_node(turn, mac, |node| {
+            if let Some(trial) = &mut node.trial {
+                (trial.switched, trial.since) = (true, now);
+            }
+        });
+        self.switch_one(turn, mac, PowerAction::Cycle).is_ok()
     }
 
     fn trial_step(&self, mac: Mac, rollout: u64) -> Option<&Step> {
@@ -361,12 +423,17 @@ impl Engine {
         let runs = boot.filter(|boot| is_up(boot)).and_then(|boot| boot.image);
         let reached = boot.and_then(reached);
         match &trial.step {
-            Step::Rebooting | Step::Booting { .. } if runs == Some(trial.version) => {
+            Step::Rebooting | Step::Away | Step::Booting { .. } if runs == Some(trial.version) => {
                 self.set_step(turn, mac, Step::Gate);
                 return self.advance_node(turn, mac, rollout);
             }
             Step::Booting { .. } if runs.is_some() => {
                 return Err("it came up with another version".into());
+            }
+            // It was only out of reach: its turn comes as that of any other.
+            Step::Away if self.is_connected(mac, turn.now) => {
+                self.set_step(turn, mac, Step::Waiting);
+                return Ok(());
             }
             Step::Rebooting => {
                 if let Some(script) = &rollout.plan.reboot {
@@ -383,15 +450,16 @@ impl Engine {
                     }
                 }
             },
-            Step::Booting { .. } | Step::Waiting | Step::Proved => {}
+            Step::Booting { .. } | Step::Away | Step::Waiting | Step::Proved => {}
         }
         // Whoever waits for somebody to reboot it has all the time in the world.
-        let is_ours = rollout.plan.reboot.is_some() || trial.step != Step::Rebooting;
+        let is_ours = trial.step != Step::Away
+            && (rollout.plan.reboot.is_some() || trial.step != Step::Rebooting);
         let end = trial.since + Duration::from_secs(rollout.plan.seconds.into());
         let is_over = self
             .trial_step(mac, rollout.id)
             .is_none_or(|it| *it == Step::Proved);
-        if is_ours && !is_over && turn.now >= end {
+        if is_ours && !is_over && turn.now >= end && !self.switch_late(turn, mac) {
             let stage = reached.map_or("nowhere", Stage::name);
             return Err(format!(
                 "it did not come through within {} s; it is {}, its boot came to {stage}",
@@ -470,8 +538,11 @@ impl Engine {
             });
             let runs = self.boots.current(*mac).and_then(|boot| boot.image);
             if runs == Some(rollout.version) {
-                // One that cannot be told takes the former version whenever it boots.
-                let _ = self.give(turn, *mac, &rollout.plan.back, BACK_SECONDS);
+                // One that can neither be told nor switched takes the former version whenever it boots.
+                let told = self.give(turn, *mac, &rollout.plan.back, BACK_SECONDS);
+                if told.is_err() && self.can_switch(*mac, PowerAction::Cycle) {
+                    let _ = self.switch_one(turn, *mac, PowerAction::Cycle);
+                }
             }
         }
         let failed = RolloutState::Failed {
@@ -518,7 +589,7 @@ impl Engine {
     pub(crate) fn trial_version(&self, node: &Node) -> Option<Digest> {
         let trial = node.trial.as_ref()?;
         match &trial.step {
-            Step::Rebooting => Some(trial.version),
+            Step::Rebooting | Step::Away => Some(trial.version),
             Step::Booting { boot } => {
                 let boot = self.boots.get(*boot)?;
                 (reached(boot) < Some(Stage::Init)).then_some(trial.version)
@@ -533,7 +604,7 @@ impl Engine {
             return;
         };
         let is_tried = match &trial.step {
-            Step::Rebooting => true,
+            Step::Rebooting | Step::Away => true,
             // One that did not get as far as to run anything of the version tells nothing of it.
             Step::Booting { boot } => self
                 .boots
@@ -555,13 +626,14 @@ impl Engine {
             let time = Duration::from_secs(rollout.plan.seconds.into());
             let trials = rollout.nodes.iter().filter_map(|mac| {
                 let trial = self.nodes.get(&mac.0)?.trial.as_ref()?;
-                let waits = matches!(trial.step, Step::Waiting | Step::Proved)
+                let waits = matches!(trial.step, Step::Waiting | Step::Away | Step::Proved)
                     || (trial.step == Step::Rebooting && rollout.plan.reboot.is_none());
                 (!waits).then_some(trial.since)
             });
             trials.map(move |since| since + time)
         });
-        deadlines.min()
+        let settles = self.orders.settles().filter(|_| !running.is_empty());
+        deadlines.chain(settles).min()
     }
 
     /// All rollouts, or one.

@@ -11,6 +11,7 @@ mod groups;
 mod leases;
 mod machine;
 mod orders;
+mod power;
 mod preview;
 mod rollouts;
 mod scenarios;
@@ -33,6 +34,7 @@ use crate::io::{
     Content, HttpAnswer, HttpBody, HttpRequest, Input, NfsActivity, Output, TftpAnswer,
     TransferOutcome,
 };
+use crate::power::PowerTask;
 use crate::record::Record;
 use crate::tftp::Transfer;
 use crate::time::Timestamp;
@@ -140,6 +142,8 @@ struct World {
     /// Nothing that is said to DHCP servers reaches the daemon.
     deaf: bool,
     events: Vec<Event>,
+    /// What was asked of machines' power.
+    powers: Vec<(u64, PowerTask)>,
     identities: BTreeMap<BootId, [u8; 32]>,
     steps: u64,
     /// The versions whose initramfs is on the daemon's disk.
@@ -170,6 +174,7 @@ impl World {
             other: None,
             deaf: false,
             events: Vec::new(),
+            powers: Vec::new(),
             identities: BTreeMap::new(),
             steps: 0,
             made: BTreeSet::new(),
@@ -501,6 +506,7 @@ impl World {
                 let key = (self.now + MAKING, version.0[0].into());
                 self.queue.insert(key, Packet::Made(version));
             }
+            Output::Power { order, task } => self.powers.push((order, task)),
             Output::Http(_)
             | Output::Reply(_)
             | Output::HoldHttp { .. }

@@ -52,6 +52,8 @@ struct Node {
     console: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     groups: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    power: Option<String>,
 }
 
 /// Runs `slate apply`.
@@ -184,6 +186,7 @@ pub(super) fn parsed(text: &str) -> Result<Inventory, String> {
             loader: node.loader,
             console: node.console,
             groups: node.groups,
+            power: node.power,
         })
     };
     let nodes: Result<_, String> = file.nodes.into_iter().map(entry).collect();
@@ -218,6 +221,7 @@ pub(super) fn written(inventory: Inventory) -> Outcome<String> {
             loader: entry.loader,
             console: entry.console,
             groups: entry.groups,
+            power: entry.power,
         };
         let file = File {
             nodes: [(entry.name, node)].into(),
@@ -380,6 +384,7 @@ mod tests {
             loader: None,
             console: Vec::new(),
             groups: Vec::new(),
+            power: None,
         }
     }
 

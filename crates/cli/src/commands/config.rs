@@ -96,6 +96,7 @@ fn entry(node: &Node) -> NodeEntry {
         loader: None,
         console: Vec::new(),
         groups: Vec::new(),
+        power: None,
     }
 }
 

@@ -281,7 +281,7 @@ pub(super) fn say_imported(store: &Store, imported: &Imported, output: OutputArg
     let Tag { name, tag, digest } = &imported.tag;
     let totals = store.open_tree(*digest)?.totals()?;
     if output.json {
-        return render::json(&json!({
+        render::json(&json!({
             "name": name,
             "tag": tag,
             "digest": digest.to_string(),
@@ -289,7 +289,8 @@ pub(super) fn say_imported(store: &Store, imported: &Imported, output: OutputArg
             "bytes": totals.bytes,
             "findings": findings_json(&imported.findings),
             "skipped": imported.skipped.iter().map(skipped_json).collect::<Vec<_>>(),
-        }));
+        }))?;
+        return layer::recompose_on(store, name, tag, *digest);
     }
     for line in skipped_lines(&imported.skipped) {
         anstream::eprintln!("{line}");
@@ -304,7 +305,7 @@ pub(super) fn say_imported(store: &Store, imported: &Imported, output: OutputArg
     if tag == image::store::TAG_NEXT {
         anstream::println!("Nodes boot it after: slate image tag {name}:{tag} {name}");
     }
-    layer::say_composed_on(store, name, tag, *digest)
+    layer::recompose_on(store, name, tag, *digest)
 }
 
 /// How far an import or a build has come: one live line on a terminal, else a line now and then.
@@ -575,14 +576,15 @@ fn tag(store: &Store, source: &str, target: &str, output: OutputArgs) -> Outcome
     let (name, tag) = split_reference(target);
     store.tag(name, tag, digest)?;
     if output.json {
-        return render::json(&json!({
+        render::json(&json!({
             "name": name,
             "tag": tag,
             "digest": digest.to_string(),
-        }));
+        }))?;
+    } else {
+        anstream::println!("{} is now {digest}", format!("{name}:{tag}").bold());
     }
-    anstream::println!("{} is now {digest}", format!("{name}:{tag}").bold());
-    layer::say_composed_on(store, name, tag, digest)
+    layer::recompose_on(store, name, tag, digest)
 }
 
 /// The version that a reference names; a failure names the images that there are.

@@ -49,8 +49,21 @@ pub fn run(args: &TryArgs) -> Outcome {
         find_shell(&store, &args.image)?;
     }
     let scratch = Scratch::new(&store, &cache)?;
-    let lab = Lab::start(args, scratch)?;
+    let mut lab = Lab::start(args, scratch)?;
     lab.serve(args, &interrupted)
+}
+
+/// Boots an image of a store in a virtual machine, which is switched off again; the digest of the
+/// version that came up.
+pub fn boot_once(store: &Path, image: &str) -> Outcome<String> {
+    check_machine()?;
+    let interrupted = on_interrupt()?;
+    remove_stale();
+    let args = TryArgs::once(image);
+    let mut lab = Lab::start(&args, Scratch::new(store, &cache_dir())?)?;
+    lab.serve(&args, &interrupted)?;
+    let digest = lab.nodes()?.into_iter().find_map(|node| node.digest);
+    digest.ok_or_else(|| Failure::new("the virtual machine ran no version"))
 }
 
 fn check_machine() -> Outcome {
@@ -232,7 +245,7 @@ impl Lab {
         Ok(lab)
     }
 
-    fn serve(mut self, args: &TryArgs, interrupted: &AtomicBool) -> Outcome {
+    fn serve(&mut self, args: &TryArgs, interrupted: &AtomicBool) -> Outcome {
         let events = self.follow()?;
         let patience = PATIENCE_PER_NODE * u32::from(args.nodes);
         let started = Instant::now();

@@ -2,7 +2,7 @@
 
 use image::layer::{Composition, LAYERS_MAX, Layer};
 use image::store::{TAG_DEFAULT, TAG_NEXT, split_reference};
-use image::{Digest, Error, Publish, Store};
+use image::{Digest, Error, Publish, Staged, Store};
 use owo_colors::OwoColorize as _;
 use serde_json::json;
 
@@ -121,19 +121,37 @@ pub(super) fn compose(store: &Store, args: &ComposeArgs, output: OutputArgs) -> 
     if !args.replace {
         check_next(store, name, known.as_ref())?;
     }
+    let made = make(store, name, on, names)?;
+    let published = publish(store, made.staged, Publish::Import { name })?;
+    store.record_composition(name, &made.composition)?;
+    say_imported(store, &published, output)
+}
+
+/// A version that was composed, and of what.
+struct Made {
+    staged: Staged,
+    composition: Composition,
+}
+
+fn make(store: &Store, name: &str, on: String, names: Vec<String>) -> Outcome<Made> {
     let layers = names.iter().map(|it| store.layer(it));
     let layers: Vec<Layer> = layers.collect::<Result<_, _>>()?;
     let base = store.open_tree(resolve(store, &on)?)?;
-    let staged = store.compose(&base, &layers)?;
+    let staged = store.compose(&base, &layers).map_err(|error| {
+        let mut failure = Failure::from(error);
+        failure.what = format!("composing {name}: {}", failure.what);
+        failure
+    })?;
     let composition = Composition {
         on,
         layers: names,
         base: base.digest(),
         made: staged.digest(),
     };
-    let published = publish(store, staged, Publish::Import { name })?;
-    store.record_composition(name, &composition)?;
-    say_imported(store, &published, output)
+    Ok(Made {
+        staged,
+        composition,
+    })
 }
 
 /// A next version that was not composed is work that this would take the name of.
@@ -194,18 +212,49 @@ pub(super) fn list(store: &Store, output: OutputArgs) -> Outcome {
     Ok(())
 }
 
-/// Names the images that are composed on a tag which has just been moved.
-pub(super) fn say_composed_on(store: &Store, name: &str, tag: &str, digest: Digest) -> Outcome {
+/// Composes anew what is composed on a tag that has just been moved, as `IMAGE:next`: which version nodes
+/// boot is for people to say. What cannot be composed is named, with the reason, and stays as it was.
+pub(super) fn recompose_on(store: &Store, name: &str, tag: &str, digest: Digest) -> Outcome {
     let moved = format!("{name}:{tag}");
     for (image, composition) in store.compositions()? {
-        if composition.on == moved && composition.base != digest {
-            anstream::eprintln!(
-                "{} is composed on it: slate image compose {image}",
-                image.bold()
-            );
+        if composition.on != moved || composition.base == digest {
+            continue;
+        }
+        match recompose(store, &image, composition) {
+            Ok(made) => anstream::eprintln!(
+                "{}: {} with its layers, {}. Nodes boot it after: slate image tag {image}:{TAG_NEXT} {image}",
+                format!("{image}:{TAG_NEXT}").bold(),
+                moved,
+                made.short()
+            ),
+            Err(failure) => anstream::eprint!(
+                "{}",
+                Failure {
+                    what: format!(
+                        "{image} stays as it is, without the new {moved}: {}",
+                        failure.what
+                    ),
+                    ..failure
+                }
+                .render()
+            ),
         }
     }
     Ok(())
+}
+
+fn recompose(store: &Store, image: &str, known: Composition) -> Outcome<Digest> {
+    check_next(store, image, Some(&known))?;
+    let was = store.read_tag(image, TAG_NEXT)?;
+    let made = make(store, image, known.on, known.layers)?;
+    let target = Publish::TagIf {
+        name: image,
+        tag: TAG_NEXT,
+        was,
+    };
+    publish(store, made.staged, target)?;
+    store.record_composition(image, &made.composition)?;
+    Ok(made.composition.made)
 }
 
 fn full(reference: &str) -> String {

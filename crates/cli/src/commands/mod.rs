@@ -19,6 +19,7 @@ pub mod node;
 mod order;
 mod otherserver;
 pub mod plan;
+mod power;
 pub mod report;
 pub mod rollout;
 pub mod secret;

@@ -11,7 +11,7 @@ use wire::mac::Mac;
 use wire::stage::Stage;
 
 use super::image::open_store;
-use super::{diff, order};
+use super::{diff, order, power};
 use crate::args::{self, DirArgs, NodeCommand};
 use crate::failure::{Code, Failure, Outcome};
 use crate::render;
@@ -53,6 +53,7 @@ pub fn run(dirs: &DirArgs, command: NodeCommand) -> Outcome {
         NodeCommand::Forget { nodes, output } => forget(&mut client, &nodes, output.json)?,
         NodeCommand::Run(args) => order::run(&mut client, &args)?,
         NodeCommand::Reboot(args) => order::reboot(&mut client, &args)?,
+        NodeCommand::Power(args) => power::run(&mut client, &args)?,
         NodeCommand::Diff(args) => order::diff(dirs, &mut client, &args)?,
         NodeCommand::Set {
             node,

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use daemon::control::{Client, NodeChange, NodeView, OrderState, OrderView, Request, Response};
+use daemon::control::{
+    Client, NodeChange, NodeView, OrderState, OrderView, PowerAction, Request, Response,
+};
 use image::{Kind, StoredTree};
 use owo_colors::OwoColorize as _;
 use serde_json::json;
 
 use super::image::open_store;
 use super::node::{boots, select, unexpected};
+use super::power;
 use crate::args::{DiffArgs, DirArgs, RebootArgs, RunArgs};
 use crate::failure::{Failure, Outcome};
 use crate::render;
@@ -78,6 +81,10 @@ pub fn reboot(client: &mut Client, args: &RebootArgs) -> Outcome {
         seconds,
         0,
     )?;
+    let given = match args.force {
+        true => switch_silent(client, given)?,
+        false => given,
+    };
     let orders = follow(client, given, |order| {
         let text = match &order.state {
             OrderState::Ended { status: 0 } => "reboots".to_owned(),
@@ -113,6 +120,19 @@ pub fn reboot(client: &mut Client, args: &RebootArgs) -> Outcome {
     }
     Err(Failure::new(format!("{} not rebooted", refused.join(", ")))
         .hint("reboot them whoever is there with --force"))
+}
+
+/// Nodes that were not told, since they do not answer, have their power switched where that can be.
+fn switch_silent(client: &mut Client, given: Vec<OrderView>) -> Outcome<Vec<OrderView>> {
+    let mut orders = Vec::new();
+    for order in given {
+        let switched = match order.id {
+            Some(_) => None,
+            None => power::switch(client, &order.node, PowerAction::Cycle)?.pop(),
+        };
+        orders.push(switched.filter(|it| it.id.is_some()).unwrap_or(order));
+    }
+    Ok(orders)
 }
 
 /// What has a node reboot, after `before`, and unless somebody is there.
@@ -405,7 +425,7 @@ fn output_text(order: &OrderView, single: bool) -> String {
     out
 }
 
-fn order_json(order: &OrderView) -> serde_json::Value {
+pub(super) fn order_json(order: &OrderView) -> serde_json::Value {
     let (status, cause) = match &order.state {
         OrderState::Ended { status } => (Some(status), None),
         OrderState::Lost { cause } => (None, Some(cause)),

@@ -239,6 +239,7 @@ mod tests {
             loader: None,
             console: Vec::new(),
             groups: Vec::new(),
+            power: None,
         };
         vec![node(1, Some([10, 77, 0, 201])), node(2, None)]
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use daemon::control::{Batch, Client, Request, Response, RolloutPlan, RolloutState, RolloutView};
 use owo_colors::OwoColorize as _;
 
-use super::node::unexpected;
+use super::image::{open_store, resolve};
+use super::lab;
+use super::node::{select, unexpected};
 use super::order::reboot_script;
 use crate::args::{BatchSize, DirArgs, RolloutArgs, RolloutCommand};
 use crate::failure::{Failure, Outcome};
@@ -16,11 +18,15 @@ use crate::render;
 /// How often it is asked how far it is.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
+/// How far nodes are that nobody can reboot, and those that hold the version.
+const AWAY: &str = "on next boot";
+const PROVED: &str = "proved";
+
 /// Runs `slate rollout`.
 pub fn run(dirs: &DirArgs, args: &RolloutArgs) -> Outcome {
     let mut client = Client::connect(&dirs.run_dir)?;
     match &args.command {
-        None => begin(&mut client, args),
+        None => begin(dirs, &mut client, args),
         Some(RolloutCommand::Status { output }) => {
             let rollouts = ask(&mut client, &Request::Rollouts)?;
             if output.json {
@@ -41,10 +47,15 @@ pub fn run(dirs: &DirArgs, args: &RolloutArgs) -> Outcome {
     }
 }
 
-fn begin(client: &mut Client, args: &RolloutArgs) -> Outcome {
+fn begin(dirs: &DirArgs, client: &mut Client, args: &RolloutArgs) -> Outcome {
+    let image = args.image.clone().unwrap_or_default();
+    let tried = args
+        .try_first
+        .then(|| try_first(dirs, client, args, &image))
+        .transpose()?;
     let reboot = reboot_script(args.force, args.before.as_deref());
     let plan = RolloutPlan {
-        image: args.image.clone().unwrap_or_default(),
+        image,
         nodes: args.to.clone().unwrap_or_default(),
         canary: args.canary,
         batch: match args.batch {
@@ -57,6 +68,14 @@ fn begin(client: &mut Client, args: &RolloutArgs) -> Outcome {
         seconds: u32::try_from(args.timeout.as_secs()).unwrap_or(u32::MAX),
     };
     let rollout = only(ask(client, &Request::RollOut { plan })?)?;
+    if tried.is_some_and(|tried| tried != rollout.version.to_string()) {
+        ask(client, &Request::StopRollout { id: rollout.id })?;
+        return Err(Failure::new(format!(
+            "{} was moved while its version was tried: nothing was rolled out",
+            rollout.image
+        ))
+        .hint("begin anew, to try the version that it names now"));
+    }
     anstream::println!(
         "Rollout {} of {}, version {}, to {} nodes. It goes on without this command: watch it by \
          slate rollout status, end it by slate rollout stop.",
@@ -71,6 +90,25 @@ fn begin(client: &mut Client, args: &RolloutArgs) -> Outcome {
     watch(client, rollout)
 }
 
+/// Boots the version in a virtual machine. What no rollout could be made of is refused before that.
+fn try_first(
+    dirs: &DirArgs,
+    client: &mut Client,
+    args: &RolloutArgs,
+    image: &str,
+) -> Outcome<String> {
+    select(client, args.to.clone().unwrap_or_default())?;
+    resolve(&open_store(dirs)?, image)?;
+    anstream::println!("{} in a virtual machine first:", image.bold());
+    let store = dirs.state_dir.join("store");
+    let tried = lab::boot_once(&store, image).map_err(|failure| Failure {
+        what: format!("--try: {}", failure.what),
+        ..failure
+    })?;
+    anstream::println!("{image} comes up in a virtual machine.");
+    Ok(tried)
+}
+
 /// Shows each node's steps until the end.
 fn watch(client: &mut Client, mut rollout: RolloutView) -> Outcome {
     let mut shown: Vec<(String, String)> = Vec::new();
@@ -83,7 +121,13 @@ fn watch(client: &mut Client, mut rollout: RolloutView) -> Outcome {
         }
         shown.clone_from(&rollout.nodes);
         match &rollout.state {
-            RolloutState::Running => {}
+            RolloutState::Running => {
+                let away = away(&rollout.nodes);
+                if !away.is_empty() {
+                    anstream::println!("{}", away_text(&away));
+                    return Ok(());
+                }
+            }
             RolloutState::Done => {
                 anstream::println!("{}", "It holds on every node.".green());
                 anstream::println!("{}", follow_hint(&rollout.image));
@@ -102,6 +146,25 @@ fn watch(client: &mut Client, mut rollout: RolloutView) -> Outcome {
         rollout =
             now.ok_or_else(|| Failure::new("the daemon does not know this rollout any more"))?;
     }
+}
+
+/// The nodes that are left, where all others hold the version and these boot by themselves, some day.
+fn away(nodes: &[(String, String)]) -> Vec<&str> {
+    let others = nodes.iter().filter(|it| it.1 != AWAY);
+    if !others.clone().all(|it| it.1 == PROVED) || others.count() == 0 {
+        return Vec::new();
+    }
+    let away = nodes.iter().filter(|it| it.1 == AWAY);
+    away.map(|it| it.0.as_str()).collect()
+}
+
+fn away_text(names: &[&str]) -> String {
+    let is = if names.len() == 1 { "is" } else { "are" };
+    format!(
+        "It holds on every node that is on. {} {is} off and takes it on the next boot; until then the \
+         rollout goes on: slate rollout status, slate rollout stop.",
+        names.join(", ")
+    )
 }
 
 /// Nodes stay where a rollout brought them until the tag that they follow names the same version.
@@ -193,6 +256,21 @@ mod tests {
         );
         assert_eq!(only_running(&rollouts).unwrap(), 2);
         assert!(only_running(&rollouts[..1]).is_err());
+    }
+
+    #[test]
+    fn those_that_are_off_are_left_alone_once_all_others_hold() {
+        let nodes = |steps: &[&str]| -> Vec<(String, String)> {
+            let names = steps.iter().enumerate();
+            names
+                .map(|(at, step)| (format!("n{at}"), (*step).to_owned()))
+                .collect()
+        };
+        assert_eq!(away(&nodes(&["proved", AWAY])), ["n1"]);
+        for steps in [&["proved", "waits", AWAY][..], &[AWAY, AWAY], &["proved"]] {
+            assert!(away(&nodes(steps)).is_empty(), "{steps:?}");
+        }
+        assert!(away_text(&["n1"]).contains("n1 is off"));
     }
 
     fn engine_digest() -> wire::digest::Digest {

@@ -9,6 +9,7 @@ use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 
 use super::image::{Meter, Step, resolve, unix_ms};
+use super::layer;
 use super::node::{self, unexpected};
 use crate::args::{DirArgs, OutputArgs};
 use crate::failure::{Failure, Outcome};
@@ -314,12 +315,13 @@ pub(super) fn rollback(store: &Store, image: &str, output: OutputArgs) -> Outcom
     resolve(store, &format!("{name}:{tag}"))?;
     let (now, left) = store.rollback(name, tag)?;
     if output.json {
-        return render::json(&json!({
+        render::json(&json!({
             "name": name,
             "tag": tag,
             "digest": now.to_string(),
             "before": left.to_string(),
-        }));
+        }))?;
+        return layer::recompose_on(store, name, tag, now);
     }
     anstream::println!(
         "{} is {} again, and no longer {}",
@@ -328,7 +330,7 @@ pub(super) fn rollback(store: &Store, image: &str, output: OutputArgs) -> Outcom
         left.short()
     );
     anstream::println!("Nodes that follow it boot that at their next start.");
-    Ok(())
+    layer::recompose_on(store, name, tag, now)
 }
 
 fn counted(count: usize, one: &str, many: &str) -> String {

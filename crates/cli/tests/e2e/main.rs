@@ -20,6 +20,8 @@ mod links;
 mod native;
 mod node;
 mod orders;
+mod power;
+mod powercut;
 mod proxy;
 mod relay;
 mod restart;

@@ -219,7 +219,7 @@ fn attend(site: &Site, initrd: &Path, machines: &mut [Machine], arguments: &[&st
 }
 
 /// User-Mode Linux starts itself anew with its old command line: a firmware asks for a new one.
-fn revive(site: &Site, initrd: &Path, machines: &mut [Machine]) {
+pub(crate) fn revive(site: &Site, initrd: &Path, machines: &mut [Machine]) {
     for (index, machine) in (1..).zip(machines) {
         let lines = machine.console().lines();
         let restarts = |line: &lab::Line| line.text.contains("reboot: Restarting system");

@@ -92,23 +92,41 @@ fn layers_are_laid_over_what_their_base_became() {
     slate.run(&both);
     check(&slate, directory.path(), "node", &modules, "");
 
-    // The base goes on: what is composed follows when it is told to.
+    // The base goes on: what is composed follows, as its next version; nodes follow no sooner than
+    // they are told to. A next version of the base alone changes nothing.
+    let first = slate.digest("node");
     write(&root.join("etc/motd"), "second\n");
-    slate.run(&["image", "import", "base:latest", text(&root)]);
-    let said = slate.output(&["image", "compose", "node"]);
-    assert!(said.status.success(), "{said:?}");
-    check(&slate, directory.path(), "node:next", &modules, "second\n");
-    let moved = slate.output(&["image", "tag", "base:latest", "base:latest"]);
+    slate.run(&["image", "import", "base", text(&root)]);
+    let none = slate.output(&["image", "show", "node:next"]);
+    assert!(!none.status.success(), "{none:?}");
+    let moved = slate.output(&["image", "tag", "base:next", "base"]);
+    assert!(moved.status.success(), "{moved:?}");
     let said = String::from_utf8_lossy(&moved.stderr).into_owned();
-    assert!(said.contains("slate image compose gpu"), "{said}");
-    assert!(!said.contains("compose node"), "{said}");
+    for image in ["gpu", "mpi", "node"] {
+        let expected = format!("{image}:next: base:latest with its layers");
+        assert!(said.contains(&expected), "{said}");
+    }
+    check(&slate, directory.path(), "node:next", &modules, "second\n");
+    assert_eq!(slate.digest("node"), first);
+    let second = slate.digest("node:next");
+    let again = slate.output(&["image", "tag", "base:latest", "base:latest"]);
+    assert!(again.stderr.is_empty(), "{again:?}");
+    slate.run(&["image", "rollback", "base"]);
+    assert_eq!(slate.digest("node:next"), first);
+    slate.run(&["image", "rollback", "base"]);
+    assert_eq!(slate.digest("node:next"), second);
 
     // Another kernel: no layer with modules is laid over it.
     for file in ["boot/vmlinuz-2.0", "lib/modules/2.0/modules.dep"] {
         write(&root.join(file), "kernel/nfsv4.ko:\nkernel/overlay.ko:\n");
     }
-    slate.run(&["image", "import", "base:latest", text(&root)]);
     let before = slate.digest("node:next");
+    let moved = slate.output(&["image", "import", "base:latest", text(&root)]);
+    assert!(moved.status.success(), "{moved:?}");
+    let said = String::from_utf8_lossy(&moved.stderr).into_owned();
+    for part in ["node stays as it is", "the layer gpu", "1.0", "2.0"] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
     let parts = ["the layer gpu", "1.0", "2.0", "make the layer again"];
     slate.fails(&["image", "compose", "node"], 1, &parts);
     assert_eq!(slate.digest("node:next"), before);
@@ -117,7 +135,7 @@ fn layers_are_laid_over_what_their_base_became() {
     slate.run(&[
         "image",
         "run",
-        "gpu",
+        "gpu:next",
         "--",
         "sh",
         "-c",

@@ -10,3 +10,4 @@ mod labels;
 mod layers;
 mod power;
 mod rig;
+mod terminal;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, ClientError, Events};
 pub use engine::{
     Batch, Change, Changes, FileEntry, Group, Inventory, NetworkSettings, NodeEntry, OrderState,
-    OrderView, RolloutPlan, RolloutState, RolloutView, Secret, SecretView, UefiLoader,
+    OrderView, PowerAction, RolloutPlan, RolloutState, RolloutView, Secret, SecretView, UefiLoader,
     UnknownPolicy,
 };
 
@@ -117,6 +117,13 @@ pub enum Request {
         /// How many bytes it may upload, by `agent send`, into `uploads/ID` below the state directory.
         #[serde(default)]
         upload_bytes: u64,
+    },
+    /// Switch machines on or off: answered by [`Response::Orders`], one for each node.
+    Power {
+        /// A list of nodes.
+        nodes: String,
+        /// What becomes of them.
+        action: PowerAction,
     },
     /// How far an order is, with its output: answered by [`Response::Orders`].
     OrderNow {

@@ -22,6 +22,12 @@ pub fn may(stream: &UnixStream) -> bool {
         || Groups::of_this_machine().has(user, group)
 }
 
+/// Whether the process at the other end is root's, or this process's user's.
+pub fn is_root(stream: &UnixStream) -> bool {
+    rustix::net::sockopt::socket_peercred(stream)
+        .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+}
+
 /// The group and who is in it besides those whose first group it is.
 struct Groups {
     group: Option<u32>,

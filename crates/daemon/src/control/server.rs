@@ -123,6 +123,7 @@ impl Server {
             server: env!("CARGO_PKG_VERSION").into(),
         };
         write(&mut out, &hello)?;
+        let is_root = peer::is_root(&stream);
         let mut input = BufReader::new(stream);
         loop {
             let mut line = String::new();
@@ -134,7 +135,7 @@ impl Server {
             }
             match serde_json::from_str(&line) {
                 Ok(Request::Events { since, follow }) => self.events(&mut out, since, follow)?,
-                Ok(request) => write(&mut out, &self.answer(request))?,
+                Ok(request) => write(&mut out, &self.answer(request, is_root))?,
                 Err(error) => write(
                     &mut out,
                     &refusal(format!("expected a request: {error}"), ""),
@@ -151,7 +152,7 @@ impl Server {
         write(out, &Response::Done)
     }
 
-    fn answer(&self, request: Request) -> Response {
+    fn answer(&self, request: Request, is_root: bool) -> Response {
         match request {
             Request::Status => self.status(),
             Request::Nodes => Response::Nodes {
@@ -181,6 +182,7 @@ impl Server {
                 inventory,
                 prune,
                 dry_run,
+                may_run: is_root,
             }),
             Request::Inventory => self.command(Command::Inventory),
             Request::Select { nodes } => self.command(Command::Select { nodes }),
@@ -198,6 +200,7 @@ impl Server {
                 seconds,
                 upload_bytes,
             }),
+            Request::Power { nodes, action } => self.command(Command::Power { nodes, action }),
             Request::OrderNow { id } => self.command(Command::Orders { ids: vec![id] }),
             Request::RollOut { plan } => self.command(Command::RollOut(plan)),
             Request::StopRollout { id } => self.command(Command::StopRollout { id }),

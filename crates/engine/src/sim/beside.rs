@@ -517,6 +517,7 @@ fn a_machine_that_a_file_names_is_no_stranger_any_more() {
         loader: None,
         console: Vec::new(),
         groups: Vec::new(),
+        power: None,
     };
     let command = Command::Apply {
         inventory: Inventory {
@@ -525,6 +526,7 @@ fn a_machine_that_a_file_names_is_no_stranger_any_more() {
         },
         prune: false,
         dry_run: false,
+        may_run: true,
     };
     world.command(command).expect("applied");
     assert!(world.engine.seen().is_empty());

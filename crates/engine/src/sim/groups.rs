@@ -25,6 +25,7 @@ fn entry(index: usize, name: &str, groups: &[&str]) -> NodeEntry {
         loader: None,
         console: Vec::new(),
         groups: groups.iter().map(|it| (*it).into()).collect(),
+        power: None,
     }
 }
 
@@ -33,6 +34,7 @@ fn apply(world: &mut World, inventory: Inventory) -> Result<(), CommandError> {
         inventory,
         prune: true,
         dry_run: false,
+        may_run: true,
     };
     world.command(command).map(drop)
 }

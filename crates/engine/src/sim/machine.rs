@@ -163,6 +163,12 @@ impl Machine {
     }
 
     /// Pulls the plug, and puts it back at `at`.
+    /// Without power it does nothing until [`Machine::power_cycle`].
+    pub(super) fn power_off(&mut self) {
+        self.power_cycle(Timestamp(0));
+        self.deadline = None;
+    }
+
     pub(super) fn power_cycle(&mut self, at: Timestamp) {
         *self = Machine {
             xid: self.xid + 1,

@@ -11,8 +11,9 @@ use super::{DIGEST, NEXT, World, image, mac};
 use crate::command::{CommandError, CommandReply};
 use crate::event::EventKind;
 use crate::io::{Content, HttpBody, HttpRequest, Input, Output};
+use crate::power::PowerTask;
 use crate::rollout::{Batch, RolloutPlan, RolloutState, RolloutView};
-use crate::{Command, NodeChange, Setting};
+use crate::{Command, Group, Inventory, NodeChange, Setting};
 
 const SECOND: Duration = Duration::from_secs(1);
 const REBOOT: &str = "reboot";
@@ -27,6 +28,10 @@ struct Fleet {
     bad: Vec<usize>,
     /// Who does not reboot.
     busy: Vec<usize>,
+    /// Who takes itself off where it was told to reboot.
+    hung: Vec<usize>,
+    /// Whether power can be switched, where it is asked for.
+    powered: bool,
     nonce: u8,
 }
 
@@ -53,6 +58,8 @@ impl Fleet {
             told: BTreeMap::new(),
             bad: Vec::new(),
             busy: Vec::new(),
+            hung: Vec::new(),
+            powered: true,
             nonce: 0,
         }
     }
@@ -110,6 +117,66 @@ impl Fleet {
             self.obey(machine);
         }
         self.world.input(Input::Tick);
+        for (order, task) in std::mem::take(&mut self.world.powers) {
+            self.switch(order, &task);
+        }
+    }
+
+    /// Does what was asked of a machine's power.
+    fn switch(&mut self, order: u64, task: &PowerTask) {
+        let now = self.world.now;
+        let PowerTask::Run { words } = task else {
+            panic!("{task:?}");
+        };
+        let [program, action, mac_text] = &words[..] else {
+            panic!("{words:?}");
+        };
+        assert_eq!(program, "switch");
+        let machine = (0..self.world.machines.len()).find(|it| mac(*it).to_string() == *mac_text);
+        let machine = machine.expect("a machine");
+        self.told.entry(machine).or_default().push(action.clone());
+        if self.powered {
+            self.world.machines[machine].power_cycle(now);
+        }
+        self.world.input(Input::PowerEnded {
+            order,
+            status: i32::from(!self.powered),
+            output: b"said".to_vec(),
+        });
+    }
+
+    /// Every node's power is driven by a command.
+    fn give_power(&mut self) {
+        let all = Group {
+            power: Some("switch {action} {mac}".into()),
+            ..Group::default()
+        };
+        let command = Command::Apply {
+            inventory: Inventory {
+                groups: [("all".to_owned(), all)].into(),
+                ..Inventory::default()
+            },
+            prune: false,
+            dry_run: false,
+            may_run: true,
+        };
+        self.command(command).expect("applied");
+    }
+
+    /// Cuts a machine off, long enough for the engine to notice that its agent is away.
+    fn cut_off(&mut self, machine: usize) {
+        self.world.machines[machine].power_off();
+        for _ in 0..200 {
+            self.second();
+        }
+    }
+
+    /// How far a machine is.
+    fn step(&mut self, machine: usize) -> String {
+        let name = self.world.engine.node(&mac(machine)).expect("a node").name;
+        let nodes = self.view().nodes;
+        let step = nodes.into_iter().find(|it| it.0 == name);
+        step.expect("it takes part").1
     }
 
     /// A machine's agent polls, where it is up, and does what it is told at once.
@@ -169,6 +236,10 @@ impl Fleet {
             post(&mut self.world, poll);
             let reboots = [REBOOT, BACK].contains(&order.command.as_str()) && status == 0;
             self.told.entry(machine).or_default().push(order.command);
+            if reboots && self.hung.contains(&machine) {
+                self.world.machines[machine].power_off();
+                return;
+            }
             if reboots {
                 self.world.machines[machine].power_cycle(now);
                 return;
@@ -412,4 +483,109 @@ fn on_the_next_boot_nobody_is_told_to_reboot() {
     assert_eq!(fleet.view().state, RolloutState::Done);
     assert_eq!(fleet.runs(), vec![Some(NEXT); 2]);
     assert!(fleet.told.is_empty());
+}
+
+#[test]
+fn nodes_that_are_off_keep_nobody_waiting_and_take_the_version_when_they_boot() {
+    let mut fleet = Fleet::new(8, 4);
+    for machine in [0, 2] {
+        fleet.cut_off(machine);
+    }
+    fleet.begin(plan());
+    for _ in 0..300 {
+        fleet.second();
+    }
+    let steps: Vec<String> = (0..4).map(|it| fleet.step(it)).collect();
+    assert_eq!(steps, ["on next boot", "proved", "on next boot", "proved"]);
+    assert_eq!(fleet.view().state, RolloutState::Running);
+    // Over a restart, and long after the time of any reboot.
+    fleet.world.restart();
+    fleet.run(3600 * SECOND);
+    assert_eq!(fleet.view().state, RolloutState::Running);
+    let now = fleet.world.now;
+    fleet.world.machines[0].power_cycle(now);
+    fleet.world.machines[2].power_cycle(now);
+    assert_eq!(fleet.run(600 * SECOND), RolloutState::Done);
+    assert_eq!(fleet.runs(), vec![Some(NEXT); 4]);
+    assert_eq!(fleet.told[&0], [GATE], "nobody told it to reboot");
+}
+
+#[test]
+fn where_every_node_is_off_one_is_tried_before_the_others() {
+    let mut fleet = Fleet::new(9, 3);
+    for machine in 0..3 {
+        fleet.cut_off(machine);
+    }
+    fleet.begin(plan());
+    fleet.run(30 * SECOND);
+    let next = |fleet: &Fleet| fleet.next().iter().filter(|it| **it == Some(NEXT)).count();
+    assert_eq!(next(&fleet), 1, "the canary alone");
+    let now = fleet.world.now;
+    for machine in &mut fleet.world.machines {
+        machine.power_cycle(now);
+    }
+    assert_eq!(fleet.run(1200 * SECOND), RolloutState::Done);
+    assert_eq!(fleet.runs(), vec![Some(NEXT); 3]);
+}
+
+#[test]
+fn nodes_that_are_off_are_switched_on_where_that_can_be() {
+    let mut fleet = Fleet::new(10, 3);
+    fleet.give_power();
+    fleet.cut_off(1);
+    fleet.begin(plan());
+    assert_eq!(fleet.run(3600 * SECOND), RolloutState::Done);
+    assert_eq!(fleet.runs(), vec![Some(NEXT); 3]);
+    assert_eq!(fleet.told[&1], ["on", GATE]);
+    assert_eq!(fleet.told[&0], [REBOOT, GATE]);
+}
+
+#[test]
+fn a_node_that_does_not_come_back_has_its_power_switched_once() {
+    let mut fleet = Fleet::new(11, 2);
+    fleet.give_power();
+    fleet.second();
+    fleet.hung = vec![0, 1];
+    fleet.begin(plan());
+    assert_eq!(fleet.run(4 * 3600 * SECOND), RolloutState::Done);
+    assert_eq!(fleet.runs(), vec![Some(NEXT); 2]);
+    for told in fleet.told.values() {
+        assert_eq!(told, &[REBOOT, "cycle", GATE]);
+    }
+
+    // Where that is of no use either, the rollout fails.
+    let mut fleet = Fleet::new(12, 2);
+    fleet.give_power();
+    fleet.second();
+    (fleet.hung, fleet.powered) = (vec![0, 1], false);
+    fleet.begin(plan());
+    let state = fleet.run(4 * 3600 * SECOND);
+    assert!(matches!(state, RolloutState::Failed { .. }), "{state:?}");
+    let told: Vec<&Vec<String>> = fleet.told.values().collect();
+    assert_eq!(told, [&[REBOOT, "cycle"]]);
+}
+
+#[test]
+fn a_restart_of_the_daemon_makes_nobody_look_as_if_it_were_off() {
+    let mut fleet = Fleet::new(13, 5);
+    fleet.begin(RolloutPlan {
+        batch: Batch::Nodes(1),
+        ..plan()
+    });
+    while !(0..5).any(|it| fleet.step(it) == "proved") {
+        fleet.second();
+    }
+    fleet.world.restart();
+    // Agents come back one after the other; until then they are not taken for machines without power.
+    let now = fleet.world.now;
+    fleet.world.engine.handle(now, Input::Tick);
+    while fleet.view().state == RolloutState::Running {
+        let steps: Vec<String> = (0..5).map(|it| fleet.step(it)).collect();
+        assert!(!steps.iter().any(|it| it == "on next boot"), "{steps:?}");
+        let next = fleet.next().iter().filter(|it| **it == Some(NEXT)).count();
+        let proved = steps.iter().filter(|it| *it == "proved").count();
+        assert!(next <= proved + 1, "{steps:?}");
+        fleet.second();
+    }
+    assert_eq!(fleet.view().state, RolloutState::Done);
 }

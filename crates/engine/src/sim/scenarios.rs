@@ -670,6 +670,7 @@ fn entry(index: usize, name: &str, address: Option<[u8; 4]>) -> NodeEntry {
         loader: None,
         console: Vec::new(),
         groups: Vec::new(),
+        power: None,
     }
 }
 
@@ -690,6 +691,7 @@ fn apply(
         },
         prune,
         dry_run,
+        may_run: true,
     };
     let CommandReply::Applied(changes) = world.command(command)? else {
         panic!("another reply");

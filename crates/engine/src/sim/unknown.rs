@@ -43,6 +43,7 @@ fn say(world: &mut World, unknown: Option<UnknownPolicy>, prune: bool) -> Result
         inventory,
         prune,
         dry_run: false,
+        may_run: true,
     };
     world.command(command).map(drop)
 }
@@ -128,6 +129,7 @@ fn the_inventory_s_word_counts_before_the_start_s_and_survives() {
         inventory: Inventory::default(),
         prune: true,
         dry_run: true,
+        may_run: true,
     });
     let Ok(CommandReply::Applied(changes)) = dry else {
         panic!("{dry:?}");
@@ -203,6 +205,7 @@ fn a_fixed_address_that_another_server_would_have_to_give_is_told_of() {
                 loader: None,
                 console: Vec::new(),
                 groups: Vec::new(),
+                power: None,
             }],
             ..Inventory::default()
         };
@@ -211,6 +214,7 @@ fn a_fixed_address_that_another_server_would_have_to_give_is_told_of() {
                 inventory: inventory(address),
                 prune: false,
                 dry_run: false,
+                may_run: true,
             };
             match world.command(command) {
                 Ok(CommandReply::Applied(changes)) => changes.notes,

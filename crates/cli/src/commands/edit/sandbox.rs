@@ -16,6 +16,7 @@ use signal_hook::consts::SIGINT;
 use crate::args::Switch;
 use crate::commands::image::path_failure;
 use crate::failure::{Failure, Outcome};
+use crate::foreground;
 
 /// Mounts, then enters.
 const ENTER: &str = include_str!("enter.sh");
@@ -248,7 +249,11 @@ impl Sandbox {
             enter.stdin(Stdio::null());
         }
         print_to(&mut enter, log)?;
-        run_to_end(&mut enter)
+        let status = run_to_end(&mut enter);
+        if log.is_none() {
+            foreground::take_back();
+        }
+        status
     }
 
     /// Where the resolver's configuration is expected below `/run`, which is empty at first.
