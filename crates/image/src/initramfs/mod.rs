@@ -29,7 +29,7 @@ use wire::trace::TRACE_PATH;
 pub use foreign::{Encoding, NotInitramfs, inspect};
 use index::Index;
 use modprobe::Modprobe;
-use profile::{CORE, HELPERS, SECOND_HALVES};
+use profile::{BY_INIT, CORE, HELPERS, SECOND_HALVES};
 pub use profile::{Profile, UnknownProfile};
 pub use shell::shell;
 pub use source::ModuleSource;
@@ -364,6 +364,8 @@ fn choose(
         .filter(|name| !has_device(index, name) || modprobe.blacklisted.contains(*name));
     core.extend(deviceless.cloned());
     names.extend(extra);
+    let by_init = BY_INIT.iter().filter(|name| index.is_module(name));
+    names.extend(by_init.map(|name| (*name).to_owned()));
     let needed: Vec<_> = names
         .iter()
         .flat_map(|name| index.needs(name, &HELPERS))
