@@ -51,9 +51,9 @@ const MANAGERS: [Manager; 5] = [
     Manager {
         name: "dhcpcd",
         packages: "ifupdown dhcpcd5",
-        configure: "printf 'auto lo\\niface lo inet loopback\\n' > /etc/network/interfaces; \
-            systemctl enable dhcpcd",
-        runs: "systemctl is-active networking dhcpcd",
+        configure: "printf 'auto lo\\niface lo inet loopback\\nallow-hotplug vec0\\n\
+            iface vec0 inet dhcp\\n' > /etc/network/interfaces; systemctl disable dhcpcd",
+        runs: "systemctl is-active networking && ifquery --state lo && test -x /sbin/dhcpcd",
         by_agent: true,
     },
     Manager {
