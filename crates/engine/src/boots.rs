@@ -158,7 +158,7 @@ pub(crate) fn view(boot: &Boot) -> BootView {
         stage: reached(boot),
         timeline: boot.timeline.clone(),
         failure: boot.failure.clone(),
-        kernel: boot.kernel.clone(),
+        kernel: boot.kernel.to_vec(),
         loader_bytes: boot.loader_bytes,
         initrd_bytes: boot.initrd_bytes,
     }
@@ -228,7 +228,7 @@ impl Engine {
             loader_bytes: 0,
             initrd_bytes: 0,
             drivers: BTreeSet::new(),
-            kernel: Vec::new(),
+            kernel: [].into(),
         };
         turn.persist(Record::Boot(boot.clone()));
         for old in self.boots.add(boot) {

@@ -191,9 +191,9 @@ fn mark(text: &str) -> Mark<'_> {
         return Mark::Panic(cause.trim());
     }
     let begins = |with: &&str| text.starts_with(*with);
-    if OOPS.iter().any(|it| begins(it)) {
+    if OOPS.iter().any(begins) {
         Mark::Oops
-    } else if END.iter().any(|it| begins(it)) {
+    } else if END.iter().any(begins) {
         Mark::End
     } else {
         Mark::None

@@ -201,7 +201,7 @@ pub struct Boot {
     pub drivers: BTreeSet<String>,
     /// What its kernel said when it was in trouble, by netconsole. Nobody knows who really sent that.
     #[serde(default)]
-    pub kernel: Vec<String>,
+    pub kernel: Box<[String]>,
 }
 
 /// Tokens are secrets and do not print themselves; the state database is their one home.
