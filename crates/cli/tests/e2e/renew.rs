@@ -125,6 +125,17 @@ fn prepare(site: &Site, index: u16, manager: &Manager) {
     site.update(name, &command);
     let mac = MacAddress::nth(index).to_string();
     site.slate(&["node", "set", &mac, "--name", name, "--image", name]);
+    // The daemon notices a tag that moved, after a moment.
+    let shown = site.slate_json(&["image", "show", name, "--json"]);
+    let digest = shown["digest"].as_str().expect("a digest");
+    let end = Instant::now() + PATIENCE;
+    while !site
+        .slate(&["node", "plan", &mac, "--json"])
+        .contains(digest)
+    {
+        assert!(Instant::now() < end, "{name} would not boot {digest}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
     println!("image {name} made in {:.0?}", begun.elapsed());
 }
 
@@ -190,7 +201,7 @@ fn keeps(site: &Site, machine: &Machine, manager: &Manager, up_ms: u64, state: &
     let read: usize = guest(console, "wc -l < /run/read")
         .parse()
         .expect("a number");
-    assert!(read > 100, "{name}: only {read} files were read");
+    assert!(read > 50, "{name}: only {read} files were read");
     let taken = format!("grep '^Deleted' /run/monitor | grep -e ' {own}/' -e default; true");
     assert_eq!(
         guest(console, &taken),
