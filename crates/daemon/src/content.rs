@@ -10,10 +10,12 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use engine::{BootFile, Content, Digest};
 use image::boot::{BOOT_FILE_MAX, BootFiles, Loader, grub_speaks_http};
+use image::capabilities::capabilities;
 use image::files::Root;
 use image::initramfs::{self, ExtraFile, Inits, ModuleSource, Profile, Wanted};
 use image::store::InitrdStamp;
 use image::{Store, StoredTree};
+use wire::identity::Capable;
 
 use crate::blob::Blob;
 use crate::trace::Traces;
@@ -36,6 +38,7 @@ pub struct Contents {
     shell: bool,
     traces: Traces,
     held: Mutex<HashMap<Key, Slot>>,
+    capable: Mutex<HashMap<Digest, Arc<[Capable]>>>,
 }
 
 impl Contents {
@@ -57,6 +60,7 @@ impl Contents {
             profile,
             shell: false,
             held: Mutex::default(),
+            capable: Mutex::default(),
         }
     }
 
@@ -77,6 +81,37 @@ impl Contents {
             Ok(true) => drop(self.lock().remove(&self.key(digest, BootFile::Initrd))),
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, %digest, "what its boot reads is not kept"),
+        }
+    }
+
+    /// The files of a version that have capabilities, looked for once. None where that fails, which is
+    /// logged.
+    pub fn capable(&self, digest: Digest) -> Arc<[Capable]> {
+        let lock = || self.capable.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&digest) {
+            return Arc::clone(known);
+        }
+        let tree = self.store.open_tree(digest);
+        let found = tree.and_then(|tree| capabilities(&tree)).map(|files| {
+            let files = files.into_iter().map(|it| Capable {
+                path: it.path,
+                value: it.value,
+            });
+            files.collect::<Arc<[Capable]>>()
+        });
+        match found {
+            Ok(found) => {
+                let mut known = lock();
+                if known.len() >= HELD_MAX {
+                    known.clear();
+                }
+                known.insert(digest, Arc::clone(&found));
+                found
+            }
+            Err(error) => {
+                tracing::warn!(%error, %digest, "its files' capabilities are not known");
+                [].into()
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Identity documents: what makes a node itself, sealed to the key that it made for this boot.
 
 use engine::IdentityGrant;
-use wire::identity::{Document, IdentityError, Token, seal};
+use wire::identity::{Capable, Document, IdentityError, Token, seal};
 
 use crate::hub::now;
 use crate::keys::{Keys, random};
@@ -13,10 +13,19 @@ pub struct Identities {
 }
 
 impl Identities {
-    /// The sealed document that the engine granted.
-    pub fn seal(&self, grant: &IdentityGrant) -> Result<Vec<u8>, IdentityError> {
+    /// The sealed document that the engine granted, with those files of the node's image that have
+    /// capabilities.
+    pub fn seal(
+        &self,
+        grant: &IdentityGrant,
+        capable: &[Capable],
+    ) -> Result<Vec<u8>, IdentityError> {
         let token: Token = grant.token;
-        seal(&grant.request, &token, &random(), &self.document(grant))
+        let document = Document {
+            capabilities: capable.to_vec(),
+            ..self.document(grant)
+        };
+        seal(&grant.request, &token, &random(), &document)
     }
 
     fn document(&self, grant: &IdentityGrant) -> Document {
@@ -33,6 +42,7 @@ impl Identities {
             hosts: grant.hosts.to_vec(),
             files: grant.files.clone(),
             control_key: grant.control_key,
+            capabilities: Vec::new(),
         }
     }
 }

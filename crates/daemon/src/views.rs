@@ -75,6 +75,7 @@ fn boot(boot: &engine::BootView) -> BootView {
         digest: boot.image.map(|digest| digest.to_string()),
         reached: boot.stage.map(|stage| stage.to_string()),
         failure: failure(boot),
+        kernel: boot.kernel.clone(),
         timeline: boot.timeline.iter().map(stage_at).collect(),
         loader_bytes: boot.loader_bytes,
         initrd_bytes: boot.initrd_bytes,

@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rand_chacha::rand_core::Rng as _;
-use wire::beacon::{Beacon, BeaconEvent, Kind};
+use wire::beacon::{Beacon, BeaconEvent, Kind, MAGIC};
 use wire::digest::Digest;
 use wire::identity::{BootId, Token};
 use wire::mac::Mac;
 use wire::modtable::is_name;
+use wire::netconsole::Line;
 use wire::stage::Stage;
 
 use crate::config::DhcpMode;
@@ -157,6 +158,7 @@ pub(crate) fn view(boot: &Boot) -> BootView {
         stage: reached(boot),
         timeline: boot.timeline.clone(),
         failure: boot.failure.clone(),
+        kernel: boot.kernel.to_vec(),
         loader_bytes: boot.loader_bytes,
         initrd_bytes: boot.initrd_bytes,
     }
@@ -226,6 +228,7 @@ impl Engine {
             loader_bytes: 0,
             initrd_bytes: 0,
             drivers: BTreeSet::new(),
+            kernel: [].into(),
         };
         turn.persist(Record::Boot(boot.clone()));
         for old in self.boots.add(boot) {
@@ -320,8 +323,13 @@ impl Engine {
             .push(crate::Output::Persist(Record::Boot(boot.clone())));
     }
 
-    /// A datagram on the beacon port.
+    /// A datagram on the beacon port: a beacon, or a message of a kernel.
     pub(crate) fn beacon(&mut self, turn: &mut Turn, sender: Ipv4Addr, datagram: &[u8]) {
+        if !datagram.starts_with(&MAGIC)
+            && let Some(line) = Line::decode(datagram)
+        {
+            return self.kernel_says(turn, sender, &line);
+        }
         let beacon = Beacon::peek(datagram).and_then(|(id, _)| match self.boots.get(id) {
             Some(boot) => Beacon::decode(datagram, &boot.token).map(Some),
             None => Ok(None),

@@ -240,6 +240,16 @@ pub enum EventKind {
         /// What was expected next, and what to look at.
         cause: String,
     },
+    /// A node's kernel stopped for ever; from an address that anybody can forge.
+    Panicked {
+        /// Why, in its words.
+        cause: String,
+    },
+    /// A node's kernel found itself broken, and may go on; alike.
+    KernelTrouble {
+        /// Its words.
+        text: String,
+    },
     /// The node mounted its root.
     NfsMounted {
         /// Its address.
@@ -380,6 +390,8 @@ impl EventKind {
             | EventKind::TransferFailed { .. }
             | EventKind::Failed { .. }
             | EventKind::Stuck { .. }
+            | EventKind::Panicked { .. }
+            | EventKind::KernelTrouble { .. }
             | EventKind::FileOmitted { .. }
             | EventKind::OrderLost { .. }
             | EventKind::PollRefused { .. }
@@ -422,6 +434,8 @@ impl fmt::Display for EventKind {
             | EventKind::Ordered { .. }
             | EventKind::OrderEnded { .. }
             | EventKind::OrderLost { .. }
+            | EventKind::Panicked { .. }
+            | EventKind::KernelTrouble { .. }
             | EventKind::Stuck { .. } => self.fmt_node(out),
             EventKind::Discover { .. }
             | EventKind::Offer { .. }
@@ -471,6 +485,8 @@ impl EventKind {
                 for_ms,
                 cause,
             } => write!(out, "stuck in {stage} for {}: {cause}", Seconds(*for_ms)),
+            EventKind::Panicked { cause } => write!(out, "panicked: {cause}"),
+            EventKind::KernelTrouble { text } => write!(out, "kernel trouble: {text}"),
             EventKind::VersionProved => write!(out, "has proved the rollout's version"),
             EventKind::Ordered { command, .. } => write!(out, "is told to run: {command}"),
             EventKind::OrderEnded { status: 0, .. } => write!(out, "has done as told"),

@@ -438,7 +438,7 @@ impl Engine {
                 "this boot's identity was already given to another key: somebody else asked with its token",
             ));
         }
-        let (token, control_key) = (boot.token, boot.control_key);
+        let (token, control_key, image) = (boot.token, boot.control_key, boot.image);
         if boot.identity_key.is_none() {
             boot.identity_key = Some(request.public_key);
             turn.out.push(Output::Persist(Record::Boot(boot.clone())));
@@ -466,6 +466,7 @@ impl Engine {
             hosts: self.hosts(),
             files,
             control_key: control_key.map(ControlKey),
+            image,
         })
     }
 

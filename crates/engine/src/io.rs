@@ -335,4 +335,6 @@ pub struct IdentityGrant {
     pub files: Vec<wire::identity::File>,
     /// The secret of the boot's orders.
     pub control_key: Option<ControlKey>,
+    /// The image version that it boots.
+    pub image: Option<Digest>,
 }

@@ -19,6 +19,7 @@ mod firmware;
 mod group;
 mod image;
 mod io;
+mod kernel;
 mod learned;
 mod leases;
 mod limit;
@@ -52,6 +53,7 @@ use rand_chacha::rand_core::SeedableRng as _;
 
 use crate::boots::Boots;
 use crate::files::Hosts;
+use crate::kernel::Kernels;
 use crate::learned::LearnedAddresses;
 use crate::leases::Leases;
 use crate::limit::TokenBucket;
@@ -123,6 +125,7 @@ pub struct Engine {
     seen: SeenMachines,
     /// What the firmware of nodes was told last, beside another server.
     last_offers: BTreeMap<Mac, LastOffer>,
+    kernels: Kernels,
     orders: Orders,
     rollouts: Rollouts,
     /// Other servers where there should be none, and when each was told of last.
@@ -180,6 +183,7 @@ impl Engine {
             full_until: BTreeMap::new(),
             seen: SeenMachines::default(),
             last_offers: BTreeMap::new(),
+            kernels: Kernels::default(),
             orders: Orders::default(),
             rollouts: Rollouts::default(),
             rogues: BTreeMap::new(),

@@ -202,6 +202,9 @@ pub struct Boot {
     /// Modules that its initramfs loaded for its devices, by its own word.
     #[serde(default)]
     pub drivers: BTreeSet<String>,
+    /// What its kernel said when it was in trouble, by netconsole. Nobody knows who really sent that.
+    #[serde(default)]
+    pub kernel: Box<[String]>,
 }
 
 /// Tokens are secrets and do not print themselves; the state database is their one home.

@@ -84,6 +84,8 @@ pub struct BootView {
     pub timeline: Vec<StageAt>,
     /// Where and why it failed, until it moves on.
     pub failure: Option<Failure>,
+    /// What its kernel said when it was in trouble.
+    pub kernel: Vec<String>,
     /// Bytes of loaders and kernel sent to it.
     pub loader_bytes: u64,
     /// Bytes of initramfs sent to it.

@@ -275,10 +275,10 @@ fn check_system(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
     }
     if !has_network_manager(root)? {
         findings.push(Finding::new(
-            Severity::Warn,
-            "no network manager is enabled: nothing would renew a node's lease",
+            Severity::Info,
+            "no network manager is enabled: nodes have the interface that they boot from and no other",
             "",
-            "enable systemd-networkd or NetworkManager in the image, or give nodes fixed addresses",
+            "enable systemd-networkd or NetworkManager in the image if nodes use other interfaces",
         ));
     }
     let fstab = root.text("/etc/fstab", 1 << 20)?.unwrap_or_default();
@@ -299,6 +299,10 @@ fn has_init(root: Root<'_>) -> io::Result<bool> {
 
 fn has_network_manager(root: Root<'_>) -> io::Result<bool> {
     let wanted = "/etc/systemd/system/multi-user.target.wants";
+    // Which of the two netplan starts, it decides at each boot.
+    if root.is_file("/usr/sbin/netplan")? {
+        return Ok(true);
+    }
     for unit in [
         "systemd-networkd.service",
         "NetworkManager.service",

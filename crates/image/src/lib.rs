@@ -11,6 +11,7 @@
 
 pub mod boot;
 pub mod build;
+pub mod capabilities;
 pub mod check;
 pub mod checkout;
 pub mod diff;

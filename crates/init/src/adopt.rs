@@ -1,6 +1,7 @@
 //! Makes the shared image this node's own: name, keys, network hand-over, agent. Runs inside the
 //! new root, so that the image's symbolic links mean what they say; all of it lands in the tmpfs.
 
+use std::ffi::CStr;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -8,8 +9,9 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{XattrFlags, lsetxattr};
 use rustix::time::{ClockId, Timespec, clock_settime};
-use wire::identity::{Document, File as DocumentFile};
+use wire::identity::{Capable, Document, File as DocumentFile};
 use wire::stage::Stage;
 
 use crate::containers;
@@ -18,6 +20,7 @@ use crate::handover;
 use crate::network::Configured;
 use crate::orders;
 use crate::owners;
+use crate::renew::{Held, LEASE_PATH};
 use crate::report::Reporter;
 use crate::selinux;
 use crate::sys;
@@ -50,6 +53,9 @@ pub fn adopt(network: &Configured, document: Option<&Document>, report: &Reporte
             for file in &document.files {
                 note(&file.path, deliver(file));
             }
+            for capable in &document.capabilities {
+                note(&capable.path, give(capable));
+            }
         }
         None => note("hostname", dhcp_hostname(network)),
     }
@@ -68,7 +74,28 @@ fn hand_over(network: &Configured) -> io::Result<()> {
     for file in handover::files(network) {
         write(&file.path, file.mode, file.content.as_bytes())?;
     }
-    Ok(())
+    if let Some(held) = Held::of(network) {
+        write(LEASE_PATH, 0o644, held.line().as_bytes())?;
+    }
+    leave_alone(&network.link.name)
+}
+
+/// Keeps network managers away that cannot take over an interface as it is.
+fn leave_alone(interface: &str) -> io::Result<()> {
+    const DHCPCD: &str = "/etc/dhcpcd.conf";
+    if Path::new("/sbin/ifup").exists() {
+        let defaults = fs::read_to_string("/etc/default/networking").unwrap_or_default();
+        for file in handover::ifupdown(interface, &defaults) {
+            write(&file.path, file.mode, file.content.as_bytes())?;
+        }
+        // Started when the interface appears, whatever `networking.service` is told.
+        let unit = format!("/run/systemd/system/ifup@{interface}.service");
+        symlink("/dev/null", unit)?;
+    }
+    match fs::read_to_string(DHCPCD) {
+        Ok(text) => write(DHCPCD, 0o644, handover::dhcpcd(interface, &text).as_bytes()),
+        Err(_) => Ok(()),
+    }
 }
 
 fn identity(document: &Document) -> io::Result<()> {
@@ -96,6 +123,17 @@ fn identity(document: &Document) -> io::Result<()> {
         console_login()?;
     }
     Ok(())
+}
+
+/// A file's capabilities, in the node's own layer. A link that took the file's place gets none.
+fn give(capable: &Capable) -> io::Result<()> {
+    const NAME: &CStr = c"security.capability";
+    Ok(lsetxattr(
+        &capable.path,
+        NAME,
+        &capable.value,
+        XattrFlags::empty(),
+    )?)
 }
 
 /// A file of the server's, nobody else's for a moment.

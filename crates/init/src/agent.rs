@@ -21,7 +21,7 @@ use crate::guard::Guard;
 use crate::orders::KEY_PATH;
 use crate::report::{BEACON_PATH, Reporter};
 use crate::sys;
-use crate::{command, last, orders, units};
+use crate::{command, last, orders, renew, units};
 
 /// When the report is repeated, in seconds after it: datagrams get lost.
 const REPEAT_AFTER_S: [u64; 3] = [1, 4, 15];
@@ -30,7 +30,7 @@ const LOOK_EVERY_S: u64 = 20;
 
 /// Reports, prepares, stays.
 pub fn main() -> ! {
-    let report = Reporter::new();
+    let report: &Reporter = Box::leak(Box::new(Reporter::new()));
     let _ = sys::hold_sigterm();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let (args, _) = BootArgs::parse(line.trim_end());
@@ -64,6 +64,7 @@ pub fn main() -> ! {
     if let (Some(slate), Some(key)) = (args.slate, key) {
         orders::serve(slate, ControlKey(key));
     }
+    renew::keep(report);
     let mut fill = Fill::default();
     let mut pauses = REPEAT_AFTER_S.into_iter();
     loop {

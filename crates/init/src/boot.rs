@@ -23,7 +23,7 @@ use crate::modules::Modules;
 use crate::network::{self, Configured};
 use crate::report::{BEACON_PATH, Reporter, monotonic_us};
 use crate::stops::Stops;
-use crate::{exchange, mount as root_mount, switch, uevent, warm};
+use crate::{exchange, mount as root_mount, netconsole, switch, uevent, warm};
 
 /// How long a node shows what is wrong with its configuration before it tries another boot.
 const REBOOT_AFTER: Duration = Duration::from_secs(60);
@@ -89,6 +89,8 @@ fn boot(args: &'static BootArgs, report: &'static Reporter) -> Result<Infallible
     let _ = core.join();
     name_client(args, &network);
     mount_root(root, args, &network, report)?;
+    // The mount has resolved the server's address, and the network is busy with the identity only.
+    netconsole::start(args, &network, modules, report);
     let document = identity
         .map(|it| it.join().unwrap_or_else(|_| Err(panicked())))
         .transpose()?;

@@ -11,7 +11,8 @@ use wire::mac::Mac;
 
 use crate::backoff::Backoff;
 
-const MESSAGE_BYTES: usize = 548;
+/// How long a message may be that any server must take, in bytes.
+pub(crate) const MESSAGE_BYTES: usize = 548;
 /// REQUESTs for one offer before asking everybody again.
 const REQUESTS_MAX: u32 = 4;
 
@@ -34,6 +35,10 @@ pub struct Lease {
     pub next_server: Option<Ipv4Addr>,
     /// Maximum transmission unit in bytes.
     pub mtu: Option<u16>,
+    /// The DHCP server, which renews it.
+    pub server: Option<Ipv4Addr>,
+    /// How long it lasts, in seconds; `None` is for ever.
+    pub seconds: Option<u32>,
 }
 
 /// Asking for a lease.
@@ -165,18 +170,18 @@ pub enum Answer {
     Lease(Lease),
 }
 
-const SUBNET: u8 = 1;
+pub(crate) const SUBNET: u8 = 1;
 const ROUTER: u8 = 3;
 const DNS: u8 = 6;
 const HOSTNAME: u8 = 12;
 const DOMAIN: u8 = 15;
 const MTU: u8 = 26;
 const REQUESTED: u8 = 50;
-const LEASE_TIME: u8 = 51;
-const MESSAGE_TYPE: u8 = 53;
+pub(crate) const LEASE_TIME: u8 = 51;
+pub(crate) const MESSAGE_TYPE: u8 = 53;
 const SERVER_ID: u8 = 54;
-const PARAMETERS: u8 = 55;
-const CLIENT_ID: u8 = 61;
+pub(crate) const PARAMETERS: u8 = 55;
+pub(crate) const CLIENT_ID: u8 = 61;
 
 /// RFC 2131 section 4.1 starts at 4 s; switches and servers nowadays deserve an earlier second try.
 fn waits(random: u64) -> Backoff {
@@ -198,7 +203,15 @@ fn lease(message: &Message) -> Lease {
             .option(MTU)
             .and_then(|value| Some(u16::from_be_bytes(value.try_into().ok()?)))
             .filter(|mtu| *mtu >= 576),
+        server: address(message, SERVER_ID),
+        seconds: lease_seconds(message),
     }
+}
+
+/// How long a lease lasts (RFC 2132 section 9.2; RFC 2131 section 3.3 on what is for ever).
+pub fn lease_seconds(message: &Message) -> Option<u32> {
+    let seconds = message.number_option(LEASE_TIME);
+    seconds.filter(|it| *it != u32::MAX)
 }
 
 /// RFC 3397, else option 15.

@@ -126,6 +126,43 @@ pub fn files(network: &Configured) -> Vec<Text> {
     files
 }
 
+/// Files by which ifupdown leaves the interface alone: it would ask for a lease of its own when it
+/// starts and take the interface down, root and all, when it stops. `defaults` is the image's
+/// `/etc/default/networking`. The agent renews the lease.
+pub fn ifupdown(interface: &str, defaults: &str) -> Vec<Text> {
+    let excluded = defaults.lines().rev().find_map(|line| {
+        let value = line.trim().strip_prefix("EXCLUDE_INTERFACES=")?;
+        Some(value.trim_matches(['"', '\'']))
+    });
+    let text = |path: &str, content: String| Text {
+        path: path.to_owned(),
+        mode: 0o644,
+        content,
+    };
+    let excluded = [excluded.unwrap_or_default(), interface].join(" ");
+    vec![
+        text("/run/network/ifstate", format!("{interface}={interface}\n")),
+        text(
+            EXCLUDES_PATH,
+            format!("EXCLUDE_INTERFACES=\"{}\"\n", excluded.trim()),
+        ),
+        text(
+            "/run/systemd/system/networking.service.d/50-slate.conf",
+            format!("[Service]\nEnvironmentFile=-{EXCLUDES_PATH}\n"),
+        ),
+    ]
+}
+
+/// What ifupdown is told by its environment.
+const EXCLUDES_PATH: &str = "/run/slate/ifupdown";
+
+/// dhcpcd's configuration without the interface, which it would take the address from when it stops.
+pub fn dhcpcd(interface: &str, image: &str) -> String {
+    let image = image.trim_end();
+    // The words after `interface NAME` are about that interface only, and this is for all.
+    format!("denyinterfaces {interface}\n{image}\n")
+}
+
 /// The root lies behind this interface: its address stays, whatever happens to lease or daemon.
 /// VLANs and bridges over it have the same address but another type; a VLAN or a bond of the command
 /// line keeps its name.
@@ -242,9 +279,12 @@ mod tests {
                 domains: vec!["lab".into(), "example.org".into()],
                 next_server: None,
                 mtu: None,
+                server: None,
+                seconds: None,
             },
             dhcp,
             stacked: false,
+            since_us: 0,
         }
     }
 
@@ -298,6 +338,29 @@ mod tests {
         );
         assert_eq!(files[3].path, "/run/NetworkManager/devices/2");
         assert!(files[3].content.contains("connection-uuid=736c6174-"));
+    }
+
+    #[test]
+    fn ifupdown_leaves_the_interface_alone_and_others_that_it_was_told() {
+        let environment = |defaults| {
+            let files = ifupdown("eth0", defaults);
+            let path = |it: &&Text| it.path == EXCLUDES_PATH;
+            files.iter().find(path).unwrap().content.clone()
+        };
+        assert_eq!(environment(""), "EXCLUDE_INTERFACES=\"eth0\"\n");
+        assert_eq!(
+            environment("#EXCLUDE_INTERFACES=\nEXCLUDE_INTERFACES=\"wlan0 usb*\"\n"),
+            "EXCLUDE_INTERFACES=\"wlan0 usb* eth0\"\n"
+        );
+    }
+
+    #[test]
+    fn what_is_denied_to_dhcpcd_stands_before_what_is_for_one_interface() {
+        let text = dhcpcd("eth0", "persistent\ninterface eth1\nstatic routers=\n");
+        assert_eq!(
+            text,
+            "denyinterfaces eth0\npersistent\ninterface eth1\nstatic routers=\n"
+        );
     }
 
     #[test]

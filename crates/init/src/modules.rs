@@ -107,6 +107,23 @@ impl<'a> Modules<'a> {
         self.insert_or_log(module);
     }
 
+    /// Loads a module with parameters of this boot's, which those of the command line go before.
+    /// `None` where the initramfs has it not, or it is not wanted.
+    pub fn load_with(&self, name: &str, params: &str) -> Option<std::io::Result<()>> {
+        let module = self.table.module(name)?;
+        if self.args.is_blacklisted(name) {
+            return None;
+        }
+        let needs = module.needs.iter().filter(|need| !need.optional);
+        needs.for_each(|need| self.load(&need.name));
+        let options = format!("{} {params}", module.options);
+        let module = Module {
+            options: options.trim().to_owned(),
+            ..module.clone()
+        };
+        Some(self.insert(&module))
+    }
+
     fn insert_or_log(&self, module: &Module) {
         if let Err(error) = self.insert(module) {
             self.report.log(&format!("module {}: {error}", module.name));

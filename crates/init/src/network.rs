@@ -15,7 +15,7 @@ use wire::stage::Stage;
 
 use crate::dhcp::{Answer, Client, Lease};
 use crate::failure::Failure;
-use crate::report::Reporter;
+use crate::report::{Reporter, monotonic_us};
 use crate::rtnl::{self, Link, Message, Socket};
 use crate::stacks::Stacks;
 use crate::sys;
@@ -36,6 +36,8 @@ pub struct Configured {
     pub dhcp: bool,
     /// Whether it is a VLAN or a bond, made over others that have its MAC as well.
     pub stacked: bool,
+    /// When it was, in microseconds since the kernel's start.
+    pub since_us: u64,
 }
 
 /// Configures one interface; tries for ever.
@@ -180,6 +182,7 @@ impl Race<'_> {
                         stacked: self.stacks.is_made(&link.name),
                         link,
                         dhcp: false,
+                        since_us: monotonic_us(),
                     });
                 }
                 Plan::Dhcp => self.start_dhcp(&link),
@@ -253,6 +256,7 @@ impl Race<'_> {
                 link: self.links.get(&index)?.clone(),
                 lease,
                 dhcp: true,
+                since_us: monotonic_us(),
             }),
         }
     }
@@ -312,6 +316,8 @@ fn static_lease(fixed: &StaticIp, args: &BootArgs) -> Lease {
         domains: Vec::new(),
         next_server: fixed.server,
         mtu: fixed.mtu,
+        server: None,
+        seconds: None,
     }
 }
 

@@ -93,6 +93,17 @@ pub struct Document {
     pub files: Vec<File>,
     /// The secret of this boot's orders.
     pub control_key: Option<ControlKey>,
+    /// Files of the image with capabilities, which NFS does not carry.
+    pub capabilities: Vec<Capable>,
+}
+
+/// A file and its extended attribute `security.capability`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capable {
+    /// Absolute path in the node's root.
+    pub path: String,
+    /// The attribute's value.
+    pub value: Vec<u8>,
 }
 
 /// A file that a node gets in its own layer.
@@ -315,6 +326,7 @@ const TAG_RANDOM_SEED: u16 = 8;
 const TAG_FILE: u16 = 9;
 const TAG_HOST: u16 = 10;
 const TAG_CONTROL_KEY: u16 = 11;
+const TAG_CAPABILITY: u16 = 12;
 
 impl Document {
     /// The document's bytes, before sealing.
@@ -344,6 +356,12 @@ impl Document {
         if let Some(key) = &self.control_key {
             put(&mut out, TAG_CONTROL_KEY, &key.0);
         }
+        for capable in &self.capabilities {
+            let mut value = Vec::new();
+            put_short(&mut value, &capable.path);
+            value.extend_from_slice(&capable.value);
+            put(&mut out, TAG_CAPABILITY, &value);
+        }
         out
     }
 
@@ -372,6 +390,7 @@ impl Document {
             TAG_HOST => self.hosts.push(host(value)?),
             TAG_CONTROL_KEY => self.control_key = Some(ControlKey(exact(value, "control key")?)),
             TAG_FILE => self.files.push(File::decode(value)?),
+            TAG_CAPABILITY => self.capabilities.push(capable(value)?),
             _ => {}
         }
         Ok(())
@@ -383,6 +402,15 @@ fn host(value: &[u8]) -> Result<(Ipv4Addr, String), IdentityError> {
     let mut reader = Reader::new(value);
     let address: [u8; 4] = read(&mut reader, "host address")?;
     Ok((address.into(), text(reader.rest(), "host name")?))
+}
+
+/// A capability's value: `path length u16, path, attribute`.
+fn capable(value: &[u8]) -> Result<Capable, IdentityError> {
+    let mut reader = Reader::new(value);
+    Ok(Capable {
+        path: take_short(&mut reader, "path of a file with capabilities")?,
+        value: reader.rest().to_vec(),
+    })
 }
 
 /// A file's value: `path length u16, path, mode u32, owner length u16, owner, content`.
@@ -539,6 +567,10 @@ mod tests {
                 content: vec![0, 255],
             }],
             control_key: Some(ControlKey([6; 32])),
+            capabilities: vec![Capable {
+                path: "/usr/bin/ping".into(),
+                value: vec![1, 0, 0, 2],
+            }],
         }
     }
 

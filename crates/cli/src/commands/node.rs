@@ -439,6 +439,11 @@ fn log_text(name: &str, boots: &[BootView]) -> String {
             let at = render::ago(boot.started_ms);
             text.push_str(&format!("\n\n{at}, {}: {}", failure.stage, failure.cause));
         }
+        if !boot.kernel.is_empty() {
+            let at = render::ago(boot.started_ms);
+            let lines = boot.kernel.join("\n  ");
+            text.push_str(&format!("\n\n{at}, its kernel's words:\n  {lines}"));
+        }
     }
     text
 }
@@ -542,6 +547,7 @@ mod tests {
                 digest: Some(digest.repeat(32)),
                 reached: stages.last().map(|(stage, _)| (*stage).to_owned()),
                 failure: None,
+                kernel: Vec::new(),
                 timeline: stages
                     .iter()
                     .map(|(stage, after_ms)| StageAt {

@@ -13,7 +13,7 @@ use crate::harness::{
 pub(crate) const TOOLS: [Tool; 3] = [Tool::UserModeLinux, Tool::Iproute, Tool::Mmdebstrap];
 const MEMORY_MIB: u32 = 320;
 /// Asked of the daemon, in seconds: a node renews after half of it.
-const LEASE_S: u64 = 60;
+pub(crate) const LEASE_S: u64 = 60;
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]

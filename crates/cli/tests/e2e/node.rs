@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lab::Machine;
+use lab::{Console, Machine};
 
 use crate::harness::{PATIENCE, Site, address, guest, impossible};
 use crate::native::{self, initrd, power_on};
@@ -41,6 +41,8 @@ fn nodes_know_each_other_hold_containers_and_tell_when_they_are_full() {
         assert!(known.starts_with(&expected), "{known}");
     }
 
+    as_nobody(console);
+
     assert_eq!(guest(console, CONTAINER), "below\nabove");
     let kept = guest(console, "cat /var/lib/containerd/of-the-image");
     assert_eq!(kept, "kept");
@@ -55,6 +57,42 @@ fn nodes_know_each_other_hold_containers_and_tell_when_they_are_full() {
         dd if=/dev/zero of=/root/fill bs=1024 count=$((free * 83 / 100)) status=none";
     guest(console, fill);
     wait_said(&site, &second, "fills 8");
+}
+
+/// A user who is not root can do what set-user-id bits and file capabilities are for.
+fn as_nobody(console: &Console) {
+    const NOBODY: &str = "setpriv --reuid=nobody --regid=nogroup --clear-groups";
+    let status = guest(console, &format!("{NOBODY} passwd --status"));
+    assert!(status.starts_with("nobody L "), "{status}");
+    let capable = guest(console, "getcap /usr/bin/ping");
+    assert_eq!(capable, "/usr/bin/ping cap_net_raw=ep");
+    // Without the capability there is no socket for it.
+    let allowed = guest(console, "cat /proc/sys/net/ipv4/ping_group_range");
+    assert_eq!(allowed.split_whitespace().collect::<Vec<_>>(), ["1", "0"]);
+    let ping = format!("{NOBODY} ping -c 1 -W 5 {}", lab::GATEWAY);
+    assert!(guest(console, &ping).contains("1 received"));
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_a_user_becomes_root_by_sudo() {
+    if impossible(&native::TOOLS) {
+        return;
+    }
+    let mut site = Site::new("debian12", &[]);
+    site.give_own_store();
+    let install = "set -e; export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; \
+        apt-get -qq install --yes --no-install-recommends sudo > /dev/null; \
+        rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb; useradd --create-home alice; \
+        echo 'alice ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/alice";
+    site.update("debian12", install);
+    let machine = power_on(&site, &initrd(&site), 1);
+    site.wait_up(machine.mac(), 1);
+    let console = machine.console();
+    console.login(PATIENCE).expect("a shell");
+    let who = guest(console, "su alice -c 'id -un; sudo id -un'");
+    assert_eq!(who, "alice\nroot");
+    as_nobody(console);
 }
 
 /// What a node told besides its stages.

@@ -363,6 +363,8 @@ pub struct BootView {
     pub reached: Option<String>,
     /// Stage and cause where it failed, if it did.
     pub failure: Option<FailureView>,
+    /// What its kernel said when it was in trouble.
+    pub kernel: Vec<String>,
     /// Its stages, in order of arrival.
     pub timeline: Vec<StageAt>,
     /// Bytes of boot files sent: shim, GRUB, their configurations and the kernel.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::{
-    HOLD_SECONDS, HttpAnswer, HttpBody, HttpRequest, Input, MAX_HTTP_BODY_BYTES, Service,
+    Digest, HOLD_SECONDS, HttpAnswer, HttpBody, HttpRequest, Input, MAX_HTTP_BODY_BYTES, Service,
     TransferOutcome,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
+use wire::identity::Capable;
 use wire::upload::{Claim, MAX_UPLOAD_BYTES, Piece};
 
 use crate::blob::Blob;
@@ -198,6 +199,16 @@ impl Server {
         self.hub.try_send(message).is_ok()
     }
 
+    /// The files of an image version that have capabilities. Without them a node boots all the same.
+    async fn capable(&self, version: Option<Digest>) -> Arc<[Capable]> {
+        let Some(version) = version else {
+            return [].into();
+        };
+        let contents = Arc::clone(&self.contents);
+        let found = tokio::task::spawn_blocking(move || contents.capable(version)).await;
+        found.unwrap_or_else(|_| [].into())
+    }
+
     async fn respond(
         &self,
         peer: SocketAddrV4,
@@ -205,7 +216,10 @@ impl Server {
         sending: &Sending,
     ) -> Response<Full<Bytes>> {
         let body = match answer.body {
-            HttpBody::Identity(grant) => match self.identities.seal(&grant) {
+            HttpBody::Identity(grant) => match self
+                .identities
+                .seal(&grant, &self.capable(grant.image).await)
+            {
                 Ok(sealed) => Blob::in_memory(sealed.into()),
                 Err(error) => return plain(403, &error.to_string()),
             },

@@ -508,6 +508,83 @@ fn drivers_are_noted_within_bounds_and_outlive_the_next_start() {
     );
 }
 
+/// A kernel's words in the order in which a real one sends them.
+const PANIC: [&str; 6] = [
+    "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+    "Oops: 0002 [#1] PREEMPT SMP NOPTI",
+    "---[ end trace 0000000000000000 ]---",
+    "Kernel panic - not syncing: Fatal exception",
+    "Kernel Offset: 0x1000000 from 0xffffffff81000000",
+    "---[ end Kernel panic - not syncing: Fatal exception ]---",
+];
+
+/// Tells the server a kernel's words from that address.
+fn kernel_says(world: &mut World, from: Ipv4Addr, words: &[&str]) -> Vec<EventKind> {
+    let before = world.events.len();
+    for (sequence, text) in words.iter().enumerate() {
+        world.input(Input::Beacon {
+            peer: SocketAddrV4::new(from, 6665),
+            datagram: format!("0,{sequence},1,-;{text}\n").into_bytes(),
+        });
+    }
+    let events = world.events[before..].iter().map(|it| it.kind.clone());
+    events.collect()
+}
+
+#[test]
+fn a_panic_is_told_once_and_kept_with_the_boot() {
+    let mut world = world(4, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    let from = world.machines[0].held.expect("an address").address;
+    kernel_says(&mut world, from, &["usb 1-1: new device"; 30]);
+    let told = kernel_says(&mut world, from, &PANIC);
+    let expected = [
+        EventKind::KernelTrouble {
+            text: PANIC[0].into(),
+        },
+        EventKind::Panicked {
+            cause: "Fatal exception".into(),
+        },
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(kernel_says(&mut world, from, &PANIC), [], "said again");
+    world.restart();
+    let boot = world.engine.node(&mac(0)).expect("a node").boot;
+    let boot = boot.expect("a boot");
+    assert_eq!(
+        boot.failure.map(|it| it.cause),
+        Some("kernel panic: Fatal exception".into())
+    );
+    assert_eq!(boot.kernel[boot.kernel.len() - PANIC.len()..], PANIC);
+    assert!(boot.kernel.len() < PANIC.len() + 30, "{:?}", boot.kernel);
+    assert_eq!(fell_back(&world), 0);
+
+    // The next boot's panic is another one.
+    let now = world.now;
+    world.machines[0].power_cycle(now);
+    world.boot_all(2 * MINUTE);
+    assert_eq!(kernel_says(&mut world, from, &PANIC).len(), 2);
+}
+
+#[test]
+fn kernels_of_strangers_are_not_heard_and_nobody_can_say_too_much() {
+    let mut world = world(4, GOOD);
+    world.power_on(1);
+    world.boot_all(2 * MINUTE);
+    assert_eq!(kernel_says(&mut world, [10, 77, 0, 250].into(), &PANIC), []);
+    let from = world.machines[0].held.expect("an address").address;
+    kernel_says(&mut world, from, &PANIC[..1]);
+    let flood = vec!["x".repeat(5000); 2000];
+    let flood: Vec<&str> = flood.iter().map(String::as_str).collect();
+    assert_eq!(kernel_says(&mut world, from, &flood), []);
+    kernel_says(&mut world, from, &["---[ end trace 0 ]---"; 100]);
+    let boot = world.engine.node(&mac(0)).expect("a node").boot;
+    let kernel = boot.expect("a boot").kernel;
+    assert_eq!(kernel[0], PANIC[0], "the beginning is kept");
+    assert!(kernel.len() <= 80 && kernel.iter().all(|it| it.len() <= 200));
+}
+
 #[test]
 fn another_initramfs_is_made_ready_anew() {
     let mut world = world(4, GOOD);

@@ -33,7 +33,7 @@ pub use foreign::{Encoding, NotInitramfs, inspect};
 use index::Index;
 pub use inits::Inits;
 use modprobe::Modprobe;
-use profile::{CORE, HELPERS, SECOND_HALVES};
+use profile::{BY_INIT, CORE, HELPERS, SECOND_HALVES};
 pub use profile::{Profile, UnknownProfile};
 pub use shell::shell;
 pub use source::ModuleSource;
@@ -404,6 +404,8 @@ fn choose(
         .filter(|name| !has_device(index, name) || modprobe.blacklisted.contains(*name));
     core.extend(deviceless.cloned());
     names.extend(extra);
+    let by_init = BY_INIT.iter().filter(|name| index.is_module(name));
+    names.extend(by_init.map(|name| (*name).to_owned()));
     let needed: Vec<_> = names
         .iter()
         .flat_map(|name| index.needs(name, &HELPERS))

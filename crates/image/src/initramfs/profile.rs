@@ -33,6 +33,9 @@ pub struct UnknownProfile {
 /// File systems of every node's root.
 pub(super) const CORE: [&str; 3] = ["nfs", "nfsv4", "overlay"];
 
+/// Of every node too, where the kernel has them: /init loads them with parameters of the boot.
+pub(super) const BY_INIT: [&str; 1] = ["netconsole"];
+
 /// Modules that help another one without depmod knowing: their users ask for them from inside the kernel through
 /// /sbin/modprobe, which an initramfs has not.
 pub(super) const HELPERS: [(&str, &str); 2] = [("tg3", "broadcom"), ("dwmac_intel", "marvell")];
