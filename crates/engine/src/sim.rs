@@ -186,19 +186,24 @@ impl World {
         world
     }
 
-    /// Tells the engine what the store has.
     /// One on a good network, whose store has the image `next` besides the default one.
     fn with_next(seed: u8) -> World {
         let mut world = World::new(seed, GOOD, config());
-        world.images.push(ImageInfo {
+        world.add_next();
+        world
+    }
+
+    /// The store gets the image `next`.
+    fn add_next(&mut self) {
+        self.images.push(ImageInfo {
             name: "next".into(),
             digest: NEXT,
             ..image()
         });
-        world.show_images();
-        world
+        self.show_images();
     }
 
+    /// Tells the engine what the store has.
     fn show_images(&mut self) {
         self.input(Input::Images {
             images: self.images.clone(),

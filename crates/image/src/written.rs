@@ -358,11 +358,13 @@ mod tests {
         cd "$1"
         mount -t tmpfs tmpfs over
         mkdir over/data over/work over/root
-        mount -t overlay overlay over/root \
-            -o lowerdir=lower,upperdir=over/data,workdir=over/work,index=off,metacopy=off
-        cd over/root
-        eval "$CHANGES"
-        cd ../data
+        layers=lowerdir=lower,upperdir=over/data,workdir=over/work,index=off,metacopy=off
+        mount -t overlay -o "$layers" overlay over/root
+        (cd over/root; eval "$CHANGES")
+        # What is cached of a changed file has another inode than its new names.
+        umount over/root
+        mount -t overlay -o "$layers" overlay over/root
+        cd over/data
         list=../list
         find . -mindepth 1 -print0 > "$list"
         eval "$TAR" > "$1/upper.tar"

@@ -337,7 +337,8 @@ fn without_labels_selinux_is_off_and_the_plan_says_so() {
         assert!(made.is_ok(), "{made:?}");
         preview(world, "free", Firmware::UefiX64)
     };
-    let plan = boot(&mut world, "debian:next", "");
+    world.add_next();
+    let plan = boot(&mut world, "next", "");
     assert!(!is_off(&plan) && !says_so(&plan), "{plan:?}");
     // What users say counts, and so does a root of theirs.
     for args in ["selinux=1", "root=nfs:10.0.0.9:/other"] {

@@ -165,7 +165,7 @@ fn holds_init_and_chosen_modules_and_their_firmware() {
 
 #[test]
 fn modules_are_folded_where_the_whole_is_compressed() {
-    let image = image("CONFIG_RD_ZSTD=y\n");
+    let image = image("CONFIG_RD_ZSTD=y\nCONFIG_RD_GZIP=y\n");
     let holds_plain_module = |compression| {
         let initramfs = built_with(image.path(), |it| it.compression = Some(compression));
         let module = elf_with(b"nfs");
