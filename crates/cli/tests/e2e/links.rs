@@ -83,6 +83,8 @@ fn switch(site: &Site, initrd: &Path) -> Machine {
     let shell = console.expect("network: rd.break: a shell", PATIENCE);
     shell.unwrap_or_else(|error| panic!("{error}\n{}", console.last_lines(30)));
     for command in [
+        // Modules that no device asks for are loaded beside what else happens.
+        "until grep -q '^8021q ' /proc/modules && grep -q '^bridge ' /proc/modules; do sleep 1; done",
         "ip link set vec1 up",
         "ip link add link vec1 name vec1.5 type vlan id 5",
         "ip link set vec1.5 up",
