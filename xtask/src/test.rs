@@ -262,7 +262,7 @@ fn build_test(package: &str, target: &str, choice: &[&str]) -> anyhow::Result<Op
     for message in Message::parse_stream(output) {
         if let Message::CompilerArtifact(artifact) = message.context("reading cargo's messages")?
             && artifact.target.name == target
-            && artifact.target.is_test()
+            && artifact.profile.test
         {
             program = artifact
                 .executable

@@ -170,7 +170,7 @@ impl Host<'_> {
 
     /// Removes what the daemon and the store keep, and nothing else that may lie beside it.
     fn purge(&self, state_dir: &Path) -> Outcome {
-        for folder in ["store", "keys", "cache"] {
+        for folder in ["store", "keys", "cache", daemon::UPLOADS] {
             let path = state_dir.join(folder);
             if self.path(&path).is_dir() {
                 fs::remove_dir_all(self.path(&path))
