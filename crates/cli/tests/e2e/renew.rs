@@ -57,7 +57,7 @@ const MANAGERS: [Manager; 5] = [
         by_agent: true,
     },
     Manager {
-        name: "none",
+        name: "unmanaged",
         packages: "",
         configure: "",
         runs: "true",
