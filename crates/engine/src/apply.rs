@@ -115,6 +115,21 @@ struct Wanted {
 }
 
 impl NodeEntry {
+    /// A node of which nothing else is said.
+    pub fn new(mac: Mac, name: impl Into<String>) -> NodeEntry {
+        NodeEntry {
+            name: name.into(),
+            mac,
+            address: None,
+            image: None,
+            kernel_args: String::new(),
+            loader: None,
+            console: Vec::new(),
+            groups: Vec::new(),
+            power: None,
+        }
+    }
+
     fn of(node: &Node) -> NodeEntry {
         NodeEntry {
             name: node.name.clone(),

@@ -375,17 +375,7 @@ mod tests {
     use super::*;
 
     fn entry(name: &str, last: u8) -> NodeEntry {
-        NodeEntry {
-            name: name.into(),
-            mac: Mac([0x52, 0x54, 0, 0, 0, last]),
-            address: None,
-            image: None,
-            kernel_args: String::new(),
-            loader: None,
-            console: Vec::new(),
-            groups: Vec::new(),
-            power: None,
-        }
+        NodeEntry::new(Mac([0x52, 0x54, 0, 0, 0, last]), name)
     }
 
     const GROUPS: &str = r#"

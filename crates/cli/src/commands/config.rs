@@ -88,15 +88,10 @@ impl From<ImportedKind> for Kind {
 
 fn entry(node: &Node) -> NodeEntry {
     NodeEntry {
-        name: node.name.clone(),
-        mac: node.mac,
         address: node.address,
         image: node.image.clone(),
         kernel_args: node.kernel_args.clone(),
-        loader: None,
-        console: Vec::new(),
-        groups: Vec::new(),
-        power: None,
+        ..NodeEntry::new(node.mac, node.name.clone())
     }
 }
 

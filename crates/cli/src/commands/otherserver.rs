@@ -231,15 +231,8 @@ mod tests {
 
     fn nodes() -> Vec<NodeEntry> {
         let node = |last: u8, address: Option<[u8; 4]>| NodeEntry {
-            name: format!("node{last}"),
-            mac: Mac([0x52, 0x54, 0, 0, 0, last]),
             address: address.map(Ipv4Addr::from),
-            image: None,
-            kernel_args: String::new(),
-            loader: None,
-            console: Vec::new(),
-            groups: Vec::new(),
-            power: None,
+            ..NodeEntry::new(Mac([0x52, 0x54, 0, 0, 0, last]), format!("node{last}"))
         };
         vec![node(1, Some([10, 77, 0, 201])), node(2, None)]
     }

@@ -173,9 +173,14 @@ impl Site {
         out.into_owned()
     }
 
+    /// Changes an image by a shell command; the new version is its `:next`.
+    pub fn change(&self, image: &str, command: &str) {
+        self.slate(&["image", "run", image, "--", "sh", "-c", command]);
+    }
+
     /// Changes an image by a shell command; nodes boot the new version from now on.
     pub fn update(&self, image: &str, command: &str) {
-        self.slate(&["image", "run", image, "--", "sh", "-c", command]);
+        self.change(image, command);
         self.slate(&["image", "tag", &format!("{image}:next"), image]);
     }
 

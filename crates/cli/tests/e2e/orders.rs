@@ -119,15 +119,7 @@ fn a_rollout_takes_itself_back_where_its_gate_fails_and_comes_to_every_node_wher
     let mut site = Site::new("debian12", &[]);
     site.give_own_store();
     let old = site.digest.clone();
-    site.slate(&[
-        "image",
-        "run",
-        "debian12",
-        "--",
-        "sh",
-        "-c",
-        "echo new > /etc/new",
-    ]);
+    site.change("debian12", "echo new > /etc/new");
     let initrd = initrd(&site);
     let mut machines: Vec<Machine> = (1..=2).map(|it| power_on(&site, &initrd, it)).collect();
     for machine in &machines {

@@ -208,15 +208,7 @@ fn full_a_rollout_switches_on_what_is_off_and_waits_for_nobody_who_stays_off() {
     let mut site = Site::new("debian12", &[]);
     site.give_own_store();
     let old = site.digest.clone();
-    site.slate(&[
-        "image",
-        "run",
-        "debian12",
-        "--",
-        "sh",
-        "-c",
-        "echo new > /etc/new",
-    ]);
+    site.change("debian12", "echo new > /etc/new");
     let new = site.slate_json(&["image", "show", "debian12:next", "--json"]);
     let new = text(&new, "digest");
     let initrd = initrd(&site);

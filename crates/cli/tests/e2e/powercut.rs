@@ -55,15 +55,7 @@ impl Rig {
         let mut site = Site::new("debian12", &[]);
         site.give_own_store();
         let old = site.digest.clone();
-        site.slate(&[
-            "image",
-            "run",
-            "debian12",
-            "--",
-            "sh",
-            "-c",
-            "echo new > /etc/new",
-        ]);
+        site.change("debian12", "echo new > /etc/new");
         let new = site.slate_json(&["image", "show", "debian12:next", "--json"]);
         let new = text(&new, "digest");
         for (digest, tag) in [(&old, "debian12:one"), (&new, "debian12:two")] {

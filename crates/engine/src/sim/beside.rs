@@ -508,20 +508,9 @@ fn a_machine_that_a_file_names_is_no_stranger_any_more() {
     message.push(option::ARCHITECTURE, [0, 7]);
     world.input(dhcp(message.encode(MAX_BUDGET_BYTES)));
     assert_eq!(world.engine.seen().len(), 1);
-    let entry = NodeEntry {
-        name: "pc1".into(),
-        mac: mac(0),
-        address: None,
-        image: None,
-        kernel_args: String::new(),
-        loader: None,
-        console: Vec::new(),
-        groups: Vec::new(),
-        power: None,
-    };
     let command = Command::Apply {
         inventory: Inventory {
-            nodes: vec![entry],
+            nodes: vec![NodeEntry::new(mac(0), "pc1")],
             ..Inventory::default()
         },
         prune: false,

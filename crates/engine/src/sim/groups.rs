@@ -17,15 +17,8 @@ use crate::{Command, Firmware, NodeChange, UefiLoader};
 
 fn entry(index: usize, name: &str, groups: &[&str]) -> NodeEntry {
     NodeEntry {
-        name: name.into(),
-        mac: mac(index),
-        address: None,
-        image: None,
-        kernel_args: String::new(),
-        loader: None,
-        console: Vec::new(),
         groups: groups.iter().map(|it| (*it).into()).collect(),
-        power: None,
+        ..NodeEntry::new(mac(index), name)
     }
 }
 

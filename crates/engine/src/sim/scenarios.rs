@@ -739,15 +739,8 @@ fn node_settings_are_checked_before_anything_changes() {
 
 fn entry(index: usize, name: &str, address: Option<[u8; 4]>) -> NodeEntry {
     NodeEntry {
-        name: name.into(),
-        mac: mac(index),
         address: address.map(Ipv4Addr::from),
-        image: None,
-        kernel_args: String::new(),
-        loader: None,
-        console: Vec::new(),
-        groups: Vec::new(),
-        power: None,
+        ..NodeEntry::new(mac(index), name)
     }
 }
 

@@ -4,7 +4,7 @@ use wire::dhcp4::{MAX_BUDGET_BYTES, option};
 
 use super::beside::OtherServer;
 use super::*;
-use crate::apply::{Change, Inventory};
+use crate::apply::{Change, Inventory, NodeEntry};
 use crate::command::{CommandError, NodeChange};
 use crate::config::UnknownPolicy::{self, Approve, Auto, Ignore};
 
@@ -196,16 +196,9 @@ fn a_fixed_address_that_another_server_would_have_to_give_is_told_of() {
     ] {
         let mut world = world(mode, None);
         let inventory = |address: Option<[u8; 4]>| Inventory {
-            nodes: vec![crate::NodeEntry {
-                name: "fixed".into(),
-                mac: mac(0),
+            nodes: vec![NodeEntry {
                 address: address.map(Ipv4Addr::from),
-                image: None,
-                kernel_args: String::new(),
-                loader: None,
-                console: Vec::new(),
-                groups: Vec::new(),
-                power: None,
+                ..NodeEntry::new(mac(0), "fixed")
             }],
             ..Inventory::default()
         };
