@@ -37,7 +37,8 @@ impl Terminal {
             OwnedFd::from(slave.expect("the terminal")).into()
         };
         let mut command = slate.command(words);
-        command.env("TERM", "dumb");
+        // Without colours, which a dumb terminal gets too where `CI` is set.
+        command.env("TERM", "dumb").env("NO_COLOR", "1");
         // A session whose terminal this is, as login(1) makes it.
         let mut session = Command::new("setsid");
         session
