@@ -4,8 +4,9 @@
 //! to the next (ELF-64 object file format, version 1.5: `Elf64_Rela`). Compressors that look for
 //! repeated bytes, as zstd does, find little in them. Folding replaces each number by what it is
 //! more than the one it resembles, and then puts all first bytes of the records side by side, all
-//! second ones, and so on. The symbol table is treated alike. Unfolding gives back every byte, the
-//! signature's too, so the kernel loads what its distribution signed.
+//! second ones, and so on. The symbol table is treated alike: names mostly follow each other in the
+//! string table, and functions in their section. Unfolding gives back every byte, the signature's
+//! too, so the kernel loads what its distribution signed.
 //!
 //! A folded module keeps its ELF header and section headers, but for the last byte of `e_ident`,
 //! which is padding and 0 in any other module.
@@ -26,9 +27,11 @@ const SYMBOLS: u32 = 2;
 const RELOCATIONS: u32 = 4;
 /// Tables that are folded at most; a module has some tens.
 const TABLES_MAX: usize = 512;
-/// Numbers that are remembered: addends by the symbol and type of their relocation, values of
-/// symbols by their section.
+/// Numbers that are remembered: addends by the symbol and type of their relocation, ends of symbols
+/// by their section.
 const SLOTS: usize = 1 << 14;
+/// The first symbol's name: a string table begins with an empty string.
+const FIRST_NAME: u64 = 1;
 
 /// What was to be folded or unfolded is no module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +53,11 @@ pub fn fold(module: &mut [u8]) -> Result<(), NotAModule> {
     }
     let mut memory = Memory::default();
     for table in tables(module)? {
+        let names = module[table.names].to_vec();
         let records = &mut module[table.range];
         match table.kind {
             Kind::Relocations => memory.fold_relocations(records),
-            Kind::Symbols => memory.fold_symbols(records),
+            Kind::Symbols => Memory::default().fold_symbols(records, &names),
         }
         transpose(records);
     }
@@ -68,11 +72,12 @@ pub fn unfold(module: &mut [u8]) -> Result<(), NotAModule> {
     }
     let mut memory = Memory::default();
     for table in tables(module)? {
+        let names = module[table.names].to_vec();
         let records = &mut module[table.range];
         transpose_back(records);
         match table.kind {
             Kind::Relocations => memory.unfold_relocations(records),
-            Kind::Symbols => memory.unfold_symbols(records),
+            Kind::Symbols => Memory::default().unfold_symbols(records, &names),
         }
     }
     module[MARK_AT] = 0;
@@ -88,6 +93,8 @@ enum Kind {
 struct Table {
     kind: Kind,
     range: Range<usize>,
+    /// Where the names of its symbols are, which no table overlaps; empty for relocations.
+    names: Range<usize>,
 }
 
 /// The tables that are folded: the first ones that overlap neither each other nor the headers that
@@ -100,26 +107,49 @@ fn tables(module: &[u8]) -> Result<Vec<Table>, NotAModule> {
     let count = number::<2>(module, 0x3c) as usize;
     let end = start.checked_add(count * SECTION_HEADER);
     let end = end.filter(|end| *end <= module.len()).ok_or(NotAModule)?;
+    let headers = &module[start..end];
+    let is_content = |range: &Range<usize>| {
+        range.end <= module.len() && apart(range, &(0..HEADER)) && apart(range, &(start..end))
+    };
     let mut tables: Vec<Table> = Vec::new();
-    for header in module[start..end].chunks_exact(SECTION_HEADER) {
-        let kind = match number::<4>(header, 4) as u32 {
-            SYMBOLS => Kind::Symbols,
-            RELOCATIONS => Kind::Relocations,
+    for header in headers.chunks_exact(SECTION_HEADER) {
+        let (kind, names) = match number::<4>(header, 4) as u32 {
+            SYMBOLS => (Kind::Symbols, linked(headers, header)),
+            RELOCATIONS => (Kind::Relocations, 0..0),
             _ => continue,
         };
-        let from = usize::try_from(number::<8>(header, 0x18)).unwrap_or(usize::MAX);
-        let bytes = usize::try_from(number::<8>(header, 0x20)).unwrap_or(usize::MAX);
-        let range = from..from.saturating_add(bytes);
-        let is_apart = |other: &Range<usize>| range.end <= other.start || range.start >= other.end;
-        let is_free = range.end <= module.len()
-            && is_apart(&(0..HEADER))
-            && is_apart(&(start..end))
-            && tables.iter().all(|table| is_apart(&table.range));
-        if bytes % RECORD == 0 && is_free && tables.len() < TABLES_MAX {
-            tables.push(Table { kind, range });
+        let range = content(header);
+        let is_free = is_content(&range) && tables.iter().all(|table| apart(&range, &table.range));
+        if range.len().is_multiple_of(RECORD) && is_free && tables.len() < TABLES_MAX {
+            tables.push(Table { kind, range, names });
+        }
+    }
+    let ranges: Vec<Range<usize>> = tables.iter().map(|table| table.range.clone()).collect();
+    for table in &mut tables {
+        let names = &table.names;
+        if !is_content(names) || !ranges.iter().all(|range| apart(range, names)) {
+            table.names = 0..0;
         }
     }
     Ok(tables)
+}
+
+fn apart(one: &Range<usize>, other: &Range<usize>) -> bool {
+    one.end <= other.start || one.start >= other.end
+}
+
+/// Where the section of a header is (`sh_offset`, `sh_size`).
+fn content(header: &[u8]) -> Range<usize> {
+    let [from, bytes] = [0x18, 0x20].map(|at| number::<8>(header, at));
+    let [from, bytes] = [from, bytes].map(|it| usize::try_from(it).unwrap_or(usize::MAX));
+    from..from.saturating_add(bytes)
+}
+
+/// Where the section is that a header names (`sh_link`): of symbols, the strings.
+fn linked(headers: &[u8], header: &[u8]) -> Range<usize> {
+    let index = number::<4>(header, 0x28) as usize;
+    let other = headers.chunks_exact(SECTION_HEADER).nth(index);
+    other.map_or(0..0, content)
 }
 
 /// What the numbers of earlier records were, by what they have in common.
@@ -150,10 +180,8 @@ impl Memory {
         for record in records.chunks_exact_mut(RECORD) {
             let [offset, info, addend] = relocation(record);
             let last = std::mem::replace(self.of_relocation(info), addend);
-            let more = addend.wrapping_sub(last) as i64;
-            // Small numbers of either sign have small bytes so.
-            let zigzag = (more << 1 ^ more >> 63) as u64;
-            put_relocation(record, [offset.wrapping_sub(before), info, zigzag]);
+            let more = zigzag(addend.wrapping_sub(last));
+            put_relocation(record, [offset.wrapping_sub(before), info, more]);
             before = offset;
         }
     }
@@ -161,38 +189,81 @@ impl Memory {
     fn unfold_relocations(&mut self, records: &mut [u8]) {
         let mut before = 0_u64;
         for record in records.chunks_exact_mut(RECORD) {
-            let [offset, info, zigzag] = relocation(record);
+            let [offset, info, more] = relocation(record);
             before = before.wrapping_add(offset);
             let last = self.of_relocation(info);
-            *last = last.wrapping_add(zigzag >> 1 ^ (zigzag & 1).wrapping_neg());
+            *last = last.wrapping_add(unzigzag(more));
             let addend = *last;
             put_relocation(record, [before, info, addend]);
         }
     }
 
-    /// Names of symbols are offsets that mostly grow, and so are values in one section.
-    fn fold_symbols(&mut self, records: &mut [u8]) {
-        let mut before = 0_u32;
+    fn fold_symbols(&mut self, records: &mut [u8], names: &[u8]) {
+        let mut expected = FIRST_NAME;
         for record in records.chunks_exact_mut(RECORD) {
-            let (name, value) = (number::<4>(record, 0) as u32, number::<8>(record, 8));
-            let last = std::mem::replace(self.of_symbol(record), value);
-            record[..4].copy_from_slice(&name.wrapping_sub(before).to_le_bytes());
-            record[8..16].copy_from_slice(&value.wrapping_sub(last).to_le_bytes());
-            before = name;
+            let [name, value, size] = symbol(record);
+            let last = std::mem::replace(self.of_symbol(record), behind(value, size));
+            put_symbol(
+                record,
+                name.wrapping_sub(expected),
+                zigzag(value.wrapping_sub(last)),
+            );
+            expected = next_name(names, name, expected);
         }
     }
 
-    fn unfold_symbols(&mut self, records: &mut [u8]) {
-        let mut before = 0_u32;
+    fn unfold_symbols(&mut self, records: &mut [u8], names: &[u8]) {
+        let mut expected = FIRST_NAME;
         for record in records.chunks_exact_mut(RECORD) {
-            before = before.wrapping_add(number::<4>(record, 0) as u32);
+            let [more, further, size] = symbol(record);
+            let name = more.wrapping_add(expected) & u64::from(u32::MAX);
             let last = self.of_symbol(record);
-            *last = last.wrapping_add(number::<8>(record, 8));
-            let value = *last;
-            record[..4].copy_from_slice(&before.to_le_bytes());
-            record[8..16].copy_from_slice(&value.to_le_bytes());
+            let value = last.wrapping_add(unzigzag(further));
+            *last = behind(value, size);
+            put_symbol(record, name, value);
+            expected = next_name(names, name, expected);
         }
     }
+}
+
+/// Small numbers of either sign have small bytes so.
+fn zigzag(number: u64) -> u64 {
+    let number = number as i64;
+    (number << 1 ^ number >> 63) as u64
+}
+
+fn unzigzag(number: u64) -> u64 {
+    number >> 1 ^ (number & 1).wrapping_neg()
+}
+
+/// Where the next symbol's name is expected: behind this one's, unless that was somewhere else
+/// itself, as a name is that is the end of another.
+fn next_name(names: &[u8], name: u64, expected: u64) -> u64 {
+    if name != expected {
+        return expected;
+    }
+    let rest = names.get(name as usize..).unwrap_or_default();
+    let length = rest.iter().position(|byte| *byte == 0);
+    name + length.unwrap_or(rest.len()) as u64 + 1
+}
+
+/// Where the next function begins in its section: compilers align them.
+fn behind(value: u64, size: u64) -> u64 {
+    value.wrapping_add(size).wrapping_add(15) & !15
+}
+
+/// Its name's offset, its value and its size.
+fn symbol(record: &[u8]) -> [u64; 3] {
+    [
+        number::<4>(record, 0),
+        number::<8>(record, 8),
+        number::<8>(record, 16),
+    ]
+}
+
+fn put_symbol(record: &mut [u8], name: u64, value: u64) {
+    record[..4].copy_from_slice(&(name as u32).to_le_bytes());
+    record[8..16].copy_from_slice(&value.to_le_bytes());
 }
 
 fn relocation(record: &[u8]) -> [u64; 3] {
@@ -239,18 +310,19 @@ mod tests {
 
     const CONTENT: usize = 240;
 
-    /// An ELF file with these section headers (type, offset, size) behind 240 bytes of content.
-    fn module(sections: &[(u32, u64, u64)], content: &[u8; CONTENT]) -> Vec<u8> {
+    /// An ELF file with these section headers (type, offset, size, link) behind 240 bytes of content.
+    fn module(sections: &[(u32, u64, u64, u32)], content: &[u8; CONTENT]) -> Vec<u8> {
         let mut module = b"\x7fELF\x02\x01\x01".to_vec();
         module.resize(HEADER, 0);
         module[0x28..0x30].copy_from_slice(&((HEADER + CONTENT) as u64).to_le_bytes());
         module[0x3c..0x3e].copy_from_slice(&(sections.len() as u16).to_le_bytes());
         module.extend(content);
-        for (kind, offset, size) in sections {
+        for (kind, offset, size, link) in sections {
             let mut header = [0; SECTION_HEADER];
             header[4..8].copy_from_slice(&kind.to_le_bytes());
             header[0x18..0x20].copy_from_slice(&offset.to_le_bytes());
             header[0x20..0x28].copy_from_slice(&size.to_le_bytes());
+            header[0x28..0x2c].copy_from_slice(&link.to_le_bytes());
             module.extend(header);
         }
         module.extend(b"signature");
@@ -278,7 +350,7 @@ mod tests {
                 [0x1000 + 4 * index, 5 << 32 | 2, 0x700 + 10 * index],
             );
         }
-        let plain = module(&[(RELOCATIONS, 64, 72)], &content);
+        let plain = module(&[(RELOCATIONS, 64, 72, 0)], &content);
         let folded = folded(&plain);
         let planes: Vec<&[u8]> = folded[64..64 + 72].chunks_exact(3).collect();
         // Offsets: the first whole, then 4 more each.
@@ -292,8 +364,40 @@ mod tests {
     }
 
     #[test]
+    fn symbols_that_follow_each_other_become_zeros() {
+        const STRINGS: u32 = 3;
+        let mut content = [0; CONTENT];
+        // Two functions, one behind the other, and between them one whose name is the end of another's.
+        let symbols = [(1, 0x100, 0x15), (3, 0x40, 8), (5, 0x120, 8)];
+        for (record, (name, value, size)) in content.chunks_exact_mut(RECORD).zip(symbols) {
+            put_symbol(record, name, value);
+            record[6] = if name == 3 { 9 } else { 7 };
+            record[16] = size;
+        }
+        content[72..80].copy_from_slice(b"\0run\0go\0");
+        let sections = [(SYMBOLS, 64, 72, 1), (STRINGS, 64 + 72, 8, 0)];
+        let plain = module(&sections, &content);
+        let small = folded(&plain);
+        let planes: Vec<&[u8]> = small[64..64 + 72].chunks_exact(3).collect();
+        assert_eq!(planes[..2], [[0, 0xfe, 0], [0, 0xff, 0]]);
+        // Values: twice as large for the sign's sake, 0x80 after nothing, and where the next one was expected.
+        assert_eq!(planes[8..10], [[0x00, 0x80, 0], [0x02, 0, 0]]);
+        assert_eq!(small[64 + 72..], plain[64 + 72..]);
+        assert_eq!(unfolded(&small), plain);
+        // Names that are themselves folded are not looked at.
+        for strings in [
+            (SYMBOLS, 64, 48, 0),
+            (STRINGS, 0, 1000, 0),
+            (STRINGS, 300, 48, 0),
+        ] {
+            let plain = module(&[(SYMBOLS, 64, 72, 1), strings], &content);
+            assert_eq!(unfolded(&folded(&plain)), plain, "{strings:?}");
+        }
+    }
+
+    #[test]
     fn what_is_not_folded_is_left_alone() {
-        let plain = module(&[(RELOCATIONS, 64, 72)], &[7; CONTENT]);
+        let plain = module(&[(RELOCATIONS, 64, 72, 0)], &[7; CONTENT]);
         assert_eq!(unfolded(&plain), plain);
         let mut twice = folded(&plain);
         assert_eq!(fold(&mut twice), Err(NotAModule));
@@ -305,7 +409,7 @@ mod tests {
     fn tables_that_overlap_the_headers_are_no_tables() {
         let over_headers = (HEADER + CONTENT - 24) as u64;
         for at in [0, 40, over_headers, u64::MAX - 10] {
-            let plain = module(&[(RELOCATIONS, at, 48)], &[7; CONTENT]);
+            let plain = module(&[(RELOCATIONS, at, 48, 0)], &[7; CONTENT]);
             let folded = folded(&plain);
             assert_eq!(folded[..MARK_AT], plain[..MARK_AT], "{at}");
             assert_eq!(folded[MARK_AT + 1..], plain[MARK_AT + 1..], "{at}");
@@ -317,12 +421,15 @@ mod tests {
         #[test]
         fn every_module_comes_back(
             content: [u8; CONTENT],
-            sections in proptest::collection::vec((0..6_u32, 0..400_u64, 0..12_u64), 0..8),
+            sections in proptest::collection::vec(
+                (0..6_u32, 0..400_u64, 0..12_u64, 0..9_u32),
+                0..8,
+            ),
             cut in 0..1000_usize,
         ) {
             let sections: Vec<_> = sections
                 .into_iter()
-                .map(|(kind, at, records)| (kind, at, records * 24))
+                .map(|(kind, at, records, link)| (kind, at, records * 24, link))
                 .collect();
             let plain = module(&sections, &content);
             prop_assert_eq!(unfolded(&folded(&plain)), &*plain);

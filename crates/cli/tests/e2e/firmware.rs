@@ -55,7 +55,7 @@ ln -s ../usr/lib/os-release etc/os-release
 
 #[test]
 #[ignore = "boots machines: cargo xtask test"]
-fn an_image_in_the_shape_of_enterprise_linux_9_boots() {
+fn full_an_image_in_the_shape_of_enterprise_linux_9_boots() {
     if impossible(&TOOLS) {
         return;
     }
