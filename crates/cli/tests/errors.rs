@@ -763,6 +763,71 @@ fn https_serves_what_http_does() {
     assert_eq!(fetch("ca2.pem"), "kernel");
 }
 
+/// Fetches parts of `$1`, whose content is the file `whole`, as curl does.
+const PARTS: &str = r#"
+url=$1
+get() { curl -sS --max-time 60 --cacert ca.pem "$@"; }
+is() { test "$1" = "$2" || { echo "expected $2, got $1"; exit 1; }; }
+size=$(stat -c %s whole)
+tag="\"$(sha256sum whole | cut -d ' ' -f 1)\""
+get --head -o head "$url"
+grep -q '^Accept-Ranges: bytes' head
+is "$(tr -d '\r' < head | sed -n 's/^Etag: //p')" "$tag"
+# A transfer that is cut off goes on where it was, unless it is another file by now.
+get "$url" 2> /dev/null | head -c 1234567 > resumed
+for tag in "$tag" '"other"'; do
+    cp resumed again
+    code=$(get -C - -o again -w '%{http_code}' -H "If-Match: $tag" "$url" 2> /dev/null) || true
+    echo "$code $(cmp whole again > /dev/null 2>&1 && echo whole || echo not)"
+done
+part() { # RANGE FIRST-BYTE-FROM-1 COUNT
+    is "$(get --range "$1" -o part -w '%{http_code}' "$url")" 206
+    tail -c "+$2" whole | head -c "$3" | cmp - part
+}
+part 0-0 1 1
+part 4095-1000000 4096 995906
+part $((size - 1))- $size 1
+part -70000 $((size - 69999)) 70000
+part 4999990-99999999 4999991 $((size - 4999990))
+# Not the beginning of a connection, and several on one.
+is "$(get -w '%{http_code} %{num_connects},' -o a "$url" --range 5-9 -o b "$url")" '206 1,206 0,'
+is "$(get --range $size- -D head -o /dev/null -w '%{http_code}' "$url")" 416
+is "$(tr -d '\r' < head | sed -n 's/^Content-Range: //p')" "bytes */$size"
+for fields in 'Range: bytes=0-1,4-5' 'Range: bytes=5-1' 'Range: pages=1-2'; do
+    is "$(get -H "$fields" -o all -w '%{http_code}' "$url")" 200
+    cmp whole all
+done
+is "$(get --range 1-2 -H 'If-Range: "other"' -o all -w '%{http_code}' "$url")" 200
+cmp whole all
+"#;
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_part_of_a_file_can_be_fetched_and_a_transfer_goes_on() {
+    if impossible() || !has_openssl_and_curl() {
+        return;
+    }
+    let site = Site::new();
+    site.shell(CERTIFICATES);
+    site.place.write("parts", PARTS);
+    site.shell(
+        "head -c 5000000 /dev/urandom > whole; cp whole root/boot/vmlinuz-1.0\n\
+         \"$SLATE\" image import big root",
+    );
+    let tls = ["--tls-cert", "good.pem", "--tls-key", "good.key"];
+    let _daemon = site.serve(&[&["--image", "big"], &tls[..]].concat());
+    let plan = succeeds(site.slate(&["node", "plan", "52:77:00:00:00:01"]));
+    let digest = plan.split("/images/").nth(1).and_then(|it| it.get(..64));
+    let path = format!("10.77.0.1/boot/{}/vmlinuz", digest.expect("a digest"));
+    for scheme in ["http", "https"] {
+        let said = site.shell(&format!("sh -eu parts {scheme}://{path}"));
+        assert_eq!(said, "206 whole\n412 not\n", "{scheme}");
+    }
+    // Of what was sent, events tell each part by its own size.
+    let events = succeeds(site.slate(&["events"]));
+    says(&events, &["995906", "70000"]);
+}
+
 /// Two networks of the daemon's, a third behind a relay on the second, and a machine on each that has
 /// no address: `machine NAME`, and `asks NAME MAC COMMAND…`, which ends with what it was told.
 const NETWORKS: &str = r#"

@@ -5,11 +5,13 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use engine::Digest;
 use memmap2::Mmap;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use sha2::{Digest as _, Sha256};
 
 /// Content that never changes; a clone shares it.
 #[derive(Clone, Debug)]
@@ -17,6 +19,7 @@ pub struct Blob {
     bytes: Bytes,
     /// Where the same bytes are; `None` = in memory only.
     file: Option<Arc<File>>,
+    digest: Arc<OnceLock<Digest>>,
 }
 
 impl Blob {
@@ -26,6 +29,7 @@ impl Blob {
             Ok((file, map)) => Blob {
                 bytes: Bytes::from_owner(map),
                 file: Some(Arc::new(file)),
+                digest: Arc::default(),
             },
             Err(error) => {
                 tracing::debug!(%error, "a boot file is sent from memory");
@@ -36,12 +40,22 @@ impl Blob {
 
     /// Keeps content where it is: for little, which is sent once.
     pub fn in_memory(bytes: Bytes) -> Blob {
-        Blob { bytes, file: None }
+        Blob {
+            bytes,
+            file: None,
+            digest: Arc::default(),
+        }
     }
 
     /// All of it.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// The SHA-256 of all of it, made when it is first asked for: milliseconds for each megabyte.
+    pub fn digest(&self) -> Digest {
+        let made = || Digest(Sha256::digest(&self.bytes).into());
+        *self.digest.get_or_init(made)
     }
 
     /// The file that holds `part` and where it begins there, if `part` is a piece of this very

@@ -14,6 +14,7 @@ pub mod mac;
 pub mod modtable;
 pub mod netconsole;
 pub mod order;
+pub mod ranges;
 pub mod reader;
 pub mod stage;
 pub mod tftp;

@@ -11,14 +11,17 @@ use engine::{
     TransferOutcome,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
-use hyper::{Request, Response, header};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use wire::identity::Capable;
+use wire::ranges::{ContentRange, PartRequest, Selection};
 use wire::upload::{Claim, MAX_UPLOAD_BYTES, Piece};
 
 use crate::blob::Blob;
@@ -124,31 +127,24 @@ impl Server {
         request: Request<Incoming>,
         sending: &Sending,
     ) -> Response<Full<Bytes>> {
-        let method = request.method().to_string();
-        let target = request
-            .uri()
-            .path_and_query()
-            .map_or("/", |it| it.as_str())
-            .to_owned();
-        if method == "POST" && target == "/upload" {
-            return self.upload(request.into_body()).await;
+        let (head, body) = request.into_parts();
+        let target = head.uri.path_and_query().map_or("/", |it| it.as_str());
+        if head.method == Method::POST && target == "/upload" {
+            return self.upload(body).await;
         }
-        let Ok(body) = Limited::new(request.into_body(), MAX_HTTP_BODY_BYTES)
-            .collect()
-            .await
-        else {
+        let Ok(body) = Limited::new(body, MAX_HTTP_BODY_BYTES).collect().await else {
             return plain(413, "the request's body is too long");
         };
         let request = HttpRequest {
-            method: method.clone(),
-            target,
+            method: head.method.to_string(),
+            target: target.to_owned(),
             body: body.to_bytes().into(),
         };
         let (sender, receiver) = oneshot::channel();
         let asked = self.send(Message::Http(Input::Http { peer, request }, sender));
         let waited = tokio::time::timeout(Duration::from_secs(HOLD_SECONDS), receiver).await;
         match (asked, waited) {
-            (true, Ok(Ok(answer))) => self.respond(peer, answer, sending).await,
+            (true, Ok(Ok(answer))) => self.respond(peer, &head, answer, sending).await,
             (true, Err(_)) => response(204, "application/octet-stream", Bytes::new()),
             // The decision could not be kept, or the daemon stops: both pass.
             _ => plain(503, "try again"),
@@ -212,41 +208,103 @@ impl Server {
     async fn respond(
         &self,
         peer: SocketAddrV4,
+        head: &Parts,
         answer: HttpAnswer,
         sending: &Sending,
     ) -> Response<Full<Bytes>> {
-        let body = match answer.body {
+        let content = match answer.body {
             HttpBody::Identity(grant) => match self
                 .identities
                 .seal(&grant, &self.capable(grant.image).await)
             {
-                Ok(sealed) => Blob::in_memory(sealed.into()),
+                Ok(sealed) => return response(answer.status, answer.content_type, sealed.into()),
                 Err(error) => return plain(403, &error.to_string()),
             },
-            HttpBody::Content(content) => {
-                let contents = Arc::clone(&self.contents);
-                let made = tokio::task::spawn_blocking(move || contents.get(&content)).await;
-                match made {
-                    Ok(Ok(blob)) => blob,
-                    Ok(Err(cause)) => return plain(500, &cause),
-                    Err(_) => return plain(500, "making the file failed"),
-                }
-            }
+            HttpBody::Content(content) => content,
         };
-        if let Some(path) = answer.path {
+        let is_file = answer.status == 200 && [Method::GET, Method::HEAD].contains(&head.method);
+        let contents = Arc::clone(&self.contents);
+        let made = tokio::task::spawn_blocking(move || {
+            let blob = contents.get(&content)?;
+            // Here too, since the digest of a large file takes a while to make.
+            let tag = is_file.then(|| format!("\"{}\"", blob.digest()));
+            Ok::<_, String>((blob, tag))
+        });
+        let (blob, tag) = match made.await {
+            Ok(Ok(made)) => made,
+            Ok(Err(cause)) => return plain(500, &cause),
+            Err(_) => return plain(500, "making the file failed"),
+        };
+        let Some(tag) = tag else {
+            return response(answer.status, answer.content_type, blob.bytes().clone());
+        };
+        let response = part(head, answer.content_type, &blob, &tag);
+        if let (true, Some(path)) = (response.status().is_success(), answer.path) {
             let ended = Input::TransferEnded {
                 peer: *peer.ip(),
                 service: Service::Http,
                 path,
-                bytes: body.len() as u64,
+                bytes: response.body().size_hint().lower(),
                 outcome: TransferOutcome::Done,
             };
             let _ = self.send(Message::Input(ended));
         }
-        let bytes = body.bytes().clone();
-        sending.set(body);
-        response(answer.status, answer.content_type, bytes)
+        sending.set(blob);
+        response
     }
+}
+
+/// A file, or what of it was asked for, by RFC 9110, 14.
+fn part(head: &Parts, content_type: &'static str, blob: &Blob, tag: &str) -> Response<Full<Bytes>> {
+    let size = blob.len() as u64;
+    let (status, part) = match select(head, size, tag) {
+        Selection::Whole => (200, 0..size),
+        Selection::Part(part) => (206, part),
+        Selection::Unsatisfiable => {
+            let mut refusal = plain(416, &format!("the file has {size} bytes"));
+            let none = ContentRange { part: None, size };
+            add(&mut refusal, header::CONTENT_RANGE, &none.to_string());
+            return refusal;
+        }
+        Selection::Changed => return plain(412, "the file is of another version"),
+    };
+    // Within what is in memory.
+    let bytes = blob.bytes().slice(part.start as usize..part.end as usize);
+    let mut response = response(status, content_type, bytes);
+    add(&mut response, header::ACCEPT_RANGES, "bytes");
+    add(&mut response, header::ETAG, tag);
+    if status == 206 {
+        let part = Some(part);
+        let said = ContentRange { part, size }.to_string();
+        add(&mut response, header::CONTENT_RANGE, &said);
+    }
+    response
+}
+
+fn select(head: &Parts, size: u64, tag: &str) -> Selection {
+    // Ranges are of GET only (RFC 9110, 14.2).
+    let is_get = head.method == Method::GET;
+    let range = field(&head.headers, header::RANGE).filter(|_| is_get);
+    let if_range = field(&head.headers, header::IF_RANGE);
+    let if_match = field(&head.headers, header::IF_MATCH);
+    let request = PartRequest {
+        range: range.as_deref(),
+        if_range: if_range.as_deref(),
+        if_match: if_match.as_deref(),
+    };
+    request.select(size, tag)
+}
+
+/// The lines of a field as one (RFC 9110, 5.3), each empty that is no text.
+fn field(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    let lines = headers.get_all(name).iter();
+    let lines: Vec<&str> = lines.map(|it| it.to_str().unwrap_or_default()).collect();
+    (!lines.is_empty()).then(|| lines.join(","))
+}
+
+fn add(response: &mut Response<Full<Bytes>>, name: HeaderName, value: &str) {
+    let value = HeaderValue::from_str(value).expect("digits, digests and plain words");
+    response.headers_mut().insert(name, value);
 }
 
 fn plain(status: u16, text: &str) -> Response<Full<Bytes>> {
@@ -334,7 +392,79 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("\r\nContent-Length: 5\r\n"), "{answer}");
         assert!(!answer.contains("Transfer-Encoding"), "{answer}");
+        assert!(answer.contains("\r\nAccept-Ranges: bytes\r\n"), "{answer}");
         assert!(answer.ends_with("\r\n\r\nbytes"), "{answer}");
+    }
+
+    /// The answer to a request of some method with more fields, as lines.
+    fn with_fields(method: &str, fields: &str) -> String {
+        let head = format!("{method} /file HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+        exchange(format!("{head}{fields}\r\n").as_bytes())
+    }
+
+    fn tag_of(answer: &str) -> &str {
+        let tag = answer.lines().find_map(|it| it.strip_prefix("Etag: "));
+        tag.unwrap_or_else(|| panic!("no tag in {answer}"))
+    }
+
+    #[test]
+    fn a_range_is_answered_with_that_part() {
+        let whole = with_fields("GET", "");
+        let tag = tag_of(&whole);
+        for (fields, part, body) in [
+            ("Range: bytes=1-2\r\n", "1-2", "yt"),
+            ("Range: bytes=2-\r\n", "2-4", "tes"),
+            ("Range: bytes=-1\r\n", "4-4", "s"),
+            (
+                &format!("Range: bytes=2-9\r\nIf-Range: {tag}\r\n"),
+                "2-4",
+                "tes",
+            ),
+            (
+                &format!("Range: bytes=0-0\r\nIf-Match: \"x\"\r\nIf-Match: {tag}\r\n"),
+                "0-0",
+                "b",
+            ),
+        ] {
+            let answer = with_fields("GET", fields);
+            assert!(answer.starts_with("HTTP/1.1 206 Partial"), "{answer}");
+            let length = format!("\r\nContent-Length: {}\r\n", body.len());
+            assert!(answer.contains(&length), "{answer}");
+            let range = format!("\r\nContent-Range: bytes {part}/5\r\n");
+            assert!(answer.contains(&range), "{answer}");
+            assert_eq!(tag_of(&answer), tag);
+            assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_part_is_whole_or_refused() {
+        for fields in [
+            "Range: bytes=1-2,4-4\r\n",
+            "Range: bytes=1-2\r\nRange: bytes=4-4\r\n",
+            "Range: bytes=x\r\n",
+            "Range: bytes=1-2\r\nIf-Range: \"x\"\r\n",
+            "Range: bytes=1-2\r\nIf-Range: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+        ] {
+            let answer = with_fields("GET", fields);
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert!(!answer.contains("Content-Range"), "{answer}");
+            assert!(answer.ends_with("\r\n\r\nbytes"), "{answer}");
+        }
+        let answer = with_fields("HEAD", "Range: bytes=1-2\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("\r\nContent-Length: 5\r\n"), "{answer}");
+
+        let answer = with_fields("GET", "Range: bytes=5-\r\n");
+        assert!(answer.starts_with("HTTP/1.1 416 "), "{answer}");
+        assert!(
+            answer.contains("\r\nContent-Range: bytes */5\r\n"),
+            "{answer}"
+        );
+        for method in ["GET", "HEAD"] {
+            let answer = with_fields(method, "Range: bytes=1-2\r\nIf-Match: \"x\"\r\n");
+            assert!(answer.starts_with("HTTP/1.1 412 "), "{answer}");
+        }
     }
 
     #[test]

@@ -1,0 +1,34 @@
+//! Fields of HTTP requests: whatever they say, a part lies in the file, and what is said of it asks
+//! for the same part again.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use wire::ranges::{ContentRange, PartRequest, Selection};
+
+const TAG: &str = "\"0f\"";
+
+fuzz_target!(|input: (u64, Option<&str>, Option<&str>, Option<&str>)| {
+    let (size, range, if_range, if_match) = input;
+    let request = PartRequest {
+        range,
+        if_range,
+        if_match,
+    };
+    let Selection::Part(part) = request.select(size, TAG) else {
+        return;
+    };
+    assert!(part.start < part.end && part.end <= size);
+    assert!(range.is_some() && if_range.is_none_or(|it| it.contains(TAG)));
+    let said = ContentRange {
+        part: Some(part.clone()),
+        size,
+    };
+    let said = said.to_string();
+    let (said, total) = said.split_once('/').expect("a size");
+    assert_eq!(total, size.to_string());
+    let again = PartRequest {
+        range: Some(&said.replacen(' ', "=", 1)),
+        ..request
+    };
+    assert_eq!(again.select(size, TAG), Selection::Part(part));
+});
