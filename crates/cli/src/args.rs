@@ -118,9 +118,10 @@ pub enum Command {
     Events(EventsArgs),
     /// Find out what would keep nodes from booting, and say what to do about it
     ///
-    /// Asks the running daemon as nodes would: DHCP as firmware of each kind, boot files over TFTP and
-    /// HTTP, a file over NFS. Looks at the interface, ports, firewall, other DHCP servers, disk and
-    /// clock. It changes nothing: the address that it is offered is given back, and no boot begins.
+    /// Asks the running daemon as nodes would, on each interface: DHCP as firmware of each kind, boot
+    /// files over TFTP and HTTP, a file over NFS. Looks at interfaces, ports, firewall, other DHCP
+    /// servers, disk and clock. It changes nothing: the address that it is offered is given back, and no
+    /// boot begins.
     ///
     /// Exit codes: 0 nothing is wrong, 1 something keeps nodes from booting, 4 no daemon answers, 5
     /// nodes boot but something should be looked at.

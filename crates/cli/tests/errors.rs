@@ -1472,7 +1472,8 @@ fn a_full_disk_loses_nothing() {
     succeeds(set("other"));
 }
 
-/// What the doctor found: its exit code, and the outcome of each check.
+/// What the doctor found: its exit code, and the outcome of each check, with its interface where that
+/// is another one than br0.
 fn doctor(site: &Site) -> (i32, std::collections::BTreeMap<String, String>) {
     let (code, text) = site.slate(&["doctor", "--json"]);
     // What it writes to standard error stands behind.
@@ -1491,7 +1492,11 @@ fn doctor(site: &Site) -> (i32, std::collections::BTreeMap<String, String>) {
             matches!(outcome.as_str(), "error" | "warning"),
             "{check}"
         );
-        (text(check, "check"), outcome)
+        let name = match check["interface"].as_str() {
+            None | Some("br0") => text(check, "check"),
+            Some(other) => format!("{} on {other}", text(check, "check")),
+        };
+        (name, outcome)
     });
     (code, checks.collect())
 }
@@ -1569,6 +1574,58 @@ fn the_doctor_finds_what_is_broken() {
         (FAILED, "error")
     );
     assert!(!checks.contains_key("image tiny:latest"), "{checks:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_doctor_looks_at_each_interface() {
+    if impossible() {
+        return;
+    }
+    let site = Site::new();
+    // Its initramfs needs no module.
+    let built_in = ["nfs", "nfsv4", "overlay"].map(|it| format!("kernel/fs/{it}.ko\n"));
+    let modules = "root/lib/modules/1.0/modules";
+    let write = |name: &str, text: &str| site.place.write(&format!("{modules}.{name}"), text);
+    write("builtin", &built_in.concat());
+    write("dep", "");
+    succeeds(site.slate(&["image", "import", "whole", "root"]));
+    site.shell(
+        "ip link add br1 type bridge; ip address add 10.78.0.1/24 dev br1; ip link set br1 up\n\
+         ip link add port1 type veth peer name port2\n\
+         ip link set port2 up; ip link set port1 master br1 up",
+    );
+    // What is wrong with one of them is said of that one.
+    site.shell(
+        "ip link set port1 mtu 1400; ip link set br1 mtu 1400\n\
+         nft add table inet filter\n\
+         nft 'add chain inet filter input { type filter hook input priority 0; policy accept; }'\n\
+         nft add rule inet filter input iifname br1 udp dport 69 drop",
+    );
+    let _daemon = site.serve(&["--interface", "br1", "--image", "whole"]);
+    let (code, checks) = doctor(&site);
+    assert_eq!(code, FAILED);
+    for name in [
+        "interface",
+        "port 67/udp",
+        "port 69/udp",
+        "other dhcp servers",
+        "dhcp uefi-x64",
+        "dhcp ipxe",
+        "tftp vmlinuz of whole:latest",
+        "http vmlinuz of whole:latest",
+        "nfs whole:latest",
+    ] {
+        assert_eq!(checks[name], "ok", "{name}");
+        let other = format!("{name} on br1");
+        assert_eq!(checks[&other], "ok", "{other}");
+    }
+    for name in ["mtu", "firewall"] {
+        assert_eq!(checks[name], "ok", "{name}");
+        let other = format!("{name} on br1");
+        assert_eq!(checks[&other], "error", "{other}");
+    }
+    assert_eq!(checks["config uefi-x64"], "ok");
 }
 
 #[test]

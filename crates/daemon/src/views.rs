@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use engine::{DhcpMode, Engine, Exchange, Firmware, PlannedContent, PlannedFile};
+use engine::{DhcpMode, Engine, Exchange, Firmware, Interface, PlannedContent, PlannedFile};
 use wire::dhcp_text;
 use wire::dhcp4::Message;
 use wire::hex::hexadecimal;
@@ -184,9 +184,11 @@ fn planned_file(file: &PlannedFile) -> PlannedFileView {
     }
 }
 
-/// What another DHCP server has to tell machines on the first network.
-pub fn boot_service(engine: &Engine) -> Option<BootServiceView> {
-    let interface = engine.config().interfaces.first()?;
+/// What another DHCP server has to tell machines on the network where this server has an address, or
+/// on the first one.
+pub fn boot_service(engine: &Engine, server: Option<Ipv4Addr>) -> Option<BootServiceView> {
+    let is_meant = |it: &&Interface| server.is_none_or(|server| it.address == server);
+    let interface = engine.config().interfaces.iter().find(is_meant)?;
     let view = |firmware: Firmware| {
         Some(FirmwareView {
             name: firmware.name().to_owned(),
@@ -195,7 +197,7 @@ pub fn boot_service(engine: &Engine) -> Option<BootServiceView> {
                 .user_class()
                 .map(|class| String::from_utf8_lossy(class).into_owned()),
             http: firmware.is_http(),
-            file: engine.boot_file(firmware)?,
+            file: engine.boot_file_on(interface, firmware)?,
         })
     };
     let mut firmware: Vec<FirmwareView> = Firmware::all().filter_map(view).collect();

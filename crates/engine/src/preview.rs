@@ -267,14 +267,9 @@ impl Engine {
         Ok(rehearsal.play())
     }
 
-    /// The file that firmware of a kind is told to boot on the first network, as DHCP names it;
-    /// `None` where nothing is served for it.
-    pub fn boot_file(&self, firmware: Firmware) -> Option<String> {
-        let interface = self.config.interfaces.first()?;
-        self.boot_file_on(interface, firmware)
-    }
-
-    fn boot_file_on(&self, interface: &Interface, firmware: Firmware) -> Option<String> {
+    /// The file that firmware of a kind is told to boot on a network, as DHCP names it; `None` where
+    /// nothing is served for it.
+    pub fn boot_file_on(&self, interface: &Interface, firmware: Firmware) -> Option<String> {
         let asked = firmware.message(NOBODY, 0, MessageType::Discover);
         let request = self.accept(interface.id, &asked.encode(MAX_BUDGET_BYTES))?;
         let mut reply = reply_to(&request.message);

@@ -29,12 +29,12 @@ fn text(report: &Report) -> String {
             Health::Warning => check.outcome.yellow().bold().to_string(),
             Health::Error => check.outcome.red().bold().to_string(),
         };
-        vec![outcome, check.check.clone(), check.found.clone()]
+        vec![outcome, check.title(), check.found.clone()]
     };
     let rows = report.checks.iter().map(row);
     let mut out = format!("{}\n", render::table(&["", "CHECK", "FOUND"], rows));
     for check in report.checks.iter().filter(|check| !check.hint.is_empty()) {
-        out.push_str(&format!("\n{}: {}\n", check.check.bold(), check.found));
+        out.push_str(&format!("\n{}: {}\n", check.title().bold(), check.found));
         out.push_str(&format!("  what to do: {}\n", check.hint));
     }
     out
@@ -71,6 +71,7 @@ mod tests {
     fn report(daemon: bool, outcomes: &[Health]) -> Report {
         let check = |outcome: &Health| Check {
             check: "disk".into(),
+            interface: None,
             outcome: *outcome,
             found: "little room".into(),
             hint: match outcome {

@@ -34,7 +34,7 @@ pub fn run(dirs: &DirArgs, args: &PlanArgs) -> Outcome {
 }
 
 fn for_other_server(client: &mut Client, server: OtherServer, node: Option<&str>) -> Outcome {
-    let service = match client.request(&Request::BootService)? {
+    let service = match client.request(&Request::BootService { server: None })? {
         Response::BootService(service) => service,
         other => return Err(unexpected(&other)),
     };

@@ -82,7 +82,10 @@ pub enum Request {
         firmware: Option<String>,
     },
     /// What firmware is to be told to boot: answered by [`Response::BootService`].
-    BootService,
+    BootService {
+        /// On which network: by this server's address there; `None` = on the first one.
+        server: Option<Ipv4Addr>,
+    },
     /// Events after `since`, oldest first.
     Events {
         /// Only events with a greater id; 0 = all that are kept.

@@ -170,10 +170,12 @@ impl Server {
             Request::ForgetNode { node } => self.command(Command::NodeForget { node }),
             Request::Plan { node } => self.command(Command::Plan { node }),
             Request::Preview { node, firmware } => self.preview(&node, firmware.as_deref()),
-            Request::BootService => match self.ask(views::boot_service) {
-                Some(Some(service)) => Response::BootService(service),
-                _ => refusal("the daemon serves no network".into(), "Start it anew."),
-            },
+            Request::BootService { server } => {
+                match self.ask(move |engine| views::boot_service(engine, server)) {
+                    Some(Some(service)) => Response::BootService(service),
+                    _ => refusal("the daemon serves no such network".into(), "Start it anew."),
+                }
+            }
             Request::Apply {
                 inventory,
                 prune,

@@ -60,12 +60,24 @@ impl fmt::Display for Outcome {
 pub struct Check {
     /// What was checked: `dhcp uefi-x64`, `disk`.
     pub check: String,
+    /// On which interface, if on one.
+    pub interface: Option<String>,
     /// How it ended.
     pub outcome: Outcome,
     /// What was found.
     pub found: String,
     /// What to do; empty where nothing is to be done.
     pub hint: String,
+}
+
+impl Check {
+    /// What was checked, and where.
+    pub fn title(&self) -> String {
+        match &self.interface {
+            Some(interface) => format!("{} on {interface}", self.check),
+            None => self.check.clone(),
+        }
+    }
 }
 
 /// Where the daemon is, and what it is told.
@@ -93,6 +105,17 @@ impl Report {
         outcomes.max().unwrap_or(Outcome::Ok)
     }
 
+    /// Adds checks of one interface.
+    fn on(&mut self, interface: &str, examine: impl FnOnce(&mut Report)) {
+        let mut found = Report::default();
+        examine(&mut found);
+        self.checks
+            .extend(found.checks.into_iter().map(|check| Check {
+                interface: Some(interface.to_owned()),
+                ..check
+            }));
+    }
+
     fn push(&mut self, check: impl Into<String>, outcome: Outcome, found: impl Into<String>) {
         self.push_with(check, outcome, found, "");
     }
@@ -106,6 +129,7 @@ impl Report {
     ) {
         self.checks.push(Check {
             check: check.into(),
+            interface: None,
             outcome,
             found: found.into(),
             hint: hint.into(),
@@ -143,13 +167,21 @@ impl Report {
 struct Daemon {
     client: Client,
     status: Status,
-    service: BootServiceView,
+    /// At least one.
+    networks: Vec<Served>,
     nodes: Vec<NodeView>,
     /// Boot files that plans name, and kernel and initramfs.
     files: BTreeSet<String>,
 }
 
-/// Examines a daemon and its machine. Takes seconds, most of them to wait for other DHCP servers.
+/// A network that the daemon serves.
+struct Served {
+    interface: String,
+    service: BootServiceView,
+}
+
+/// Examines a daemon and its machine. Takes seconds for each interface, most of them to wait for
+/// other DHCP servers.
 pub fn examine(place: &Place) -> Report {
     let mut report = Report::default();
     let daemon = match Daemon::ask(&place.run_dir) {
@@ -181,6 +213,16 @@ pub fn examine(place: &Place) -> Report {
     report
 }
 
+impl Served {
+    fn mode(&self) -> DhcpMode {
+        match self.service.dhcp.as_str() {
+            "proxy" => DhcpMode::Proxy,
+            "off" => DhcpMode::Off,
+            _ => DhcpMode::Authoritative,
+        }
+    }
+}
+
 impl Daemon {
     fn ask(run_dir: &Path) -> Result<Daemon, ClientError> {
         let mut client = Client::connect(run_dir)?;
@@ -188,10 +230,14 @@ impl Daemon {
             Response::Status(status) => status,
             other => return Err(unexpected(&other)),
         };
-        let service = match client.request(&Request::BootService)? {
-            Response::BootService(service) => service,
-            other => return Err(unexpected(&other)),
-        };
+        let mut networks = Vec::new();
+        for (interface, address) in status.interfaces.clone() {
+            let server = Some(address);
+            match client.request(&Request::BootService { server })? {
+                Response::BootService(service) => networks.push(Served { interface, service }),
+                other => return Err(unexpected(&other)),
+            }
+        }
         let nodes = match client.request(&Request::Nodes)? {
             Response::Nodes { nodes, .. } => nodes,
             other => return Err(unexpected(&other)),
@@ -199,7 +245,7 @@ impl Daemon {
         Ok(Daemon {
             client,
             status,
-            service,
+            networks,
             nodes,
             files: [BootFile::Kernel, BootFile::Initrd]
                 .map(|file| file.name().to_owned())
@@ -217,32 +263,26 @@ impl Daemon {
             let hint = "run it with sudo: sudo slate doctor";
             report.warn("rights", "without root the network is not looked at", hint);
         }
-        if let Some((name, address)) = self.status.interfaces.first().cloned() {
+        for served in &self.networks {
             let network = network::Network {
-                name: &name,
-                address,
+                name: &served.interface,
+                address: served.service.server,
                 ports: self.ports(),
-                mode: self.mode(),
+                mode: served.mode(),
                 pid,
             };
-            network.examine(is_root, report);
-            if is_root {
-                lease::examine(&name, run_dir, &self.service, report);
-            }
+            report.on(&served.interface, |report| {
+                network.examine(is_root, report);
+                if is_root {
+                    lease::examine(&served.interface, run_dir, &served.service, report);
+                }
+            });
         }
         self.nodes(report);
         // Until then a plan shows what is hoped for.
         self.wait_for_initramfs();
         self.plans(report);
         self.images(report);
-    }
-
-    fn mode(&self) -> DhcpMode {
-        match self.service.dhcp.as_str() {
-            "proxy" => DhcpMode::Proxy,
-            "off" => DhcpMode::Off,
-            _ => DhcpMode::Authoritative,
-        }
     }
 
     fn ports(&self) -> Ports {
@@ -278,12 +318,16 @@ impl Daemon {
     /// Each kind of firmware that is served is told of files that there are.
     fn plans(&mut self, report: &mut Report) {
         let node = self.nodes.first().map(|node| node.mac.clone());
-        let boots_any = self.service.unknown == "auto";
+        // Policy and kinds of firmware are the same on all of them.
+        let Some(service) = self.networks.first().map(|it| it.service.clone()) else {
+            return;
+        };
+        let boots_any = service.unknown == "auto";
         let Some(node) = node.or_else(|| boots_any.then(|| STRANGER.to_string())) else {
             let hint = "slate node approve MAC";
             return report.warn("config", "there is no node, so no machine boots", hint);
         };
-        for firmware in self.service.firmware.clone() {
+        for firmware in service.firmware {
             let check = format!("config {}", firmware.name);
             let request = Request::Preview {
                 node: node.clone(),
@@ -342,19 +386,21 @@ impl Daemon {
     }
 
     fn fetch(&self, name: &str, digest: &str, report: &mut Report) {
-        let Some((_, server)) = self.status.interfaces.first() else {
-            return;
-        };
-        let target = files::Target {
-            server: *server,
-            tftp_port: self.status.tftp_port,
-            http_port: self.status.http_port,
-            image: name,
-            digest,
-            files: &self.files,
-        };
-        target.examine(report);
-        nfs3::examine(*server, self.status.nfs_port, name, digest, report);
+        for Served { interface, service } in &self.networks {
+            let server = service.server;
+            let target = files::Target {
+                server,
+                tftp_port: self.status.tftp_port,
+                http_port: self.status.http_port,
+                image: name,
+                digest,
+                files: &self.files,
+            };
+            report.on(interface, |report| {
+                target.examine(report);
+                nfs3::examine(server, self.status.nfs_port, name, digest, report);
+            });
+        }
     }
 
     /// The versions that nodes boot next: theirs, and that of machines that are none yet.
@@ -433,4 +479,18 @@ fn unexpected(response: &Response) -> ClientError {
 /// An address that is not the unspecified one.
 fn given(address: Ipv4Addr) -> Option<Ipv4Addr> {
     (!address.is_unspecified()).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_of_an_interface_name_it() {
+        let mut report = Report::default();
+        report.ok("daemon", "answers");
+        report.on("br1", |report| report.ok("mtu", "1500"));
+        let titles: Vec<String> = report.checks.iter().map(Check::title).collect();
+        assert_eq!(titles, ["daemon", "mtu on br1"]);
+    }
 }

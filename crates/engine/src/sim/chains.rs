@@ -483,7 +483,11 @@ fn only_firmware_is_told_of_https_and_only_where_that_was_said() {
         let mut config = config();
         config.https_boot_port = port;
         let world = World::new(1, GOOD, config);
-        let file = |firmware| world.engine.boot_file(firmware);
+        let file = |firmware| {
+            world
+                .engine
+                .boot_file_on(&world.engine.config().interfaces[0], firmware)
+        };
         assert_eq!(file(crate::Firmware::UefiHttp).as_deref(), Some(expected));
         assert_eq!(
             file(crate::Firmware::Ipxe).as_deref(),

@@ -246,7 +246,10 @@ fn firmware_that_nothing_is_served_for_is_told_why() {
     let world = in_mode(DhcpMode::Authoritative);
     for firmware in Firmware::all() {
         let plan = preview(&world, "fixed", firmware);
-        let served = world.engine.boot_file(firmware).is_some();
+        let served = world
+            .engine
+            .boot_file_on(&world.engine.config().interfaces[0], firmware)
+            .is_some();
         assert_eq!(plan.files.is_empty(), !served, "{firmware:?}");
         assert_eq!(
             plan.notes.iter().any(|it| it.contains("boots nothing")),
