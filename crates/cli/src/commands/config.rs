@@ -115,41 +115,75 @@ fn ours(imported: &Imported) -> Inventory {
     }
 }
 
-/// The `slate up` that serves a network as it was served.
-fn command(network: &Network) -> String {
+/// The networks that one `slate up` can serve together, by the one or several that are needed: it
+/// knows one mode of DHCP, and one network on each interface.
+fn together(networks: &[Network]) -> Vec<Vec<&Network>> {
+    let mut all: Vec<Vec<&Network>> = Vec::new();
+    for network in networks {
+        let shares =
+            |other: &&Network| other.interface.is_some() && other.interface == network.interface;
+        let fits = |served: &&mut Vec<&Network>| {
+            served[0].is_proxy == network.is_proxy && !served.iter().any(shares)
+        };
+        match all.iter_mut().find(fits) {
+            Some(served) => served.push(network),
+            None => all.push(vec![network]),
+        }
+    }
+    all
+}
+
+/// The `slate up` that serves networks as they were served, the shortest of their leases for all.
+fn command(networks: &[&Network]) -> String {
     let mut words = vec!["slate up".to_owned()];
-    let interface = network.interface.as_deref().unwrap_or("IF");
-    words.push(format!("--interface {interface}"));
-    if network.is_proxy {
+    let interfaces = (0..networks.len()).map(|at| interface(networks, at));
+    words.extend(interfaces.map(|it| format!("--interface {it}")));
+    if networks.iter().all(|it| it.is_proxy) {
         words.push("--dhcp proxy".to_owned());
         return words.join(" ");
     }
     words.push("--dhcp authoritative".to_owned());
-    if let Some((first, last)) = network.range {
-        words.push(format!("--range {first}-{last}"));
-    }
-    if let Some(seconds) = network.lease_seconds.filter(|it| *it != u32::MAX) {
+    let ranges = networks.iter().filter_map(|it| it.range);
+    words.extend(ranges.map(|(first, last)| format!("--range {first}-{last}")));
+    let leases = networks.iter().filter_map(|it| it.lease_seconds);
+    if let Some(seconds) = leases.filter(|it| *it != u32::MAX).min() {
         words.push(format!("--lease {seconds}"));
     }
     words.join(" ")
 }
 
-/// What is to be known of a network beside its command.
-fn about(network: &Network) -> String {
-    let mut text = match network.network {
-        Some((address, prefix)) => format!("the network {address}/{prefix}"),
-        None => "a network".to_owned(),
-    };
-    if let Some(server) = network.next_server {
-        let _ = write!(text, ", whose interface has the address {server}");
+/// The interface of one of the networks, or what stands for it.
+fn interface(networks: &[&Network], at: usize) -> String {
+    match &networks[at].interface {
+        Some(interface) => interface.clone(),
+        None if networks.len() == 1 => "IF".to_owned(),
+        None => format!("IF{}", at + 1),
     }
-    text
+}
+
+/// What is to be known of networks beside their command.
+fn about(networks: &[&Network]) -> String {
+    let one = |(at, network): (usize, &&Network)| {
+        let mut text = match network.network {
+            Some((address, prefix)) => format!("the network {address}/{prefix}"),
+            None => "a network".to_owned(),
+        };
+        if networks.len() > 1 {
+            let _ = write!(text, " on {}", interface(networks, at));
+        }
+        if let Some(server) = network.next_server {
+            let _ = write!(text, ", whose interface has the address {server}");
+        }
+        text
+    };
+    let texts: Vec<String> = networks.iter().enumerate().map(one).collect();
+    texts.join(", and ")
 }
 
 fn file(kind: Kind, imported: &Imported, ours: Inventory) -> Outcome<String> {
     let mut out = format!("# Imported from {kind}.\n");
-    for network in &imported.networks {
-        let _ = writeln!(out, "# For {}: {}", about(network), command(network));
+    for networks in together(&imported.networks) {
+        let _ = writeln!(out, "# For {}: {}", about(&networks), command(&networks));
     }
     out.push_str(&apply::written(ours)?);
     Ok(out)
@@ -183,12 +217,12 @@ fn report(kind: Kind, imported: &Imported) -> String {
         left_out.count(),
         imported.entries.len()
     );
-    for network in &imported.networks {
+    for networks in together(&imported.networks) {
         let _ = writeln!(
             out,
             "To serve {}:\n  {}",
-            about(network),
-            command(network).bold()
+            about(&networks),
+            command(&networks).bold()
         );
     }
     let mut images: Vec<&str> = imported
@@ -229,13 +263,17 @@ fn document(kind: Kind, imported: &Imported) -> Value {
             "range": network.range.map(|(first, last)| format!("{first}-{last}")),
             "lease_seconds": network.lease_seconds,
             "next_server": network.next_server,
-            "command": command(network),
         })
     };
+    let commands: Vec<String> = together(&imported.networks)
+        .iter()
+        .map(|networks| command(networks))
+        .collect();
     json!({
         "from": kind.to_string(),
         "nodes": imported.nodes.iter().map(entry).collect::<Vec<_>>(),
         "networks": imported.networks.iter().map(network).collect::<Vec<_>>(),
+        "commands": commands,
         "statements": imported.entries.iter().map(statement).collect::<Vec<_>>(),
     })
 }
@@ -267,18 +305,76 @@ mod tests {
         assert_eq!(apply::parsed(&text), Ok(ours));
     }
 
+    /// What the only command that is printed means.
+    fn typed(text: &str) -> crate::args::UpArgs {
+        use clap::Parser as _;
+        let imported = inventory::import(Kind::Dhcpd, text).unwrap();
+        let document = document(Kind::Dhcpd, &imported);
+        let commands = document["commands"].as_array().unwrap();
+        let [line] = &commands[..] else {
+            panic!("{commands:?}");
+        };
+        let parsed = crate::args::Cli::try_parse_from(line.as_str().unwrap().split(' '));
+        match parsed.unwrap().command {
+            crate::args::Command::Up(up) => up,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn the_command_that_is_printed_can_be_typed() {
-        use clap::Parser as _;
-        let imported = inventory::import(Kind::Dhcpd, DHCPD).unwrap();
-        let line = command(&imported.networks[0]);
-        let parsed = crate::args::Cli::try_parse_from(line.split(' '));
-        let crate::args::Command::Up(up) = parsed.unwrap().command else {
-            panic!("{line}");
-        };
+        let up = typed(DHCPD);
         assert_eq!(up.interfaces, ["ens19"]);
         assert_eq!(up.lease, Some(7200));
         assert_eq!(up.ranges[0].to_string(), "192.168.2.20-192.168.2.254");
+    }
+
+    #[test]
+    fn one_command_serves_several_networks() {
+        let other = "subnet 10.78.0.0 netmask 255.255.255.0 {\n\
+            range 10.78.0.20 10.78.0.99;\n\
+            default-lease-time 600;\n\
+            }\n";
+        let up = typed(&format!("{DHCPD}{other}"));
+        assert_eq!(up.interfaces, ["ens19", "IF2"]);
+        let ranges: Vec<String> = up.ranges.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            ranges,
+            ["192.168.2.20-192.168.2.254", "10.78.0.20-10.78.0.99"]
+        );
+        assert_eq!(up.lease, Some(600));
+        let imported = inventory::import(Kind::Dhcpd, &format!("{DHCPD}{other}")).unwrap();
+        let networks = together(&imported.networks).concat();
+        assert_eq!(
+            about(&networks),
+            "the network 192.168.2.0/24 on ens19, whose interface has the address 192.168.2.2, \
+             and the network 10.78.0.0/24 on IF2"
+        );
+    }
+
+    #[test]
+    fn what_one_daemon_cannot_serve_has_a_command_of_its_own() {
+        let network = |interface: Option<&str>, is_proxy| Network {
+            interface: interface.map(str::to_owned),
+            is_proxy,
+            ..Network::default()
+        };
+        let networks = [
+            network(Some("a"), false),
+            network(Some("a"), false),
+            network(None, false),
+            network(None, false),
+            network(Some("b"), true),
+        ];
+        let commands: Vec<String> = together(&networks).iter().map(|it| command(it)).collect();
+        assert_eq!(
+            commands,
+            [
+                "slate up --interface a --interface IF2 --interface IF3 --dhcp authoritative",
+                "slate up --interface a --dhcp authoritative",
+                "slate up --interface b --dhcp proxy",
+            ]
+        );
     }
 
     #[test]
