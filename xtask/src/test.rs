@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
 use cargo_metadata::Message;
 use lab::Tool;
 
-use crate::workspace::{as_root, can_be_root, cargo, describe};
+use crate::workspace::{as_root, can_be_root, cargo, describe, must_succeed};
 use crate::{init, install, tidy};
 
 /// What came of the tests so far.
@@ -30,8 +30,9 @@ struct FailureList {
 }
 
 /// What only tests need: what shows that it is there, its package, and what for.
-const EXTRAS: [[&str; 3]; 20] = [
+const EXTRAS: [[&str; 3]; 21] = [
     ["/usr/sbin/ufw", "ufw", "be another firewall"],
+    [FIREWALLD, "firewalld", "be another firewall"],
     [
         "/usr/sbin/dhclient",
         "isc-dhcp-client",
@@ -96,6 +97,8 @@ const EXTRAS: [[&str; 3]; 20] = [
     ],
     ["/usr/bin/gpg-agent", "gnupg", "sign rpm packages"],
 ];
+
+const FIREWALLD: &str = "/usr/sbin/firewalld";
 
 /// The tests that boot machines or change images, as package and test target.
 const END_TO_END: [(&str, &str); 4] = [
@@ -190,8 +193,21 @@ fn install_everything() -> anyhow::Result<()> {
         package,
         purpose,
     });
+    keep_firewalld_stopped()?;
     install::ensure(&tools, &extras)?;
     built
+}
+
+/// Debian starts it where it is installed: it would filter this machine's own packets, and tests start
+/// one of their own.
+fn keep_firewalld_stopped() -> anyhow::Result<()> {
+    let is_there = Path::new(FIREWALLD).exists();
+    let has_systemd = Path::new("/run/systemd/system").exists();
+    if is_there || !has_systemd || !can_be_root() {
+        return Ok(());
+    }
+    eprintln!("masking firewalld.service: its tests need no service");
+    must_succeed(as_root("systemctl").args(["mask", "--quiet", "firewalld.service"]))
 }
 
 fn end_to_end(full: bool) -> anyhow::Result<Counts> {

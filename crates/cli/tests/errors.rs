@@ -1357,15 +1357,37 @@ impl Drop for TinyDisk {
     }
 }
 
-/// ufw with copies of its files, and the daemon behind it: what each says, and what a client is told
-/// before and after the firewall is opened.
-const BEHIND_UFW: &str = r#"
+/// ufw with copies of its files.
+const UFW: &str = r#"
 for path in /etc/ufw /etc/default/ufw; do
     copy="copy$(echo $path | tr / -)"
     cp -a $path "$copy"
     mount --bind "$copy" $path
 done
 ufw --force enable > /dev/null
+again() { ufw reload > /dev/null; }
+"#;
+
+/// firewalld with copies of its files, and a bus of its own.
+const FIREWALLD: &str = r#"
+cp -a /etc/firewalld copy
+mount --bind copy /etc/firewalld
+for path in /run /var/log; do mount -t tmpfs none $path; done
+mkdir /run/dbus
+dbus-daemon --system --nopidfile --fork
+firewalld --nofork --nopid > firewalld.log 2>&1 &
+for i in $(seq 300); do
+    if firewall-cmd --state > /dev/null 2>&1; then break; fi
+    kill -0 $! || { cat firewalld.log; exit 1; }
+    sleep 0.2
+done
+again() { firewall-cmd --reload > /dev/null; }
+"#;
+
+/// The daemon behind a firewall: what each says, and what a client is told before and after it is
+/// opened.
+const BEHIND: &str = r#"
+chmod +x client
 serve() {
     "$SLATE" up --interface br0 --dhcp authoritative "$@" > said 2>&1 & daemon=$!
     until grep -q Ctrl-C said; do sleep 0.1; kill -0 $daemon; done
@@ -1383,40 +1405,79 @@ nsenter --net="/proc/$CLIENT/ns/net" ip link set eth0 up
 serve
 echo opening
 serve --open-firewall
+again
+echo opened
 serve
 "#;
 
-#[test]
-#[ignore = "needs root: cargo xtask test"]
-fn full_ufw_in_the_way_is_found_and_opened() {
+/// What is said before a firewall is opened, while it is, and once it is. Where a program is missing,
+/// `None`, and why is said.
+fn behind(firewall: &str, programs: &[&str]) -> Option<[String; 3]> {
     if impossible() {
-        return;
+        return None;
     }
-    for program in ["/usr/sbin/ufw", "/usr/sbin/udhcpc"] {
+    for program in [programs, &["/usr/sbin/udhcpc"]].concat() {
         if !PathBuf::from(program).exists() {
-            return println!("skipped: no {program}");
+            println!("skipped: no {program}");
+            return None;
         }
     }
     let site = Site::new();
     site.place.write("client", CLIENT);
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec"]);
-    command.arg(format!("chmod +x client\n{BEHIND_UFW}"));
+    // What it starts ends with it.
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args(["sh", "-ec", &format!("{firewall}{BEHIND}")]);
     site.place.dress(&mut command);
     let said = succeeds(site.run(command));
-    let (before, after) = said.split_once("opening\n").expect("both");
+    let (before, rest) = said.split_once("opening\n").expect("a first part");
+    let (opening, opened) = rest.split_once("opened\n").expect("two more");
+    Some([before, opening, opened].map(str::to_owned))
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn full_ufw_in_the_way_is_found_and_opened() {
+    let Some([before, opening, opened]) = behind(UFW, &["/usr/sbin/ufw"]) else {
+        return;
+    };
     let rule = "ufw allow in on br0 to any port 2049 proto tcp";
-    says(before, &["ufw drops 67/udp, ", rule, "client: .\n"]);
+    says(&before, &["ufw drops 67/udp, ", rule, "client: .\n"]);
     says(
-        after,
+        &opening,
         &[
             "opened the firewall: ufw allow",
             rule,
             "client: address 10.77.0.",
         ],
     );
-    // The second start behind it finds nothing in the way.
-    assert!(!after.contains("ufw drops"), "{after}");
+    says(&opened, &["client: address 10.77.0."]);
+    assert!(!opened.contains("ufw drops"), "{opened}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn full_firewalld_in_the_way_is_found_and_opened() {
+    let programs = [
+        "/usr/sbin/firewalld",
+        "/usr/bin/firewall-cmd",
+        "/usr/bin/dbus-daemon",
+    ];
+    let Some([before, opening, opened]) = behind(FIREWALLD, &programs) else {
+        return;
+    };
+    let now = "firewall-cmd --zone=public --add-port=67/udp";
+    let later = "firewall-cmd --permanent --zone=public --add-port=67/udp";
+    let drops = "firewalld (zone public) drops 67/udp, ";
+    says(&before, &[drops, now, later, "client: .\n"]);
+    let parts = [
+        &format!("opened the firewall: {now}"),
+        later,
+        "client: address 10.77.0.",
+    ];
+    says(&opening, &parts);
+    says(&opened, &["client: address 10.77.0."]);
+    assert!(!opened.contains("firewalld (zone"), "{opened}");
 }
 
 #[test]
