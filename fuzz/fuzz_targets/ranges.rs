@@ -7,18 +7,29 @@ use wire::ranges::{ContentRange, PartRequest, Selection};
 
 const TAG: &str = "\"0f\"";
 
-fuzz_target!(|input: (u64, Option<&str>, Option<&str>, Option<&str>)| {
+/// Any text, or with `true` one that begins as a field does whose rest matters.
+type Field<'a> = Option<(bool, &'a str)>;
+
+fuzz_target!(|input: (u64, Field, Field, Field)| {
     let (size, range, if_range, if_match) = input;
+    let text = |field: Field, start: &str| {
+        field.map(|(is_usual, text)| [if is_usual { start } else { "" }, text].concat())
+    };
+    let (range, if_range, if_match) = (
+        text(range, "bytes="),
+        text(if_range, TAG),
+        text(if_match, TAG),
+    );
     let request = PartRequest {
-        range,
-        if_range,
-        if_match,
+        range: range.as_deref(),
+        if_range: if_range.as_deref(),
+        if_match: if_match.as_deref(),
     };
     let Selection::Part(part) = request.select(size, TAG) else {
         return;
     };
     assert!(part.start < part.end && part.end <= size);
-    assert!(range.is_some() && if_range.is_none_or(|it| it.contains(TAG)));
+    assert!(range.is_some() && if_range.as_deref().is_none_or(|it| it.contains(TAG)));
     let said = ContentRange {
         part: Some(part.clone()),
         size,
