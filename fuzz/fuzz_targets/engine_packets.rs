@@ -48,6 +48,7 @@ fn engine(beside: bool) -> Engine {
         digest: Digest([7; 32]),
         files: BootFile::ALL.map(|file| (file, Ok(()))).into(),
         no_http: Default::default(),
+        origins: Default::default(),
         foreign_initrd: false,
     };
     let _ = engine.handle(

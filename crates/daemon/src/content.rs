@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use engine::{BootFile, Content, Digest};
-use image::boot::{BOOT_FILE_MAX, BootFiles, Loader, grub_speaks_http};
+use image::boot::{BOOT_FILE_MAX, BootFiles, Loader, Origin, grub_speaks_http};
 use image::capabilities::capabilities;
 use image::files::Root;
 use image::initramfs::{self, ExtraFile, Inits, ModuleSource, Profile, Wanted};
@@ -182,7 +182,7 @@ impl Contents {
         let path = loader(file)?.find(tree).ok()?.ok()?;
         let bytes = read(tree, &path).ok()?;
         (!grub_speaks_http(&bytes)).then(|| {
-            "the image's GRUB has no HTTP (Debian 12's has none, Debian 13's has): boot the machine by PXE, which is TFTP, or take an image with a newer GRUB, or install ipxe in the image where Secure Boot is off".to_owned()
+            "the image's GRUB has no HTTP (Debian 12's has none, Debian 13's has, and slate image build adds that one to Debian 12): boot the machine by PXE, which is TFTP, or take an image with a newer GRUB, or install ipxe in the image where Secure Boot is off".to_owned()
         })
     }
 
@@ -320,6 +320,14 @@ impl Contents {
 
 /// The loaders of images that have none of their own, with their sizes and times.
 pub type LocalLoaders = BTreeMap<BootFile, (u64, Option<SystemTime>)>;
+
+/// What a loader of a version is of, where it is not of the image's own packages. One that cannot be told
+/// is served all the same.
+pub fn origin(tree: &StoredTree, file: BootFile) -> Option<String> {
+    let path = loader(file)?.find(tree).ok()?.ok()?;
+    let origin = Origin::of(tree, &path).ok()??;
+    Some(origin.to_string())
+}
 
 fn loader(file: BootFile) -> Option<Loader> {
     Some(match file {

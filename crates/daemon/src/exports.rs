@@ -11,7 +11,7 @@ use image::boot::BootFiles;
 use image::selinux::Lack;
 use image::{Store, Tag};
 
-use crate::content::{Contents, LocalLoaders};
+use crate::content::{self, Contents, LocalLoaders};
 use crate::hub::{Inbox, Message};
 use crate::tree::Served;
 
@@ -189,16 +189,19 @@ impl Follower {
             Ok(_) => Ok(tree),
             Err(error) => Err(error.to_string()),
         });
-        let (files, no_http) = match &tree {
+        let all = BootFile::ALL.into_iter();
+        let (files, no_http, origins) = match &tree {
             Ok(tree) => (
                 BootFile::ALL.map(|file| (file, self.contents.lacks(tree, file, local))),
-                BootFile::ALL
-                    .into_iter()
+                all.clone()
                     .filter_map(|file| Some((file, self.contents.lacks_http(tree, file)?)))
+                    .collect(),
+                all.filter_map(|file| Some((file, content::origin(tree, file)?)))
                     .collect(),
             ),
             Err(cause) => (
                 BootFile::ALL.map(|file| (file, Err(cause.clone()))),
+                BTreeMap::new(),
                 BTreeMap::new(),
             ),
         };
@@ -209,6 +212,7 @@ impl Follower {
             files: files.into(),
             foreign_initrd: self.store.initrd(tag.digest).is_ok_and(|it| it.is_some()),
             no_http,
+            origins,
         }
     }
 }

@@ -166,11 +166,16 @@ fn reply(bytes: &[u8]) -> Option<ReplyView> {
 }
 
 fn planned_file(file: &PlannedFile) -> PlannedFileView {
-    let (mut digest, mut name, mut text) = (None, None, None);
+    let (mut digest, mut name, mut text, mut origin) = (None, None, None, None);
     match &file.content {
         Ok(PlannedContent::Text(content)) => text = Some(content.clone()),
-        Ok(PlannedContent::File { digest: of, file }) => {
+        Ok(PlannedContent::File {
+            digest: of,
+            file,
+            origin: from,
+        }) => {
             digest = Some(of.to_string());
+            origin.clone_from(from);
             name = Some(file.name().to_owned());
         }
         Err(_) => {}
@@ -179,6 +184,7 @@ fn planned_file(file: &PlannedFile) -> PlannedFileView {
         path: file.path.clone(),
         digest,
         file: name,
+        origin,
         text,
         error: file.content.as_ref().err().cloned(),
     }

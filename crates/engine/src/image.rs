@@ -91,6 +91,8 @@ pub struct ImageInfo {
     pub foreign_initrd: bool,
     /// Loaders that are there but cannot go on over HTTP, and why (shown to users).
     pub no_http: BTreeMap<BootFile, String>,
+    /// Loaders that are not of the image's own packages, and what they are of (shown to users).
+    pub origins: BTreeMap<BootFile, String>,
 }
 
 /// An image by name and tag, written `NAME` or `NAME:TAG`.

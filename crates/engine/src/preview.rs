@@ -206,6 +206,8 @@ pub enum PlannedContent {
         digest: Digest,
         /// The file.
         file: BootFile,
+        /// What it is of, where it is not of the image's own packages.
+        origin: Option<String>,
     },
 }
 
@@ -486,7 +488,14 @@ impl Rehearsal {
             self.read(address, &path)
         };
         let content = answer.map(|content| match content {
-            Content::File { digest, file } => PlannedContent::File { digest, file },
+            Content::File { digest, file } => {
+                let image = self.engine.tagged(digest);
+                PlannedContent::File {
+                    digest,
+                    file,
+                    origin: image.and_then(|it| it.origins.get(&file).cloned()),
+                }
+            }
             Content::Bytes(bytes) => {
                 PlannedContent::Text(self.without_secrets(&String::from_utf8_lossy(&bytes)))
             }

@@ -683,6 +683,7 @@ fn image() -> ImageInfo {
         files: BootFile::ALL.map(|file| (file, Ok(()))).into(),
         foreign_initrd: false,
         no_http: BTreeMap::new(),
+        origins: BTreeMap::new(),
     }
 }
 

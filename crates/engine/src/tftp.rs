@@ -43,8 +43,12 @@ const MAX_BLOCK_BYTES: u16 = 1468;
 const MAX_WINDOW: u16 = 64;
 /// How long to wait for an answer where the receiver asked for nothing else.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Most times that the same datagrams are sent again.
+/// Most times that the same datagrams are sent again to a receiver that was never heard of: the request may
+/// bear another's address.
 const MAX_RETRIES: u32 = 5;
+/// How long one that has acknowledged something may be silent. GRUB 2.12 asks for the initramfs, has the
+/// firmware check the kernel, and reads on after that.
+const MAX_SILENCE: Duration = Duration::from_secs(60);
 
 /// A transfer from the server to one receiver.
 #[derive(Clone, Debug)]
@@ -56,6 +60,8 @@ pub struct Transfer {
     size: u64,
     /// Blocks acknowledged, from the first.
     acknowledged: u64,
+    /// When something was last acknowledged, the options too.
+    heard: Option<Timestamp>,
     /// The next block to send, counted from 0.
     next: u64,
     /// Whether the option acknowledgement is still to be answered.
@@ -94,6 +100,7 @@ impl Transfer {
             },
             size: 0,
             acknowledged: 0,
+            heard: None,
             next: 0,
             negotiating: !asked.is_empty(),
             must_offer: !asked.is_empty(),
@@ -158,6 +165,7 @@ impl Transfer {
 
     fn progress(&mut self, now: Timestamp) {
         self.retries = 0;
+        self.heard = Some(now);
         self.deadline = now + self.timeout;
     }
 
@@ -181,7 +189,8 @@ impl Transfer {
         if self.outcome.is_some() || now < self.deadline {
             return;
         }
-        if self.retries >= MAX_RETRIES {
+        let may_be_busy = self.heard.is_some_and(|heard| now < heard + MAX_SILENCE);
+        if self.retries >= MAX_RETRIES && !may_be_busy {
             self.fail("the receiver no longer answers");
             return;
         }
@@ -404,6 +413,38 @@ mod tests {
         transfer.handle(Timestamp(0), &Packet::Ack { block: 9 }.encode());
         assert!(!transfer.poll_transmit(Timestamp(0), &content[..], &mut out));
         assert_eq!(transfer.bytes_acknowledged(), 512);
+    }
+
+    #[test]
+    fn a_receiver_that_has_answered_may_be_busy_for_a_while() {
+        let content = [7; 600];
+        let (mut now, mut out) = (Timestamp(0), Vec::new());
+        let mut transfer = Transfer::new(Options::default());
+        transfer.start(now, content.len() as u64);
+        let mut pass_to = |transfer: &mut Transfer, end: u64| {
+            while let Some(deadline) = transfer.deadline().filter(|it| *it <= Timestamp(end)) {
+                now = deadline;
+                transfer.handle_timeout(now);
+                while transfer.poll_transmit(now, &content[..], &mut out) {}
+            }
+        };
+        pass_to(&mut transfer, 3_000);
+        transfer.handle(Timestamp(3_000), &Packet::Ack { block: 1 }.encode());
+        // Ten times as long as one that was never heard of.
+        pass_to(&mut transfer, 60_000);
+        assert_eq!(transfer.outcome(), None);
+        transfer.handle(Timestamp(60_500), &Packet::Ack { block: 2 }.encode());
+        assert!(matches!(transfer.outcome(), Some(TransferOutcome::Done)));
+
+        let mut gone = Transfer::new(Options::default());
+        gone.start(Timestamp(0), content.len() as u64);
+        while gone.poll_transmit(Timestamp(0), &content[..], &mut Vec::new()) {}
+        gone.handle(Timestamp(0), &Packet::Ack { block: 1 }.encode());
+        pass_to(&mut gone, 120_000);
+        assert!(matches!(
+            gone.outcome(),
+            Some(TransferOutcome::Failed { .. })
+        ));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What a node's firmware and loaders fetch out of an image: shim, GRUB and the kernel.
 
 use std::cmp::Ordering;
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::files::{FileKind, Files, Root};
 
@@ -160,9 +161,96 @@ impl Loader {
     }
 
     /// The path of the loader in an image, or where it was looked for.
+    ///
+    /// Where the image's own GRUB has no HTTP, and a build laid newer loaders beside it, shim and GRUB are
+    /// those: always both, because they have to match.
     pub fn find(self, files: &dyn Files) -> io::Result<Result<PathBuf, Missing>> {
-        find_loader(Root::new(files), &self.place())
+        let root = Root::new(files);
+        if let Some((shim, grub)) = newer_loaders(root)? {
+            match self {
+                Loader::Shim => return Ok(Ok(shim)),
+                Loader::Grub => return Ok(Ok(grub)),
+                _ => {}
+            }
+        }
+        find_loader(root, &self.place())
     }
+}
+
+/// Where a build keeps loaders of a later release; the packages of the image do not know of them.
+const NEWER_LOADERS: &str = "/usr/lib/slate/loaders";
+/// Says where they come from, a line for each: file, package, version, release, SHA-256.
+const ORIGINS: &str = "origins";
+/// Largest such text, in bytes.
+const ORIGINS_MAX: u64 = 16 << 10;
+
+/// Where a loader comes from that is not of the image's own packages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The package.
+    pub package: String,
+    /// Its version.
+    pub version: String,
+    /// The distribution's release that it is of.
+    pub release: String,
+    /// Its SHA-256 when it was fetched, in hexadecimal.
+    pub sha256: String,
+}
+
+impl Origin {
+    /// Where the loader at a path that [`Loader::find`] gave comes from; `None` for the image's own.
+    pub fn of(files: &dyn Files, loader: &Path) -> io::Result<Option<Origin>> {
+        let root = Root::new(files);
+        let name = loader.file_name().and_then(|name| name.to_str());
+        let Some(name) = name else {
+            return Ok(None);
+        };
+        if file_at(root, &format!("{NEWER_LOADERS}/{name}"))?.as_deref() != Some(loader) {
+            return Ok(None);
+        }
+        let text = root.text(format!("{NEWER_LOADERS}/{ORIGINS}"), ORIGINS_MAX)?;
+        Ok(text.and_then(|text| text.lines().find_map(|line| Origin::parse(line, name))))
+    }
+
+    /// The origin that a line tells of the file with this name.
+    fn parse(line: &str, name: &str) -> Option<Origin> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [file, package, version, release, sha256] = words[..] else {
+            return None;
+        };
+        (file == name).then(|| Origin {
+            package: package.to_owned(),
+            version: version.to_owned(),
+            release: release.to_owned(),
+            sha256: sha256.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            package,
+            version,
+            release,
+            ..
+        } = self;
+        write!(out, "{package} {version} of {release}")
+    }
+}
+
+/// The shim and the GRUB of a later release, where both are there and the image's own GRUB has no HTTP.
+fn newer_loaders(root: Root<'_>) -> io::Result<Option<(PathBuf, PathBuf)>> {
+    let newer = |name: &str| file_at(root, &format!("{NEWER_LOADERS}/{name}"));
+    let (Some(shim), Some(grub)) = (newer("shimx64.efi")?, newer("grubx64.efi")?) else {
+        return Ok(None);
+    };
+    let own = match find_loader(root, &Loader::Grub.place())? {
+        Ok(own) => root.read(&own, BOOT_FILE_MAX)?,
+        Err(_) => None,
+    };
+    let is_needed = !own.is_some_and(|own| grub_speaks_http(&own));
+    Ok(is_needed.then_some((shim, grub)))
 }
 
 /// Whether a GRUB, by its bytes, fetches over HTTP: Debian 12's network GRUB does not have that module.
@@ -359,6 +447,39 @@ mod tests {
             let missing = missing.unwrap().unwrap_err();
             assert!(!missing.hint.is_empty() && !missing.looked_for.is_empty());
         }
+    }
+
+    #[test]
+    fn newer_loaders_take_the_place_of_a_grub_without_http() {
+        let own = "usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed";
+        let newer = "usr/lib/slate/loaders";
+        let shim = format!("{newer}/shimx64.efi");
+        let grub = format!("{newer}/grubx64.efi");
+        let top = image(&[own, "usr/lib/shim/shimx64.efi.signed", &shim]);
+        let files = HostDir::new(top.path());
+        let found = |loader: Loader| loader.find(&files).unwrap().unwrap();
+        // Not one without the other.
+        assert_eq!(found(Loader::Grub), Path::new(own));
+        assert!(found(Loader::Shim).ends_with("shimx64.efi.signed"));
+        std::fs::write(top.path().join(&grub), b"x").unwrap();
+        assert_eq!(found(Loader::Grub), Path::new(&grub));
+        assert_eq!(found(Loader::Shim), Path::new(&shim));
+
+        let origin = |path: &str| Origin::of(&files, Path::new(path)).unwrap();
+        assert_eq!(origin(&shim), None);
+        let text = "# what\nshimx64.efi shim-signed 1.51 trixie 00ff\ngrubx64.efi too few\n";
+        std::fs::write(top.path().join(newer).join(ORIGINS), text).unwrap();
+        assert_eq!(
+            origin(&shim).unwrap().to_string(),
+            "shim-signed 1.51 of trixie"
+        );
+        assert_eq!(origin(&grub), None);
+        assert_eq!(origin(own), None);
+
+        // The image was brought to the later release.
+        std::fs::write(top.path().join(own), b".. HTTP/1.1 ..").unwrap();
+        assert_eq!(found(Loader::Grub), Path::new(own));
+        assert!(found(Loader::Shim).ends_with("shimx64.efi.signed"));
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! What is wrong with an image before a node finds out.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::boot::BootFiles;
+use sha2::{Digest as _, Sha256};
+use wire::hex::hexadecimal;
+
+use crate::boot::{BOOT_FILE_MAX, BootFiles, Origin};
 use crate::files::{FileKind, Files, Root};
 use crate::selinux::{self, Lack};
 
@@ -82,7 +85,7 @@ fn check_keys(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
 /// Private keys among further files, by their paths from the root, without a leading slash.
 pub fn check_files<'p>(
     files: &dyn Files,
-    paths: impl Iterator<Item = &'p std::path::Path>,
+    paths: impl Iterator<Item = &'p Path>,
 ) -> io::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for path in paths {
@@ -121,7 +124,7 @@ fn search_keys(
         };
         *budget = left;
         let path = format!("{folder}/{}", name.to_string_lossy());
-        match root.files().info(std::path::Path::new(&path[1..]))? {
+        match root.files().info(Path::new(&path[1..]))? {
             Some(info) if info.kind == FileKind::Directory && depth > 1 => {
                 search_keys(root, &path, depth - 1, budget, findings)?;
             }
@@ -153,6 +156,9 @@ fn check_boot(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
     match BootFiles::of(root.files()) {
         Ok(boot) => {
             check_modules(root, &boot.kernel.version, findings)?;
+            for loader in [&boot.shim, &boot.grub].into_iter().flatten() {
+                check_origin(root, loader, findings)?;
+            }
             for missing in [boot.shim.err(), boot.grub.err()].into_iter().flatten() {
                 findings.push(Finding::new(
                     Severity::Warn,
@@ -171,6 +177,26 @@ fn check_boot(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()> {
             ));
         }
         Err(crate::boot::Error::Read(error)) => return Err(error),
+    }
+    Ok(())
+}
+
+/// A loader that a build fetched must be what was fetched.
+fn check_origin(root: Root<'_>, loader: &Path, findings: &mut Vec<Finding>) -> io::Result<()> {
+    let Some(origin) = Origin::of(root.files(), loader)? else {
+        return Ok(());
+    };
+    let bytes = root.read(loader, BOOT_FILE_MAX)?.unwrap_or_default();
+    if hexadecimal(&Sha256::digest(bytes)) != origin.sha256 {
+        findings.push(Finding::new(
+            Severity::Warn,
+            format!(
+                "not the file of {origin} that was fetched, whose SHA-256 is {}",
+                origin.sha256
+            ),
+            &format!("/{}", loader.display()),
+            "build the image again",
+        ));
     }
     Ok(())
 }
@@ -406,11 +432,30 @@ mod tests {
             assert_eq!(found[0].severity, Severity::Refuse, "{path}");
             assert_eq!(
                 found[0].path.as_deref(),
-                Some(std::path::Path::new(&format!("/{path}")))
+                Some(Path::new(&format!("/{path}")))
             );
         }
         let public = findings(&[("etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAA")]);
         assert!(about(&public, "private key").is_none());
+    }
+
+    #[test]
+    fn a_fetched_loader_that_is_another_file_now_is_warned_of() {
+        let digest = hexadecimal(&Sha256::digest(b"shim"));
+        let origins = format!(
+            "shimx64.efi shim-signed 1.51 trixie {digest}\ngrubx64.efi grub 2.12 trixie {digest}"
+        );
+        let found = findings(&[
+            ("lib/modules/6.1/modules.dep", ""),
+            ("lib/modules/6.1/vmlinuz", ""),
+            ("usr/lib/slate/loaders/shimx64.efi", "shim"),
+            ("usr/lib/slate/loaders/grubx64.efi", "not grub"),
+            ("usr/lib/slate/loaders/origins", &origins),
+        ]);
+        let grub = about(&found, "grub 2.12 of trixie").expect("a finding");
+        let path = Path::new("/usr/lib/slate/loaders/grubx64.efi");
+        assert_eq!(grub.path.as_deref(), Some(path));
+        assert!(about(&found, "shim-signed").is_none());
     }
 
     #[test]

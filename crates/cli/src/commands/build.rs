@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use image::boot::{Loader, Origin};
 use image::build::{self, Release};
+use image::check::{Finding, Severity};
 use image::files::{Files, HostDir};
 use image::selinux::{self, Lack};
-use image::{Publish, Staged, Store};
+use image::{Staged, Store, StoredTree};
 
 use super::edit::labels;
 use super::edit::sandbox::{Sandbox, WorkDir, kernel_of};
@@ -49,7 +51,8 @@ pub(crate) fn build_plain(
     let target = target(name)?;
     let log = Log::new(&cache.join("log"), name)?;
     let archive = archive(&build::Recipe::of(release), cache, &log, progress)?;
-    import_archive(store, target, &archive, progress)
+    let staged = stage(store, &archive.path, progress)?;
+    archive.remark(store, publish(store, staged, target)?, &log)
 }
 
 fn build(
@@ -66,16 +69,16 @@ fn build(
     }
     let archive = archive(&recipe.packages, cache, &log, progress)?;
     if recipe.is_plain() {
-        let staged = stage(store, &archive, progress)?;
+        let staged = stage(store, &archive.path, progress)?;
         // Without root there are none, and the import says so.
         if !lacks_labels(staged.tree())? || Failure::unless_root("").is_err() {
-            return publish(store, staged, target);
+            return archive.remark(store, publish(store, staged, target)?, &log);
         }
     }
     let work = WorkDir::new(&dirs.state_dir.join("edit"))?;
     let root = work.path().join("root");
     progress(step("unpacking", 86));
-    unpack(&archive, &root)?;
+    unpack(&archive.path, &root)?;
     for file in &recipe.files {
         file.copy_to(&root)?;
     }
@@ -90,12 +93,53 @@ fn build(
         labels::label_all(&sandbox, &root, Some(&log.file))?;
     }
     let staged = store.stage_dir(&root, &mut |it| progress(Step::Importing(it)))?;
-    publish(store, staged, target)
+    archive.remark(store, publish(store, staged, target)?, &log)
 }
 
 fn step(stage: &str, percent: u8) -> Step {
     let stage = stage.to_owned();
     Step::Building(build::Progress { stage, percent })
+}
+
+/// A recipe's packages as a root file system.
+struct Archive {
+    path: PathBuf,
+    /// What it could have had and has not.
+    lacks: Vec<String>,
+}
+
+impl Archive {
+    /// Adds what the image lacks, and what it has besides its packages, to what was noticed of it.
+    fn remark(self, store: &Store, mut imported: Imported, log: &Log) -> Outcome<Imported> {
+        let tree = store.open_tree(imported.tag.digest)?;
+        let origins = [Loader::Shim, Loader::Grub].map(|it| origin(&tree, it));
+        if let [Some(shim), Some(grub)] = origins {
+            imported.findings.push(Finding {
+                severity: Severity::Info,
+                what: format!("UEFI machines boot it by {shim} and {grub}: GRUB of its own packages cannot boot over HTTP or beside another DHCP server"),
+                path: None,
+                hint: None,
+            });
+        }
+        let hint = format!(
+            "UEFI machines boot it by PXE, but not over HTTP or beside another DHCP server. For that build it again with a mirror that has both releases. All that was printed: {}",
+            log.path.display()
+        );
+        let lacks = self.lacks.into_iter().map(|what| Finding {
+            severity: Severity::Warn,
+            what,
+            path: None,
+            hint: Some(hint.clone()),
+        });
+        imported.findings.extend(lacks);
+        Ok(imported)
+    }
+}
+
+/// What a loader is of, if it is not of the image's own packages.
+fn origin(tree: &StoredTree, loader: Loader) -> Option<Origin> {
+    let path = loader.find(tree).ok()?.ok()?;
+    Origin::of(tree, &path).ok()?
 }
 
 /// The archive of a recipe's packages: from the cache, or built into it.
@@ -104,19 +148,30 @@ fn archive(
     cache: &Path,
     log: &Log,
     progress: &mut dyn FnMut(Step),
-) -> Outcome<PathBuf> {
+) -> Outcome<Archive> {
     fs::create_dir_all(cache).map_err(|error| path_failure("creating", cache, &error))?;
     let _lock = lock_cache(cache)?;
     let key = recipe.cache_key();
-    let archive = cache.join(format!("{key}.tar"));
-    if is_fresh(&archive) {
-        return Ok(archive);
+    let path = cache.join(format!("{key}.tar"));
+    if is_fresh(&path) {
+        let lacks = Vec::new();
+        return Ok(Archive { path, lacks });
     }
     let partial = cache.join(format!("{key}.partial.tar"));
     let built = recipe.build(&partial, &log.file, &mut |it| progress(Step::Building(it)));
-    built.map_err(|error| log.add_to(build_failure(&error)))?;
-    fs::rename(&partial, &archive).map_err(|error| path_failure("renaming", &partial, &error))?;
-    Ok(archive)
+    let lacks = built.map_err(|error| log.add_to(build_failure(&error)))?;
+    if !lacks.is_empty() {
+        set_stale(&partial)
+            .map_err(|error| path_failure("setting the time of", &partial, &error))?;
+    }
+    fs::rename(&partial, &path).map_err(|error| path_failure("renaming", &partial, &error))?;
+    Ok(Archive { path, lacks })
+}
+
+/// Has the next build make the archive again: what it lacks may be there by then.
+fn set_stale(archive: &Path) -> std::io::Result<()> {
+    let file = File::options().write(true).open(archive)?;
+    file.set_modified(SystemTime::UNIX_EPOCH)
 }
 
 /// Keeps a second build of the same archive waiting; held until the file is dropped.
@@ -139,15 +194,6 @@ fn build_failure(error: &build::Error) -> Failure {
         build::Error::NoProgram { .. } => failure.code(Code::NotReady),
         _ => failure,
     }
-}
-
-fn import_archive(
-    store: &Store,
-    target: Publish<'_>,
-    archive: &Path,
-    progress: &mut dyn FnMut(Step),
-) -> Outcome<Imported> {
-    publish(store, stage(store, archive, progress)?, target)
 }
 
 fn stage(store: &Store, archive: &Path, progress: &mut dyn FnMut(Step)) -> Outcome<Staged> {

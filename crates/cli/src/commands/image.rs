@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use image::boot::{self, BootFiles};
+use image::boot::{self, BootFiles, Origin};
 use image::build as packages;
 use image::check::{self, Finding, Severity};
 use image::files::Files as _;
@@ -435,6 +435,14 @@ pub(super) fn unix_ms(time: SystemTime) -> u64 {
         .map_or(0, |since| since.as_millis() as u64)
 }
 
+/// A loader in an image.
+struct LoaderFile {
+    path: PathBuf,
+    bytes: u64,
+    /// Where it is from, if it is not of the image's own packages.
+    origin: Option<Origin>,
+}
+
 /// What `slate image show` tells about a version.
 struct Page {
     digest: Digest,
@@ -443,8 +451,8 @@ struct Page {
     bytes: u64,
     /// A kernel with its size in bytes, or why there is none; the same for each loader.
     kernel: Result<(String, PathBuf, u64), String>,
-    shim: Result<(PathBuf, u64), String>,
-    grub: Result<(PathBuf, u64), String>,
+    shim: Result<LoaderFile, String>,
+    grub: Result<LoaderFile, String>,
     /// The size of an initramfs in the place of ours, in bytes.
     own_initrd: Option<u64>,
     findings: Vec<Finding>,
@@ -497,11 +505,19 @@ fn page(store: &Store, digest: Digest) -> Outcome<Page> {
 fn loader(
     tree: &StoredTree,
     found: Result<PathBuf, boot::Missing>,
-) -> Outcome<Result<(PathBuf, u64), String>> {
-    match found {
-        Ok(path) => sized(tree, path).map(Ok),
-        Err(missing) => Ok(Err(missing.to_string())),
-    }
+) -> Outcome<Result<LoaderFile, String>> {
+    let path = match found {
+        Ok(path) => path,
+        Err(missing) => return Ok(Err(missing.to_string())),
+    };
+    let origin = Origin::of(tree, &path);
+    let origin = origin.map_err(|error| path_failure("reading the origin of", &path, &error))?;
+    let (path, bytes) = sized(tree, path)?;
+    Ok(Ok(LoaderFile {
+        path,
+        bytes,
+        origin,
+    }))
 }
 
 /// A boot file as an absolute path, with its size in bytes.
@@ -512,10 +528,29 @@ fn sized(tree: &StoredTree, path: PathBuf) -> Outcome<(PathBuf, u64)> {
     Ok((Path::new("/").join(path), info.map_or(0, |info| info.bytes)))
 }
 
+impl LoaderFile {
+    fn json(&self) -> Value {
+        let origin = self.origin.as_ref().map(|origin| {
+            json!({
+                "package": origin.package,
+                "version": origin.version,
+                "release": origin.release,
+                "sha256": origin.sha256,
+            })
+        });
+        json!({ "path": self.path, "bytes": self.bytes, "origin": origin })
+    }
+
+    fn text(&self) -> String {
+        let origin = self.origin.as_ref().map(|it| format!(", {it}"));
+        file_text(&self.path, self.bytes) + &origin.unwrap_or_default()
+    }
+}
+
 impl Page {
     fn json(&self) -> Value {
-        let loader = |found: &Result<(PathBuf, u64), String>| match found {
-            Ok((path, bytes)) => json!({ "path": path, "bytes": bytes }),
+        let loader = |found: &Result<LoaderFile, String>| match found {
+            Ok(file) => file.json(),
             Err(_) => Value::Null,
         };
         let kernel = match &self.kernel {
@@ -543,8 +578,8 @@ impl Page {
             Ok((version, path, bytes)) => format!("{version}  {}", file_text(path, *bytes)),
             Err(why) => why.clone(),
         };
-        let loader = |found: &Result<(PathBuf, u64), String>| match found {
-            Ok((path, bytes)) => file_text(path, *bytes),
+        let loader = |found: &Result<LoaderFile, String>| match found {
+            Ok(file) => file.text(),
             Err(why) => why.clone(),
         };
         let rows = [

@@ -162,7 +162,11 @@ fn value_of(options: &[OptionView], code: u8) -> Option<&str> {
 fn content_of(file: &PlannedFileView) -> String {
     match (&file.error, &file.digest) {
         (Some(cause), _) => format!("none: {cause}").red().to_string(),
-        (None, Some(digest)) => format!("of version {}", render::short_digest(digest)),
+        (None, Some(digest)) => {
+            let origin = file.origin.as_ref().map(|it| format!(", {it}"));
+            let version = render::short_digest(digest);
+            format!("of version {version}{}", origin.unwrap_or_default())
+        }
         (None, None) => "made for it, see below".to_owned(),
     }
 }
@@ -223,6 +227,7 @@ mod tests {
                 path: "grub/grub.cfg".into(),
                 digest: None,
                 file: None,
+                origin: None,
                 text: Some("set timeout=0\nboot\n".into()),
                 error: None,
             }],

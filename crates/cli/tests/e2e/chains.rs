@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lab::{Console, MacAddress, Machine, Qemu, Tool, UefiNetwork};
 
-use crate::firmware::{KERNEL_ARGS, MEMORY_MIB, arrives, power_on_hardware, uefi};
+use crate::firmware::{KERNEL_ARGS, MEMORY_MIB, arrives, enforces, power_on_hardware, uefi};
 use crate::harness::{PATIENCE, Site, impossible, text};
 
 const TOOLS: [Tool; 5] = [
@@ -68,11 +68,32 @@ fn took(site: &Site, machine: &Machine, expected: &[&str]) {
 #[test]
 #[ignore = "boots machines: cargo xtask test --full"]
 fn full_uefi_http_boot_runs_shim_and_grub_over_http() {
-    if impossible(&TOOLS) {
-        return;
+    http_boot_runs_shim_and_grub("debian13", false);
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_uefi_http_boot_of_debian_12_runs_a_newer_shim_and_grub_by_secure_boot() {
+    if let Some(site) = http_boot_runs_shim_and_grub("debian12", true) {
+        let plan = site.slate(&["plan", "52:77:00:00:00:01", "--firmware", "uefi-http"]);
+        let shown = site.slate_json(&["image", "show", "debian12", "--json"]);
+        for (loader, package) in [("shim", "shim-signed"), ("grub", "grub-efi-amd64-signed")] {
+            let origin = &shown[loader]["origin"];
+            assert_eq!(text(origin, "release"), "trixie");
+            assert_eq!(text(origin, "package"), package);
+            let told = format!("{package} {} of trixie", text(origin, "version"));
+            assert!(plan.contains(&told), "{plan}");
+        }
     }
-    let site = Site::new("debian13", &KERNEL_ARGS);
-    let machine = power_on_hardware(&site, 1, uefi(false).with_network(UefiNetwork::Http));
+}
+
+/// The site, unless this cannot run here. With `secure`, Secure Boot is on.
+fn http_boot_runs_shim_and_grub(image: &str, secure: bool) -> Option<Site> {
+    if impossible(&TOOLS) {
+        return None;
+    }
+    let site = Site::new(image, &KERNEL_ARGS);
+    let machine = power_on_hardware(&site, 1, uefi(secure).with_network(UefiNetwork::Http));
     took(
         &site,
         &machine,
@@ -84,6 +105,8 @@ fn full_uefi_http_boot_runs_shim_and_grub_over_http() {
             "http boot/DIGEST/initrd",
         ],
     );
+    assert_eq!(enforces(machine.console()), secure);
+    Some(site)
 }
 
 #[test]
@@ -92,7 +115,12 @@ fn full_http_boot_of_a_grub_without_http_is_refused_and_ipxe_boots_it() {
     if impossible(&TOOLS) || !has(IPXE, "ipxe") {
         return;
     }
-    let site = Site::new("debian12", &KERNEL_ARGS);
+    let mut site = Site::new("debian12", &KERNEL_ARGS);
+    // As an image is that was not built here.
+    site.give_own_store();
+    site.update("debian12", "rm -r /usr/lib/slate/loaders");
+    let shown = site.slate_json(&["image", "show", "debian12", "--json"]);
+    site.digest = text(&shown, "digest");
     let machine = power_on_hardware(&site, 1, uefi(false).with_network(UefiNetwork::Http));
     let end = std::time::Instant::now() + PATIENCE;
     let failed = loop {

@@ -38,7 +38,7 @@ rocky=boot/efi/EFI/rocky
 mkdir -p $rocky
 mv usr/lib/shim/shimx64.efi.signed $rocky/shimx64.efi
 mv usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed $rocky/grubx64.efi
-rm -rf usr/lib/shim usr/lib/grub
+rm -rf usr/lib/shim usr/lib/grub usr/lib/slate
 kernel=$modules/kernel
 rm -rf "$kernel"/sound "$kernel"/drivers/gpu "$kernel"/drivers/media "$kernel"/drivers/staging \
     "$kernel"/drivers/infiniband "$kernel"/drivers/scsi "$kernel"/drivers/usb \
@@ -140,7 +140,7 @@ fn inventory(site: &Site, image: &str) {
 }
 
 /// Whether the firmware let only signed loaders run, and the kernel holds on to that.
-fn enforces(console: &Console) -> bool {
+pub(crate) fn enforces(console: &Console) -> bool {
     let variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
     let last_byte = guest(console, &format!("tail --bytes=1 {variable} | od -An -tu1"));
     let lockdown = guest(console, "cat /sys/kernel/security/lockdown");

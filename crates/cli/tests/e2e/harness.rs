@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use image::build::Recipe;
 use lab::{Console, MacAddress, Machine, Network, Process, Tool, Uml};
 use serde_json::Value;
 
@@ -261,11 +262,12 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The state directory with an image, made by `slate image build` if there is none. It outlives
-/// the tests.
+/// The state directory with an image, made by `slate image build` if there is none of that recipe. It
+/// outlives the tests.
 fn built(image: &str) -> PathBuf {
     let cache = std::env::var_os("SLATE_CACHE_DIR").map_or_else(default_cache, PathBuf::from);
-    let state = cache.join("e2e").join(image);
+    let release = image.parse().expect("a release");
+    let state = cache.join("e2e").join(Recipe::of(release).cache_key());
     std::fs::create_dir_all(&state).expect("a folder for images");
     if !state.join("built").exists() {
         println!("building {image}, this takes minutes once");

@@ -47,11 +47,15 @@ fn other_server(network: &Network, directory: &Path, more: &[&str]) -> (Host, Pr
     (host, process)
 }
 
-/// Serves debian13, in this mode: Debian 12's GRUB takes nothing from a second server.
+/// Serves debian13, in this mode.
 fn serve(network: Network, mode: &str) -> Site {
+    serve_image(network, "debian13", mode)
+}
+
+fn serve_image(network: Network, image: &str, mode: &str) -> Site {
     Site::on(
         network,
-        "debian13",
+        image,
         &[&["--dhcp", mode], &KERNEL_ARGS[..]].concat(),
     )
 }
@@ -121,6 +125,33 @@ fn a_node_boots_beside_another_dhcp_server_and_a_stranger_does_not() {
         "{list}"
     );
     assert!(list.contains(&stranger.mac().to_string()), "{list}");
+}
+
+#[test]
+#[ignore = "boots machines: cargo xtask test --full"]
+fn full_debian_12_boots_beside_another_dhcp_server_by_a_newer_shim_and_grub() {
+    if impossible(&TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let network = Network::new().expect("a network namespace");
+    let (_host, _server) = other_server(&network, directory.path(), &["--no-ping"]);
+    let site = serve_image(network, "debian12", "proxy");
+    let node = MacAddress::nth(1);
+    site.slate(&["node", "set", &node.to_string(), "--name", "pc1"]);
+    let (machine, held) = boots(&site);
+    let own = guest(
+        machine.console(),
+        "hostname; uname -r; cat /etc/debian_version",
+    );
+    assert!(
+        own.starts_with("pc1\n6.1.") && own.contains("\n12."),
+        "{own}"
+    );
+    // GRUB found out by the other server's answer and ours which machine it runs on.
+    let served = site.events(node, "config-served");
+    assert_eq!(served.len(), 1, "{served:?}");
+    assert_eq!(held, address(&site, node));
 }
 
 /// The variable that names the machine that [`asker`] is.

@@ -499,6 +499,8 @@ pub struct PlannedFileView {
     pub digest: Option<String>,
     /// Its name among the boot files of that version.
     pub file: Option<String>,
+    /// What it is of, where it is not of the image's own packages.
+    pub origin: Option<String>,
     /// Its text, if it is made for the machine. `BOOT` and `TOKEN` stand for the boot's id and secret.
     pub text: Option<String>,
     /// Why there is none.

@@ -351,3 +351,21 @@ fn without_labels_selinux_is_off_and_the_plan_says_so() {
     let plan = boot(&mut world, "debian", "quiet");
     assert!(line(&plan).contains("quiet") && is_off(&plan) && says_so(&plan));
 }
+
+#[test]
+fn a_loader_that_is_not_of_the_image_s_packages_says_what_it_is_of() {
+    let mut world = in_mode(DhcpMode::Authoritative);
+    let origin = "grub-efi-amd64-signed 1+2.12 of trixie".to_owned();
+    world.images[0].origins = [(BootFile::Grub, origin.clone())].into();
+    world.show_images();
+    let plan = preview(&world, "free", Firmware::UefiHttp);
+    let origin_of = |name: &str| {
+        let file = plan.files.iter().find(|it| it.path == name);
+        match &file.expect("a file").content {
+            Ok(PlannedContent::File { origin, .. }) => origin.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(origin_of("grubx64.efi"), Some(origin));
+    assert_eq!(origin_of("shimx64.efi"), None);
+}

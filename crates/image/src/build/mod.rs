@@ -120,7 +120,8 @@ impl Recipe {
         }
     }
 
-    /// Makes a tar archive of a root file system that boots well without a disk.
+    /// Makes a tar archive of a root file system that boots well without a disk. What it could have had
+    /// and has not is returned, in a sentence each.
     ///
     /// Needs root, the network and about 1 GB in `out_tar`'s directory. What the tools print goes to
     /// `log`.
@@ -129,7 +130,7 @@ impl Recipe {
         out_tar: &Path,
         log: &File,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<String>, Error> {
         let built = match self.release.suite() {
             Some(suite) => debian::build(suite, self, out_tar, log, progress),
             None => rocky::build(self, out_tar, log, progress),
@@ -235,13 +236,25 @@ impl FromStr for Release {
 /// A line by which a tool tells that a stage begins: a part of it, how far that is, words for it.
 type Stage = (&'static str, u8, &'static str);
 
-/// Error lines kept for the message.
+/// Begins a line that tells what an image will lack.
+const WARNING: &str = "slate: warning: ";
+
+/// What a tool printed, as far as it matters.
+#[derive(Debug, Default)]
+struct Said {
+    /// What the image will lack.
+    warnings: Vec<String>,
+    /// The last error lines, or where there are none the last lines.
+    last_lines: Vec<String>,
+}
+
+/// Error lines kept for the message, and warnings.
 const ERRORS_KEPT: usize = 4;
 /// The longest line that is looked at, in bytes.
 const LINE_MAX: usize = 4096;
 
 /// Runs a tool to its end, with what it prints to `log`; `is_error` knows the lines that say why it
-/// fails.
+/// fails. What it warned of.
 fn run(
     program: &'static str,
     command: &mut Command,
@@ -249,7 +262,7 @@ fn run(
     is_error: fn(&str) -> bool,
     log: &File,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(), Error> {
+) -> Result<Vec<String>, Error> {
     let failed = |doing| io_error(doing, Path::new(program));
     let (reader, writer) = io::pipe().map_err(failed("making a pipe for"))?;
     let copy = writer.try_clone().map_err(failed("making a pipe for"))?;
@@ -265,27 +278,27 @@ fn run(
         io::ErrorKind::NotFound => Error::NoProgram { program },
         _ => failed("starting")(source),
     })?;
-    let last_lines = follow(reader, stages, is_error, log, progress);
+    let said = follow(reader, stages, is_error, log, progress);
     let status = child.wait().map_err(failed("waiting for"))?;
     if status.success() {
-        return Ok(());
+        return Ok(said.warnings);
     }
     Err(Error::Failed {
         program,
         status,
-        last_lines,
+        last_lines: said.last_lines,
     })
 }
 
-/// Reports stages until the stream ends; returns the last error lines, or where there are none the
-/// last lines.
+/// Reports stages until the stream ends.
 fn follow(
     output: impl io::Read,
     stages: &[Stage],
     is_error: fn(&str) -> bool,
     mut log: impl io::Write,
     progress: &mut dyn FnMut(Progress),
-) -> Vec<String> {
+) -> Said {
+    let mut warnings = Vec::new();
     let (mut errors, mut last) = (VecDeque::new(), VecDeque::new());
     let mut reader = io::BufReader::new(output);
     let (mut line, mut reached) = (Vec::new(), 0);
@@ -294,7 +307,10 @@ fn follow(
         let read = io::Read::take(&mut reader, LINE_MAX as u64).read_until(b'\n', &mut line);
         if !matches!(read, Ok(1..)) {
             let found = if errors.is_empty() { last } else { errors };
-            return found.into();
+            return Said {
+                warnings,
+                last_lines: found.into(),
+            };
         }
         // A log that cannot be written is no reason to end a build.
         let _ = log.write_all(&line);
@@ -307,6 +323,11 @@ fn follow(
                 stage: (*stage).to_owned(),
                 percent: *percent,
             });
+        }
+        if let Some(warning) = text.strip_prefix(WARNING)
+            && warnings.len() < ERRORS_KEPT
+        {
+            warnings.push(warning.to_owned());
         }
         let kept = if is_error(&text) {
             &mut errors
@@ -397,10 +418,10 @@ mod tests {
     #[test]
     fn progress_and_errors_are_read_from_what_tools_print() {
         let text = "I: automatically chosen mode: root\nI: running apt-get update...\ndone\n\
-                    E: Failed to fetch http://x\nE: apt-get failed\n";
+                    slate: warning: no shim\nE: Failed to fetch http://x\nE: apt-get failed\n";
         let (mut seen, mut log) = (Vec::new(), Vec::new());
         let mut note = |it: Progress| seen.push(it.percent);
-        let errors = follow(
+        let said = follow(
             text.as_bytes(),
             &debian::STAGES,
             debian::is_error,
@@ -408,9 +429,10 @@ mod tests {
             &mut note,
         );
         assert_eq!(seen, [2]);
-        assert_eq!(errors.len(), 2);
+        assert_eq!(said.last_lines.len(), 2);
+        assert_eq!(said.warnings, ["no shim"]);
         assert_eq!(log, text.as_bytes());
-        assert!(hint(&errors).contains("mirror"));
+        assert!(hint(&said.last_lines).contains("mirror"));
         let read = |text: &str| {
             follow(
                 text.as_bytes(),
@@ -419,6 +441,7 @@ mod tests {
                 io::sink(),
                 &mut |_| (),
             )
+            .last_lines
         };
         assert_eq!(read("1\n2\n3\n4\n\n5\n"), ["2", "3", "4", "5"]);
         assert!(hint(&["E: No space left on device".into()]).contains("disk space"));

@@ -55,13 +55,13 @@ const STAGES: [Stage; 5] = [
     ("slate: packing", 85, "packing"),
 ];
 
-/// Makes the archive.
+/// Makes the archive; what the image lacks.
 pub fn build(
     recipe: &Recipe,
     out_tar: &Path,
     log: &File,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(), Error> {
+) -> Result<Vec<String>, Error> {
     let beside = out_tar.parent().unwrap_or(out_tar);
     let work = tempfile::tempdir_in(beside).map_err(io_error("making a directory in", beside))?;
     let root = work.path().join("root");
