@@ -23,7 +23,7 @@ use crate::unwritten::Unwritten;
 /// Most messages decided before their outputs are carried out.
 const BATCH_MAX: usize = 256;
 /// Most DHCP messages of one socket among them.
-const DHCP_BATCH_MAX: usize = 256;
+const DHCP_BATCH_MAX: usize = 1024;
 /// Most messages that wait for their turn.
 pub const QUEUE_MAX: usize = 4096;
 /// Most HTTP requests that wait for their answers.
@@ -201,7 +201,7 @@ impl Hub {
         for output in decided.iter().flat_map(|(outputs, _)| outputs) {
             match output {
                 Output::Persist(record) => self.unwritten.record(record.clone()),
-                Output::Event(event) => self.unwritten.event(self.journal.number(event)),
+                Output::Event(event) => self.unwritten.event(self.journal.number(event.clone())),
                 _ => {}
             }
         }
