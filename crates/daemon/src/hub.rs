@@ -23,7 +23,7 @@ use crate::unwritten::Unwritten;
 /// Most messages decided before their outputs are carried out.
 const BATCH_MAX: usize = 256;
 /// Most DHCP messages of one socket among them.
-const DHCP_BATCH_MAX: usize = 1024;
+const DHCP_BATCH_MAX: usize = 256;
 /// Most messages that wait for their turn.
 pub const QUEUE_MAX: usize = 4096;
 /// Most HTTP requests that wait for their answers.
