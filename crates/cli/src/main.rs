@@ -16,6 +16,11 @@ use clap::Parser as _;
 use args::{Cli, Command};
 use failure::Outcome;
 
+/// musl's own has one lock for all threads, and is slow.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {

@@ -201,7 +201,7 @@ impl Hub {
         for output in decided.iter().flat_map(|(outputs, _)| outputs) {
             match output {
                 Output::Persist(record) => self.unwritten.record(record.clone()),
-                Output::Event(event) => self.unwritten.event(self.journal.number(event)),
+                Output::Event(event) => self.unwritten.event(self.journal.number(event.clone())),
                 _ => {}
             }
         }

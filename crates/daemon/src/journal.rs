@@ -1,16 +1,26 @@
 //! The events that users see: numbered, kept in a bounded ring, handed to whoever follows.
 
 use std::collections::VecDeque;
+use std::net::Ipv4Addr;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use engine::{Event, Severity};
+use engine::{Event, EventKind, Severity};
 
 use crate::control::EventRecord;
 use crate::state::EVENTS_KEPT;
 
 /// Events that a slow follower may lag behind before it loses the connection.
 const FOLLOWER_BUFFER: usize = 4096;
+
+/// An event with its number. What is told of it is made when somebody asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalEntry {
+    /// Rises by one per event, never given to another event.
+    pub id: u64,
+    /// What happened.
+    pub event: Event,
+}
 
 /// All events kept, oldest first.
 #[derive(Default)]
@@ -21,13 +31,13 @@ pub struct Journal {
 #[derive(Default)]
 struct Inner {
     last: u64,
-    events: VecDeque<Arc<EventRecord>>,
-    followers: Vec<SyncSender<Arc<EventRecord>>>,
+    events: VecDeque<Arc<JournalEntry>>,
+    followers: Vec<SyncSender<Arc<JournalEntry>>>,
 }
 
 impl Journal {
     /// A journal that goes on after the events of earlier runs.
-    pub fn new(events: Vec<EventRecord>) -> Journal {
+    pub fn new(events: Vec<JournalEntry>) -> Journal {
         let inner = Inner {
             last: events.last().map_or(0, |event| event.id),
             events: events.into_iter().map(Arc::new).collect(),
@@ -40,14 +50,17 @@ impl Journal {
 
     /// Numbers an event. The number is only known to others once [`Journal::publish`] has it,
     /// which is after it was written: no number is ever given twice.
-    pub fn number(&self, event: &Event) -> EventRecord {
+    pub fn number(&self, event: Event) -> JournalEntry {
         let mut inner = self.lock();
         inner.last += 1;
-        record(inner.last, event)
+        JournalEntry {
+            id: inner.last,
+            event,
+        }
     }
 
     /// Keeps events that are durable, and hands them on.
-    pub fn publish(&self, records: &[Arc<EventRecord>]) {
+    pub fn publish(&self, records: &[Arc<JournalEntry>]) {
         let mut inner = self.lock();
         for record in records {
             inner.publish(record);
@@ -59,7 +72,7 @@ impl Journal {
         &self,
         since: u64,
         follow: bool,
-    ) -> (Vec<Arc<EventRecord>>, Option<Receiver<Arc<EventRecord>>>) {
+    ) -> (Vec<Arc<JournalEntry>>, Option<Receiver<Arc<JournalEntry>>>) {
         let mut inner = self.lock();
         let old = inner
             .events
@@ -81,9 +94,9 @@ impl Journal {
 }
 
 impl Inner {
-    fn publish(&mut self, record: &Arc<EventRecord>) {
+    fn publish(&mut self, record: &Arc<JournalEntry>) {
         self.events.push_back(Arc::clone(record));
-        if self.events.len() as u64 > EVENTS_KEPT {
+        while self.events.len() as u64 > EVENTS_KEPT {
             self.events.pop_front();
         }
         // A follower that cannot keep up must not hold up anybody.
@@ -95,21 +108,37 @@ impl Inner {
     }
 }
 
-fn record(id: u64, event: &Event) -> EventRecord {
-    let detail = serde_json::to_value(event).unwrap_or_default();
-    let level = match event.kind.severity() {
-        Severity::Debug => "trace",
-        Severity::Info => "info",
-        Severity::Warning => "warn",
-    };
-    EventRecord {
-        id,
-        at_ms: event.at.0,
-        mac: event.mac.map(|mac| mac.to_string()),
-        node: event.node.clone(),
-        kind: detail["event"].as_str().unwrap_or_default().to_owned(),
-        level: level.to_owned(),
-        text: event.kind.to_string(),
-        detail,
+impl JournalEntry {
+    /// What users are told of it.
+    pub fn record(&self) -> EventRecord {
+        let event = &self.event;
+        let detail = serde_json::to_value(event).unwrap_or_default();
+        EventRecord {
+            id: self.id,
+            at_ms: event.at.0,
+            mac: event.mac.map(|mac| mac.to_string()),
+            node: event.node.clone(),
+            kind: detail["event"].as_str().unwrap_or_default().to_owned(),
+            level: self.level().to_owned(),
+            text: event.kind.to_string(),
+            detail,
+        }
+    }
+
+    /// `trace`, `info` or `warn`.
+    pub fn level(&self) -> &'static str {
+        match self.event.kind.severity() {
+            Severity::Debug => "trace",
+            Severity::Info => "info",
+            Severity::Warning => "warn",
+        }
+    }
+
+    /// Where a node is reached that is up now.
+    pub fn address_that_is_up(&self) -> Option<Ipv4Addr> {
+        match self.event.kind {
+            EventKind::Up { address, .. } => address,
+            _ => None,
+        }
     }
 }

@@ -30,6 +30,7 @@ mod uploads;
 mod views;
 
 pub use error::Error;
+pub use journal::JournalEntry;
 pub use notice::{ContentProgress, Listening, Notice};
 pub use options::{
     CertificateFiles, DEFAULT_LEASE_SECONDS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DhcpMode, Drivers,

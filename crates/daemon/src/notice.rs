@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use crate::control::EventRecord;
+use crate::journal::JournalEntry;
 use crate::options::{DhcpMode, UnknownPolicy};
 
 /// One thing to show.
@@ -19,7 +19,7 @@ pub enum Notice {
         what: ContentProgress,
     },
     /// What happened on nodes or on the network, in order.
-    Events(Vec<Arc<EventRecord>>),
+    Events(Vec<Arc<JournalEntry>>),
     /// The daemon stops; these nodes still have their root mounted from it.
     Stopping {
         /// Names of the live nodes.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use engine::Record;
 
-use crate::control::EventRecord;
+use crate::journal::JournalEntry;
 use crate::state::{EVENTS_KEPT, State};
 
 /// The way into the database.
 pub struct Unwritten {
     pub(crate) state: State,
     records: Vec<Record>,
-    events: Vec<Arc<EventRecord>>,
+    events: Vec<Arc<JournalEntry>>,
     failing: bool,
 }
 
@@ -34,7 +34,7 @@ impl Unwritten {
     }
 
     /// Adds an event.
-    pub fn event(&mut self, event: EventRecord) {
+    pub fn event(&mut self, event: JournalEntry) {
         self.events.push(Arc::new(event));
     }
 
@@ -55,12 +55,11 @@ impl Unwritten {
     }
 
     /// Tries to write all that waits; the events that are durable now, oldest first.
-    pub fn write(&mut self) -> Vec<Arc<EventRecord>> {
+    pub fn write(&mut self) -> Vec<Arc<JournalEntry>> {
         if self.is_empty() {
             return Vec::new();
         }
-        let records: Vec<&Record> = self.records.iter().collect();
-        match self.state.write(&records, &self.events) {
+        match self.state.write(&self.records, &self.events) {
             Ok(()) => {
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("the state database can be written again; nothing was lost");

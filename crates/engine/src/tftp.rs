@@ -122,6 +122,11 @@ impl Transfer {
         HEADER_BYTES + self.block_bytes as usize
     }
 
+    /// How many datagrams are sent at once, at most.
+    pub fn window(&self) -> u64 {
+        self.window
+    }
+
     /// A datagram from the receiver came in.
     pub fn handle(&mut self, now: Timestamp, datagram: &[u8]) {
         if self.outcome.is_some() {

@@ -24,7 +24,8 @@ const IMPORTS: [(&str, &[&str]); 10] = [
 const WITHOUT_TOKIO: [&str; 4] = ["wire", "engine", "nfs", "init"];
 /// C libraries that are compiled from their own sources and linked statically; the rest with a
 /// `links` key are names for build scripts without a library.
-const LINKED: [&str; 5] = [
+const LINKED: [&str; 6] = [
+    "mimalloc",
     "sqlite3",
     "zstd",
     "rayon-core",

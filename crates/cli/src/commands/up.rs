@@ -1,5 +1,6 @@
 //! `slate up`: checks this machine, then serves nodes until it is told to stop.
 
+use std::fmt::{Display, Write as _};
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use daemon::control::EventRecord;
 use daemon::preflight::dhcp::{self, Choice, Doubt};
 use daemon::preflight::{self, Finding, Severity};
-use daemon::{ContentProgress, Listening, Notice, Options, Ports};
+use daemon::{ContentProgress, JournalEntry, Listening, Notice, Options, Ports};
 use image::Store;
 use owo_colors::OwoColorize as _;
 
@@ -348,14 +349,17 @@ fn show(notices: &Receiver<Notice>, json: bool) {
 }
 
 /// By one write for all: a site that is switched on has thousands at once.
-fn show_events(events: &[Arc<EventRecord>], json: bool) {
-    let lines: String = events
-        .iter()
-        .filter_map(|event| match json {
-            true => serde_json::to_string(&**event).ok().map(|it| it + "\n"),
-            false => lines_of(event),
-        })
-        .collect();
+fn show_events(events: &[Arc<JournalEntry>], json: bool) {
+    let mut lines = String::new();
+    for entry in events {
+        match json {
+            true => {
+                lines += &serde_json::to_string(&entry.record()).unwrap_or_default();
+                lines.push('\n');
+            }
+            false => push_lines(&mut lines, entry),
+        }
+    }
     anstream::print!("{lines}");
 }
 
@@ -417,34 +421,75 @@ fn show_content(image: &str, what: &ContentProgress) {
 
 /// Prints what users notice.
 pub(crate) fn show_event(event: &EventRecord) {
-    if let Some(lines) = lines_of(event) {
-        anstream::print!("{lines}");
-    }
+    let address = match event.kind.as_str() {
+        "up" => event.detail["address"].as_str(),
+        _ => None,
+    };
+    let mut lines = String::new();
+    let line = Line {
+        at_ms: event.at_ms,
+        who: event.node.as_deref().or(event.mac.as_deref()),
+        level: &event.level,
+        text: &event.text,
+        reached_at: address,
+    };
+    line.push_to(&mut lines);
+    anstream::print!("{lines}");
 }
 
-/// One line for what users notice; packets are in `slate events`.
-fn lines_of(event: &EventRecord) -> Option<String> {
-    if event.level == "trace" {
-        return None;
-    }
-    let who = event
-        .node
-        .as_deref()
-        .or(event.mac.as_deref())
-        .unwrap_or("-");
-    let text = match event.level.as_str() {
-        "warn" => event.text.yellow().to_string(),
-        _ => event.text.clone(),
+/// The same of an event that this process's daemon has, without making all that is told of it.
+fn push_lines(lines: &mut String, entry: &JournalEntry) {
+    let event = &entry.event;
+    let mac;
+    let who = match &event.node {
+        Some(node) => Some(node.as_str()),
+        None => {
+            mac = event.mac.map(|mac| mac.to_string());
+            mac.as_deref()
+        }
     };
-    let time = render::clock(event.at_ms);
-    let mut lines = format!("{time}  {who:<10} {text}\n");
-    if event.kind == "up"
-        && let Some(address) = event.detail["address"].as_str()
-    {
-        let command = format!("ssh root@{address}");
-        lines += &format!("{time}  {who:<10} {}\n", command.green().bold());
+    let address = entry.address_that_is_up().map(|it| it.to_string());
+    let line = Line {
+        at_ms: event.at.0,
+        who,
+        level: entry.level(),
+        text: &event.kind,
+        reached_at: address.as_deref(),
+    };
+    line.push_to(lines);
+}
+
+/// What is printed of an event.
+struct Line<'a, T: Display> {
+    at_ms: u64,
+    who: Option<&'a str>,
+    level: &'a str,
+    text: T,
+    /// Of a node that is up.
+    reached_at: Option<&'a str>,
+}
+
+impl<T: Display> Line<'_, T> {
+    /// One line for what users notice; packets are in `slate events`.
+    fn push_to(&self, lines: &mut String) {
+        if self.level == "trace" {
+            return;
+        }
+        let (time, who, text) = (
+            render::clock(self.at_ms),
+            self.who.unwrap_or("-"),
+            &self.text,
+        );
+        // Writing into a string does not fail.
+        let _ = match self.level {
+            "warn" => writeln!(lines, "{time}  {who:<10} {}", text.yellow()),
+            _ => writeln!(lines, "{time}  {who:<10} {text}"),
+        };
+        if let Some(address) = self.reached_at {
+            let command = format!("ssh root@{address}");
+            let _ = writeln!(lines, "{time}  {who:<10} {}", command.green().bold());
+        }
     }
-    Some(lines)
 }
 
 fn show_stopping(live: &[String]) {

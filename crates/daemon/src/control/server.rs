@@ -147,7 +147,7 @@ impl Server {
     fn events(&self, out: &mut impl io::Write, since: u64, follow: bool) -> io::Result<()> {
         let (old, new) = self.journal.read(since, follow);
         for event in old.into_iter().chain(new.into_iter().flatten()) {
-            write(out, &Response::Event((*event).clone()))?;
+            write(out, &Response::Event(event.record()))?;
         }
         write(out, &Response::Done)
     }

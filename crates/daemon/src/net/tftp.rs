@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::tftp::Transfer;
 use engine::{Content, Input, Service, TftpAnswer, TransferOutcome};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use wire::tftp::{Packet, error};
 
 use crate::content::Contents;
@@ -43,6 +45,7 @@ struct Job {
     transfer: Box<Transfer>,
     content: Content,
     path: String,
+    running: Arc<Mutex<HashMap<Ipv4Addr, usize>>>,
 }
 
 /// Hands every first datagram to the hub until that is gone.
@@ -90,6 +93,7 @@ impl Starter {
             transfer,
             content,
             path,
+            running: Arc::clone(&self.running),
         };
         let (contents, hub) = (Arc::clone(&self.contents), self.hub.clone());
         let running = Arc::clone(&self.running);
@@ -139,6 +143,11 @@ fn leave(running: &Mutex<HashMap<Ipv4Addr, usize>>, peer: Ipv4Addr) {
     }
 }
 
+fn is_only_one(running: &Mutex<HashMap<Ipv4Addr, usize>>) -> bool {
+    let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+    running.len() == 1 && running.values().sum::<usize>() == 1
+}
+
 /// A datagram from a port of its own, as every first answer is (RFC 1350, 4).
 fn refuse(local: Ipv4Addr, peer: SocketAddrV4, packet: &[u8]) {
     let sent = UdpSocket::bind((local, 0)).and_then(|socket| socket.send_to(packet, peer));
@@ -177,9 +186,10 @@ impl Job {
     fn send(&mut self, bytes: &[u8]) -> io::Result<TransferOutcome> {
         let socket = UdpSocket::bind((self.local, 0))?;
         socket.connect(self.peer)?;
-        let mut burst = Burst::new(&socket, self.transfer.datagram_bytes());
+        let mut burst = Burst::new(&socket, &self.transfer);
         let mut buffer = [0; DATAGRAM_BYTES];
         let mut patience = Duration::ZERO;
+        let mut answers = Answers::default();
         self.transfer.start(now(), bytes.len() as u64);
         loop {
             while self.transfer.poll_transmit(now(), bytes, &mut burst.next) {
@@ -196,7 +206,8 @@ impl Job {
                 socket.set_read_timeout(Some(wait))?;
                 patience = wait;
             }
-            match socket.recv(&mut buffer) {
+            let alone = || is_only_one(&self.running);
+            match answers.next(&socket, &mut buffer, alone) {
                 Ok(length) => self.transfer.handle(now(), &buffer[..length]),
                 Err(error)
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
@@ -211,6 +222,43 @@ impl Job {
 
 /// How much earlier than at its deadline a transfer may wake up.
 const PATIENCE_SLACK: Duration = Duration::from_millis(50);
+/// How long an answer is looked for before the thread sleeps: to be put to sleep and woken costs
+/// more than the rest of a block where the receiver answers at once.
+const AWAKE: Duration = Duration::from_micros(50);
+/// How many answers are slept for after one did not come so soon.
+const SLEEPS: u32 = 64;
+
+/// How the next answer is waited for.
+#[derive(Default)]
+struct Answers {
+    /// So many are still slept for.
+    sleeps: u32,
+}
+
+impl Answers {
+    /// The next datagram. It is only stayed awake for where no other transfer needs a processor.
+    fn next(
+        &mut self,
+        socket: &UdpSocket,
+        buffer: &mut [u8],
+        alone: impl Fn() -> bool,
+    ) -> io::Result<usize> {
+        self.sleeps = self.sleeps.saturating_sub(1);
+        if self.sleeps == 0 && alone() {
+            let begun = Instant::now();
+            while begun.elapsed() < AWAKE {
+                match recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
+                    Ok((length, _)) => return Ok(length),
+                    Err(Errno::AGAIN) => std::thread::yield_now(),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            self.sleeps = SLEEPS;
+        }
+        socket.recv(buffer)
+    }
+}
+
 /// Only datagrams longer than this are sent together.
 const CUT_ABOVE_BYTES: u16 = 512;
 /// Datagrams that one system call sends at most (the kernel's `UDP_MAX_SEGMENTS`), and bytes (an
@@ -231,10 +279,12 @@ struct Burst<'a> {
 }
 
 impl<'a> Burst<'a> {
-    fn new(socket: &'a UdpSocket, datagram_bytes: usize) -> Self {
+    fn new(socket: &'a UdpSocket, transfer: &Transfer) -> Self {
+        let datagram_bytes = transfer.datagram_bytes();
         // Shorter ones could be shorter than an answer to options, which must stay whole.
         let bytes = u16::try_from(datagram_bytes).unwrap_or(0);
-        let cuts = bytes > CUT_ABOVE_BYTES && cut_into(socket, bytes).is_ok();
+        let may_cut = transfer.window() > 1 && bytes > CUT_ABOVE_BYTES;
+        let cuts = may_cut && cut_into(socket, bytes).is_ok();
         Self {
             socket,
             datagram_bytes,
@@ -246,13 +296,16 @@ impl<'a> Burst<'a> {
 
     /// Takes in the next datagram.
     fn add(&mut self) -> io::Result<()> {
+        if !self.cuts {
+            return self.socket.send(&self.next).map(drop);
+        }
         let full = BURST_BYTES.min(self.datagram_bytes * BURST_DATAGRAMS);
         if self.waiting.len() + self.next.len() > full {
             self.flush()?;
         }
         self.waiting.extend_from_slice(&self.next);
         // What follows a short one would be taken for its end.
-        if !self.cuts || self.next.len() != self.datagram_bytes {
+        if self.next.len() != self.datagram_bytes {
             self.flush()?;
         }
         Ok(())
