@@ -24,39 +24,55 @@ pub fn digest_of(content: &[u8]) -> Digest {
 }
 
 /// Computes the digest of content that comes in pieces.
-#[derive(Default)]
 pub struct Hasher {
     size: u64,
-    /// The content since the last whole block, always shorter than one.
-    partial: Vec<u8>,
+    /// Its first `filled` bytes are the content since the last whole block, always less than one.
+    partial: [u8; BLOCK],
+    filled: usize,
     /// For each level of the tree, from the lowest, the hashes of its unfinished block.
     levels: Vec<Vec<u8>>,
+}
+
+impl Default for Hasher {
+    fn default() -> Hasher {
+        Hasher {
+            size: 0,
+            partial: ZEROS,
+            filled: 0,
+            levels: Vec::new(),
+        }
+    }
 }
 
 impl Hasher {
     /// Adds the next bytes.
     pub fn update(&mut self, mut content: &[u8]) {
         self.size += content.len() as u64;
-        if !self.partial.is_empty() {
-            let (head, rest) = content.split_at(content.len().min(BLOCK - self.partial.len()));
-            self.partial.extend_from_slice(head);
+        if self.filled > 0 {
+            let (head, rest) = content.split_at(content.len().min(BLOCK - self.filled));
+            self.keep(head);
             content = rest;
-            if self.partial.len() < BLOCK {
+            if self.filled < BLOCK {
                 return;
             }
-            let block = std::mem::take(&mut self.partial);
-            self.push(0, block_hash(&block));
+            self.filled = 0;
+            self.push(0, block_hash(&self.partial));
         }
         let mut blocks = content.chunks_exact(BLOCK);
         for block in &mut blocks {
             self.push(0, block_hash(block));
         }
-        self.partial.extend_from_slice(blocks.remainder());
+        self.keep(blocks.remainder());
+    }
+
+    fn keep(&mut self, content: &[u8]) {
+        self.partial[self.filled..][..content.len()].copy_from_slice(content);
+        self.filled += content.len();
     }
 
     /// Adds that many zeros, as [`Hasher::update`] would, but sooner.
     pub fn update_zeros(&mut self, mut count: u64) {
-        let head = count.min((BLOCK - self.partial.len()) as u64 % BLOCK as u64);
+        let head = count.min((BLOCK - self.filled) as u64 % BLOCK as u64);
         self.update(&ZEROS[..head as usize]);
         count -= head;
         for _ in 0..count / BLOCK as u64 {
@@ -88,9 +104,8 @@ impl Hasher {
         if self.size == 0 {
             return [0; HASH];
         }
-        if !self.partial.is_empty() {
-            let block = std::mem::take(&mut self.partial);
-            self.push(0, padded_hash(&block));
+        if self.filled > 0 {
+            self.push(0, padded_hash(&self.partial[..self.filled]));
         }
         let mut level = 0;
         loop {
@@ -107,7 +122,8 @@ impl Hasher {
 
     fn push(&mut self, level: usize, hash: [u8; HASH]) {
         if level == self.levels.len() {
-            self.levels.push(Vec::with_capacity(BLOCK));
+            // Grows: a block's memory for each small file costs two system calls in musl.
+            self.levels.push(Vec::new());
         }
         let hashes = &mut self.levels[level];
         hashes.extend_from_slice(&hash);

@@ -2,8 +2,11 @@
 
 /// Two lower-case hexadecimal digits for each byte.
 pub fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits = |byte: &u8| [byte >> 4, byte & 15].map(|it| char::from(DIGITS[usize::from(it)]));
+    bytes.iter().flat_map(digits).collect()
 }
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// The bytes that pairs of hexadecimal digits stand for; `None` where anything else is among them.
 pub fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {

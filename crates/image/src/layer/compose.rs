@@ -103,7 +103,7 @@ impl Composing<'_> {
                 ..Meta::default()
             };
             for (name, content) in made {
-                let content = self.session.add_bytes(&content)?;
+                let content = self.session.add_bytes(content)?;
                 let meta = meta.clone();
                 self.tree.add(id, &name, Node { meta, content })?;
             }
@@ -170,7 +170,7 @@ impl Laying<'_, '_> {
             let (old, new) = (self.before.read_inode(old)?, self.after.read_inode(theirs)?);
             match merge(style, &old, &ours, &new) {
                 Ok(merged) => {
-                    let content = self.composing.session.add_bytes(&merged)?;
+                    let content = self.composing.session.add_bytes(merged)?;
                     let meta = node.meta;
                     let (parent, name) = self.parent(path)?;
                     self.composing

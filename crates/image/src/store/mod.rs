@@ -507,7 +507,7 @@ impl Store {
     ) -> Result<Staged> {
         let image = erofs::write(tree)?;
         let digest = crate::verity::digest_of(&image);
-        session.add_object(digest, &image)?;
+        session.add_object(digest, image)?;
         session.settle()?;
         let objects = Arc::new(session.objects());
         let tree = open_image(digest, &session.path_of(digest), objects)?;

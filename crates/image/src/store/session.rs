@@ -13,7 +13,7 @@ use wire::digest::Digest;
 
 use super::disk::Disk;
 use super::objects::{Objects, object_path};
-use super::writer::Writer;
+use super::writer::{Filled, SYNCED_ALONE_MAX, Writer};
 use crate::error::{Error, Result};
 use crate::manifest::{Content, INLINE_MAX};
 use crate::verity::{self, Hasher};
@@ -21,9 +21,6 @@ use crate::verity::{self, Hasher};
 /// Content up to this is hashed before anything is written, so that what the store already has
 /// costs no write.
 const BUFFER: usize = 1 << 20;
-/// Up to so many objects and their directories are made durable one by one. Tests have imports on
-/// both sides of it.
-const SYNCED_ALONE_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
 /// The next part of a file that is imported.
 pub enum Piece {
@@ -157,7 +154,7 @@ impl Session {
 
     fn add_with(
         &mut self,
-        buffer: &mut [u8],
+        buffer: &mut Vec<u8>,
         path: &Path,
         source: &mut dyn Source,
     ) -> Result<Content> {
@@ -178,7 +175,7 @@ impl Session {
                     buffer[filled..filled + len as usize].fill(0);
                     filled += len as usize;
                 }
-                Piece::End => return self.add_bytes(&buffer[..filled]),
+                Piece::End => return self.add_filled(buffer, filled),
                 hole => {
                     rest = hole;
                     break;
@@ -187,10 +184,10 @@ impl Session {
         }
         let mut hasher = Hasher::default();
         self.writer()?.begin_parts()?;
-        self.add_part(&mut hasher, &buffer[..filled])?;
+        self.add_part(&mut hasher, buffer, filled)?;
         loop {
             match rest {
-                Piece::Data(len) => self.add_part(&mut hasher, &buffer[..len])?,
+                Piece::Data(len) => self.add_part(&mut hasher, buffer, len)?,
                 Piece::Hole(len) => {
                     hasher.update_zeros(len);
                     self.writer()?.write_zeros(len)?;
@@ -204,11 +201,33 @@ impl Session {
         }
     }
 
-    /// Hands over the next part of an object whose digest is not known yet, and hashes it.
-    fn add_part(&mut self, hasher: &mut Hasher, part: &[u8]) -> Result<()> {
-        self.writer()?.write_part(part)?;
-        hasher.update(part);
-        Ok(())
+    /// Takes in a whole file, the first `len` bytes of the buffer.
+    fn add_filled(&mut self, buffer: &mut Vec<u8>, len: usize) -> Result<Content> {
+        let content = &buffer[..len];
+        if len <= INLINE_MAX {
+            return Ok(Content::Inline(content.to_vec()));
+        }
+        let (digest, size) = (verity::digest_of(content), len as u64);
+        if !self.has(digest, size) {
+            let filled = self.filled(buffer, len)?;
+            self.writer()?.write(digest, filled)?;
+            self.new.insert(digest, size);
+        }
+        Ok(Content::Object { digest, size })
+    }
+
+    /// Hashes the next part of an object whose digest is not known yet, and hands it over.
+    fn add_part(&mut self, hasher: &mut Hasher, buffer: &mut Vec<u8>, len: usize) -> Result<()> {
+        hasher.update(&buffer[..len]);
+        let part = self.filled(buffer, len)?;
+        self.writer()?.write_part(part)
+    }
+
+    /// The first `len` bytes of the buffer, in whose place comes another one.
+    fn filled(&mut self, buffer: &mut Vec<u8>, len: usize) -> Result<Filled> {
+        let other = self.writer()?.spare().unwrap_or_else(|| vec![0; BUFFER]);
+        let buffer = std::mem::replace(buffer, other);
+        Ok(Filled { buffer, len })
     }
 
     /// The parts are an object now, which the store may have already.
@@ -224,29 +243,30 @@ impl Session {
     }
 
     /// Takes in content that is in memory.
-    pub fn add_bytes(&mut self, content: &[u8]) -> Result<Content> {
+    pub fn add_bytes(&mut self, content: Vec<u8>) -> Result<Content> {
         if content.len() <= INLINE_MAX {
-            return Ok(Content::Inline(content.to_vec()));
+            return Ok(Content::Inline(content));
         }
-        let (digest, size) = (verity::digest_of(content), content.len() as u64);
+        let (digest, size) = (verity::digest_of(&content), content.len() as u64);
         self.add_object(digest, content)?;
         Ok(Content::Object { digest, size })
     }
 
     /// Takes in an object that is in memory, whatever its size.
-    pub fn add_object(&mut self, digest: Digest, content: &[u8]) -> Result<()> {
-        if self.has(digest, content.len() as u64) {
+    pub fn add_object(&mut self, digest: Digest, content: Vec<u8>) -> Result<()> {
+        let size = content.len() as u64;
+        if self.has(digest, size) {
             return Ok(());
         }
-        self.writer()?.write(digest, content)?;
-        self.new.insert(digest, content.len() as u64);
+        self.writer()?.write(digest, Filled::whole(content))?;
+        self.new.insert(digest, size);
         Ok(())
     }
 
     fn writer(&mut self) -> Result<&mut Writer> {
         let writer = match self.writer.take() {
             Some(writer) => writer,
-            None => Writer::start(self.disk.clone(), self.directory.clone())?,
+            None => Writer::start(self.disk.clone(), self.directory.clone(), BUFFER)?,
         };
         Ok(self.writer.insert(writer))
     }
