@@ -122,7 +122,7 @@ impl Hasher {
 
     fn push(&mut self, level: usize, hash: [u8; HASH]) {
         if level == self.levels.len() {
-            // Grows: a block's memory for each small file costs two system calls in musl.
+            // Grows: musl asks the kernel for as much as a block of memory, for each small file.
             self.levels.push(Vec::new());
         }
         let hashes = &mut self.levels[level];

@@ -35,8 +35,7 @@ enum Job {
     End(Option<Digest>),
 }
 
-/// A buffer whose first bytes are to be written. It goes to the writer as it is: copying it would cost
-/// a tenth of an import's time.
+/// A buffer whose first bytes are to be written. It goes to the writer as it is, and is not copied.
 pub struct Filled {
     /// The buffer.
     pub buffer: Vec<u8>,
