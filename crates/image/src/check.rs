@@ -240,7 +240,7 @@ fn check_processor(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()
         let name = machine_name(machine);
         let (what, fix) = if machine == AARCH64 {
             (
-                format!("only {name} nodes can run it, of which none was ever booted"),
+                format!("only {name} nodes can run it"),
                 "import the image for linux/amd64 if nodes are 64-bit x86",
             )
         } else {
