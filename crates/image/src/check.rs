@@ -208,17 +208,19 @@ const PROGRAMS: [&str; 4] = [
     "/bin/sh",
     "/bin/busybox",
 ];
-/// The machine of an ELF file's header (elf(5), `e_machine`) that nodes are: AMD64.
-const NODES_MACHINE: u16 = 62;
+/// Machines of an ELF file's header (elf(5), `e_machine`): AMD64, which nodes are,
+pub(crate) const X86_64: u16 = 62;
+/// and that of nodes which get loaders and `/init` as well.
+pub(crate) const AARCH64: u16 = 183;
 /// Other machines, for people.
 const MACHINES: [(u16, &str); 8] = [
-    (NODES_MACHINE, "64-bit x86"),
+    (X86_64, "64-bit x86"),
     (3, "32-bit x86"),
     (8, "MIPS"),
     (21, "POWER"),
     (22, "S/390"),
     (40, "32-bit ARM"),
-    (183, "64-bit ARM"),
+    (AARCH64, "64-bit ARM"),
     (243, "RISC-V"),
 ];
 
@@ -232,16 +234,22 @@ fn check_processor(root: Root<'_>, findings: &mut Vec<Finding>) -> io::Result<()
             continue;
         }
         let head = root.files().read_up_to(&real, 20)?;
-        let Some(machine) = machine_of(&head).filter(|it| *it != NODES_MACHINE) else {
+        let Some(machine) = machine_of(&head).filter(|it| *it != X86_64) else {
             continue;
         };
         let name = machine_name(machine);
-        findings.push(Finding::new(
-            Severity::Warn,
-            format!("nodes cannot run it: its programs are for {name}, expected 64-bit x86"),
-            path,
-            "import the image for linux/amd64",
-        ));
+        let (what, fix) = if machine == AARCH64 {
+            (
+                format!("only {name} nodes can run it"),
+                "import the image for linux/amd64 if nodes are 64-bit x86",
+            )
+        } else {
+            (
+                format!("nodes cannot run it: its programs are for {name}, expected 64-bit x86"),
+                "import the image for linux/amd64",
+            )
+        };
+        findings.push(Finding::new(Severity::Warn, what, path, fix));
         return Ok(());
     }
     Ok(())
@@ -497,9 +505,14 @@ mod tests {
             check(&HostDir::new(top.path())).unwrap()
         };
         let arm = found(header(1, 183_u16.to_le_bytes()));
-        assert!(about(&arm, "64-bit ARM").is_some(), "{arm:?}");
+        assert!(
+            about(&arm, "only 64-bit ARM nodes can run it").is_some(),
+            "{arm:?}"
+        );
+        assert!(about(&arm, "nodes cannot run it").is_none(), "{arm:?}");
         let mainframe = found(header(2, 22_u16.to_be_bytes()));
-        assert!(about(&mainframe, "S/390").is_some(), "{mainframe:?}");
+        let mainframe = about(&mainframe, "for S/390").expect("a warning");
+        assert!(mainframe.what.starts_with("nodes cannot run it"));
         let fine = found(header(1, 62_u16.to_le_bytes()));
         assert!(about(&fine, "programs are for").is_none(), "{fine:?}");
     }

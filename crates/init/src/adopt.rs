@@ -25,6 +25,8 @@ use crate::report::Reporter;
 use crate::selinux;
 use crate::sys;
 
+const DHCPCD: &str = "/etc/dhcpcd.conf";
+const RESOLVED: &str = "/usr/lib/systemd/systemd-resolved";
 /// How far the clock may be off before it is set, in milliseconds.
 const CLOCK_TOLERANCE_MS: u64 = 30_000;
 
@@ -82,7 +84,6 @@ fn hand_over(network: &Configured) -> io::Result<()> {
 
 /// Keeps network managers away that cannot take over an interface as it is.
 fn leave_alone(interface: &str) -> io::Result<()> {
-    const DHCPCD: &str = "/etc/dhcpcd.conf";
     if Path::new("/sbin/ifup").exists() {
         let defaults = fs::read_to_string("/etc/default/networking").unwrap_or_default();
         for file in handover::ifupdown(interface, &defaults) {
@@ -206,7 +207,7 @@ fn resolv_conf(network: &Configured) -> io::Result<()> {
     let link = fs::read_link(PATH).ok();
     let managed = match &link {
         Some(target) if target.to_string_lossy().contains("systemd/resolve") => {
-            Path::new("/usr/lib/systemd/systemd-resolved").exists()
+            Path::new(RESOLVED).exists()
         }
         Some(target) => target.to_string_lossy().contains("NetworkManager"),
         None => false,
@@ -215,7 +216,8 @@ fn resolv_conf(network: &Configured) -> io::Result<()> {
     let configured = text
         .lines()
         .any(|line| line.trim_start().starts_with("nameserver"));
-    if managed || configured || network.lease.dns.is_empty() {
+    let wanted = !network.lease.dns.is_empty() || dhcpcd_lacks(PATH);
+    if managed || configured || !wanted {
         return Ok(());
     }
     write(
@@ -223,6 +225,13 @@ fn resolv_conf(network: &Configured) -> io::Result<()> {
         0o644,
         handover::resolv_conf(&network.lease).as_bytes(),
     )
+}
+
+/// Whether that file is missing to dhcpcd, whose unit on Debian does not start without it. An empty
+/// one is as good as none to all others (resolv.conf(5)) but systemd-resolved, which would make a link.
+fn dhcpcd_lacks(path: &str) -> bool {
+    let is_there = fs::symlink_metadata(path).is_ok();
+    !is_there && Path::new(DHCPCD).exists() && !Path::new(RESOLVED).exists()
 }
 
 /// The root is mounted already, whatever the image's fstab says of it.

@@ -198,26 +198,22 @@ fn link(mac: Mac) -> String {
     format!("[Match]\nMACAddress={mac}\nType=ether\n\n[Link]\nDescription=Boot interface\n")
 }
 
+/// The address of a lease is a fixed one for NetworkManager: one that it asked for itself would have
+/// its lease's end in the kernel, which takes it away then, root and all, where NetworkManager does
+/// not run or no server answers. The agent renews the lease.
 fn network_manager(network: &Configured, uuid: &str) -> String {
     let lease = &network.lease;
     let mac = network.link.mac;
-    let mut out = format!(
+    let gateway = lease.gateway.map_or(String::new(), |it| format!(",{it}"));
+    let dns: String = lease.dns.iter().map(|it| format!("{it};")).collect();
+    let domains: String = lease.domains.iter().map(|it| format!("{it};")).collect();
+    format!(
         "[connection]\nid=slate\nuuid={uuid}\ntype=ethernet\nautoconnect-priority=100\n\n\
-         [ethernet]\nmac-address={mac}\n\n[ipv4]\n"
-    );
-    if network.dhcp {
-        out.push_str("method=auto\ndhcp-client-id=mac\ndhcp-timeout=2147483647\n");
-    } else {
-        let gateway = lease.gateway.map_or(String::new(), |it| format!(",{it}"));
-        out.push_str(&format!(
-            "method=manual\naddress1={}/{}{gateway}\n",
-            lease.address, lease.prefix
-        ));
-        let dns: String = lease.dns.iter().map(|it| format!("{it};")).collect();
-        out.push_str(&format!("dns={dns}\n"));
-    }
-    out.push_str("\n[ipv6]\nmethod=auto\nmay-fail=true\n");
-    out
+         [ethernet]\nmac-address={mac}\n\n\
+         [ipv4]\nmethod=manual\naddress1={}/{}{gateway}\ndns={dns}\ndns-search={domains}\n\n\
+         [ipv6]\nmethod=auto\nmay-fail=true\n",
+        lease.address, lease.prefix
+    )
 }
 
 /// A UUID that is the same in every boot of the node (RFC 9562 version 8).
@@ -336,6 +332,10 @@ mod tests {
                 .content
                 .contains("uuid=736c6174-6500-8000-8000-020000000001\n")
         );
+        // What would be renewed would end in the kernel as well.
+        let ipv4 = "[ipv4]\nmethod=manual\naddress1=10.0.0.5/24,10.0.0.1\ndns=10.0.0.2;\n\
+                    dns-search=lab;example.org;\n";
+        assert!(files[2].content.contains(ipv4), "{}", files[2].content);
         assert_eq!(files[3].path, "/run/NetworkManager/devices/2");
         assert!(files[3].content.contains("connection-uuid=736c6174-"));
     }

@@ -1,9 +1,10 @@
 //! Renews the lease that the root hangs on where nobody else does (RFC 2131 section 4.4.5).
 //!
-//! A distribution's network manager, once it has taken the interface over, keeps port 68 of the
-//! address to itself. While somebody holds it the agent keeps out; where nobody does, as with
-//! ifupdown, or without any manager, it asks the server itself. The address stays whatever comes of
-//! it: without it there is no root.
+//! A distribution's network manager, once it has taken the interface over, has a socket on port 68 of
+//! the address. While somebody has one the agent keeps out; where nobody does, as with ifupdown, or
+//! without any manager, it asks the server itself. A socket on port 68 of no address is that of a
+//! client for other interfaces, such as dhcpcd. The address stays whatever comes of it: without it
+//! there is no root.
 
 use std::fs;
 use std::io;
@@ -22,6 +23,8 @@ use crate::network::Configured;
 use crate::report::{Reporter, monotonic_us};
 use crate::sys;
 
+/// The sockets of the machine (proc_net(5)).
+const SOCKETS_PATH: &str = "/proc/net/udp";
 /// Where `/init` leaves the lease for the agent. A lease without an end leaves none.
 pub const LEASE_PATH: &str = "/run/slate/lease";
 /// How long one request is waited for.
@@ -116,10 +119,10 @@ impl Held {
 
     /// Asks the server, or everybody once it has been silent for long.
     fn ask(&self) -> io::Result<Outcome> {
-        let socket = match self.socket() {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(Outcome::Taken),
-            socket => socket?,
-        };
+        if is_client_at(self.address, &fs::read_to_string(SOCKETS_PATH)?) {
+            return Ok(Outcome::Taken);
+        }
+        let socket = self.socket()?;
         let xid = random() as u32;
         let everybody = self.age() >= self.part(7);
         let server = if everybody {
@@ -164,10 +167,12 @@ impl Held {
         }
     }
 
-    /// Fails where another socket has the port, since it does not ask to share it.
+    /// Shares the port with clients for other interfaces, which all allow it; answers to this address
+    /// come to the socket that names it.
     fn socket(&self) -> io::Result<UdpSocket> {
         let fd = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
         sockopt::set_socket_broadcast(&fd, true)?;
+        sockopt::set_socket_reuseaddr(&fd, true)?;
         sys::bind_to_device(&fd, &self.interface)?;
         bind(&fd, &SocketAddrV4::new(self.address, CLIENT_PORT))?;
         Ok(UdpSocket::from(fd))
@@ -180,6 +185,21 @@ pub fn keep(report: &'static Reporter) {
     if let Some(held) = Held::parse(&text) {
         thread::spawn(move || renew(held, report));
     }
+}
+
+/// Whether a socket has port 68 of that address, by the kernel's list of them.
+fn is_client_at(address: Ipv4Addr, sockets: &str) -> bool {
+    sockets.lines().skip(1).any(|line| {
+        let local = line
+            .split_whitespace()
+            .nth(1)
+            .and_then(|it| it.split_once(':'));
+        local.is_some_and(|(its, port)| {
+            // The address as a number of this machine's byte order, though it is in the network's.
+            u32::from_str_radix(its, 16).is_ok_and(|it| it.to_ne_bytes() == address.octets())
+                && u16::from_str_radix(port, 16) == Ok(CLIENT_PORT)
+        })
+    })
 }
 
 fn renew(mut held: Held, report: &Reporter) {
@@ -276,6 +296,24 @@ mod tests {
         assert!(!message.broadcast);
         assert_eq!(message.option(50), None);
         assert_eq!(message.option(54), None);
+    }
+
+    #[test]
+    fn only_a_client_at_the_address_keeps_the_agent_out() {
+        // proc_net(5): the address as it lies in memory, read as a number.
+        let [a, b] = [[10, 0, 0, 9], [0; 4]].map(u32::from_ne_bytes);
+        let sockets = |address: u32, port: u16| {
+            format!(
+                "  sl  local_address rem_address   st\n  \
+                 5: {address:08X}:{port:04X} 00000000:0000 07 00000000:00000000\n"
+            )
+        };
+        let held = Ipv4Addr::new(10, 0, 0, 9);
+        assert!(is_client_at(held, &sockets(a, 68)));
+        assert!(!is_client_at(held, &sockets(a, 67)));
+        // dhcpcd's, which has been told to leave the interface alone.
+        assert!(!is_client_at(held, &sockets(b, 68)));
+        assert!(!is_client_at(held, "noise\nnoise\n"));
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub fn hold_sigterm() -> io::Result<()> {
 /// Waits for a SIGTERM that was held; who sent it, if one came within `patience`.
 pub fn sigterm_within(patience: std::time::Duration) -> Option<libc::pid_t> {
     let time = libc::timespec {
-        tv_sec: libc::time_t::try_from(patience.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: libc::c_long::from(patience.subsec_nanos() as i32),
     };
     // SAFETY: siginfo_t is plain data for which zeroes are valid; set, info and time outlive the

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use daemon::control::{Client, EventRecord, NodeChange, NodeView, Request};
 use image::{Store, initramfs};
-use lab::{Firmware, Hardware, MacAddress, Machine, Network, Process, Qemu, Tool, find_tools};
+use lab::{
+    Firmware, Hardware, MacAddress, Machine, Network, Process, Qemu, Tool, find_tools, kvm_usable,
+};
 use owo_colors::OwoColorize as _;
 use wire::cmdline::Break;
 
@@ -30,6 +32,8 @@ const PREFIX: &str = "slate-try-";
 const MEMORY_MIB: u32 = 1024;
 /// How long all nodes together may take with `--once`, for each node.
 const PATIENCE_PER_NODE: Duration = Duration::from_secs(300);
+/// The same where processors are emulated, on a machine that has other work as well.
+const EMULATED_PATIENCE_PER_NODE: Duration = Duration::from_secs(900);
 /// How long the daemon may take to answer.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a guest may take for one command on its console.
@@ -247,15 +251,23 @@ impl Lab {
 
     fn serve(&mut self, args: &TryArgs, interrupted: &AtomicBool) -> Outcome {
         let events = self.follow()?;
-        let patience = PATIENCE_PER_NODE * u32::from(args.nodes);
+        let per_node = if kvm_usable() {
+            PATIENCE_PER_NODE
+        } else {
+            EMULATED_PATIENCE_PER_NODE
+        };
+        let patience = per_node * u32::from(args.nodes);
         let started = Instant::now();
         let mut up = HashSet::new();
+        let mut panicked = HashSet::new();
         let mut told = false;
         while !interrupted.load(Ordering::Relaxed) {
             match events.recv_timeout(Duration::from_millis(200)) {
                 Ok(event) => {
-                    if event.kind == "up" {
-                        up.extend(event.mac.clone());
+                    match event.kind.as_str() {
+                        "up" => up.extend(event.mac.clone()),
+                        "panicked" => panicked.extend(event.mac.clone()),
+                        _ => {}
                     }
                     if !args.json {
                         up::show_event(&event);
@@ -271,7 +283,8 @@ impl Lab {
                 self.tell_how_to_log_in()?;
                 told = true;
             }
-            if args.once && (all || started.elapsed() > patience || self.all_off()) {
+            let settled = up.union(&panicked).count() == self.machines.len();
+            if args.once && (settled || started.elapsed() > patience || self.all_off()) {
                 break;
             }
         }
@@ -445,8 +458,11 @@ fn power_on(network: &Network, index: u16, name: &str) -> Outcome<Machine> {
     let firmware = Firmware::find(false).ok_or_else(|| {
         Failure::new("the UEFI firmware is not where its package puts it").code(Code::NotReady)
     })?;
-    let qemu = Qemu::new(firmware, MEMORY_MIB)
+    let mut qemu = Qemu::new(firmware, MEMORY_MIB)
         .map_err(|error| Failure::because("making a virtual machine", &error))?;
+    if kvm_usable() {
+        qemu = qemu.with_kvm();
+    }
     Machine::power_on(
         network,
         name,

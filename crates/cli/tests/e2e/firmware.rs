@@ -5,11 +5,13 @@ use std::time::Duration;
 use lab::{Console, Firmware, Hardware, MacAddress, Machine, Network, Qemu, Tool, kvm_usable};
 
 use crate::harness::{
-    PATIENCE, Site, assert_different, assert_root, assert_running, guest, impossible, script, text,
+    Site, assert_different, assert_root, assert_running, guest, impossible, script, text,
 };
 
 const TOOLS: [Tool; 4] = [Tool::Qemu, Tool::Firmware, Tool::Iproute, Tool::Mmdebstrap];
 pub(crate) const MEMORY_MIB: u32 = 1024;
+/// How long a whole boot may take, on an emulated processor of a machine that has other work as well.
+pub(crate) const ARRIVAL: Duration = Duration::from_secs(900);
 /// For `slate up`: their consoles are serial lines.
 pub(crate) const KERNEL_ARGS: [&str; 2] = ["--kernel-args", "console=tty0 console=ttyS0,115200"];
 
@@ -189,7 +191,7 @@ pub(crate) fn power_on_on(
 pub(crate) fn arrives(site: &Site, machine: &Machine, boot: usize) {
     let console = machine.console();
     console
-        .login(PATIENCE)
+        .login(ARRIVAL)
         .unwrap_or_else(|error| panic!("{error}\n{}", site.said()));
     assert_running(console);
     assert_root(console, site);

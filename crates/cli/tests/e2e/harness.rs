@@ -204,7 +204,12 @@ impl Site {
 
     /// Waits until a machine's boot is `up` for the `count`th time; the event that says so.
     pub fn wait_up(&self, mac: MacAddress, count: usize) -> Value {
-        let end = Instant::now() + PATIENCE;
+        self.wait_up_within(mac, count, PATIENCE)
+    }
+
+    /// The same with another patience.
+    pub fn wait_up_within(&self, mac: MacAddress, count: usize, patience: Duration) -> Value {
+        let end = Instant::now() + patience;
         loop {
             if let Some(event) = self.events(mac, "up").into_iter().nth(count - 1) {
                 return event;

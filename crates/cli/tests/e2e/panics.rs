@@ -18,6 +18,7 @@ fn a_panic_is_told_by_the_node_that_has_it() {
     let site = Site::new("debian12", &[]);
     let machine = power_on(&site, &initrd(&site), 1);
     site.wait_up(machine.mac(), 1);
+    machine.console().login(PATIENCE).expect("a shell");
     panics(&site, machine.mac(), machine.console());
 }
 
@@ -37,9 +38,8 @@ fn full_a_panic_of_a_distributions_kernel_is_told_with_its_trace() {
     wait_for("a trace", || log(&site).contains("Call Trace:"));
 }
 
-/// Has the node panic, and waits for what the server tells of it.
+/// Has the node panic, by the shell on its console, and waits for what the server tells of it.
 fn panics(site: &Site, mac: MacAddress, console: &Console) {
-    console.login(PATIENCE).expect("a shell");
     let parameters = Path::new("/sys/module/netconsole");
     guest(console, &format!("test -d {}", parameters.display()));
     console

@@ -18,7 +18,9 @@ struct Manager {
     configure: &'static str,
     /// Shows in the node, by success, that it runs.
     runs: &'static str,
-    /// Whether the agent renews, since it leaves the interface of the root alone.
+    /// The unit that it runs as, if it has any.
+    unit: &'static str,
+    /// Whether the agent renews, since it does not ask for the address of the root.
     by_agent: bool,
 }
 
@@ -28,7 +30,8 @@ const MANAGERS: [Manager; 5] = [
         packages: "network-manager",
         configure: "systemctl enable NetworkManager",
         runs: "nmcli -t -f DEVICE,STATE,CONNECTION device | grep -x vec0:connected:slate",
-        by_agent: false,
+        unit: "NetworkManager",
+        by_agent: true,
     },
     Manager {
         name: "netplan",
@@ -38,6 +41,7 @@ const MANAGERS: [Manager; 5] = [
             chmod 600 /etc/netplan/50-all.yaml",
         runs: "ls /run/systemd/network/10-netplan-all.network && \
             networkctl status vec0 | grep 05-slate.network",
+        unit: "systemd-networkd.socket systemd-networkd",
         by_agent: false,
     },
     Manager {
@@ -46,14 +50,16 @@ const MANAGERS: [Manager; 5] = [
         configure: "printf 'auto lo vec0\\niface lo inet loopback\\niface vec0 inet dhcp\\n' \
             > /etc/network/interfaces",
         runs: "systemctl is-active networking && ifquery --state lo",
+        unit: "networking",
         by_agent: true,
     },
     Manager {
         name: "dhcpcd",
         packages: "ifupdown dhcpcd5",
         configure: "printf 'auto lo\\niface lo inet loopback\\nallow-hotplug vec0\\n\
-            iface vec0 inet dhcp\\n' > /etc/network/interfaces; systemctl disable dhcpcd",
-        runs: "systemctl is-active networking && ifquery --state lo && test -x /sbin/dhcpcd",
+            iface vec0 inet dhcp\\n' > /etc/network/interfaces",
+        runs: "systemctl is-active networking dhcpcd && ifquery --state lo",
+        unit: "networking dhcpcd",
         by_agent: true,
     },
     Manager {
@@ -61,6 +67,7 @@ const MANAGERS: [Manager; 5] = [
         packages: "",
         configure: "",
         runs: "true",
+        unit: "",
         by_agent: true,
     },
 ];
@@ -73,9 +80,10 @@ const LOAD: &str = "ip monitor link address route > /run/monitor & \
         timeout 20 cat \"$file\" > /dev/null && echo >> /run/read || echo \"$file\" >> /run/unread; \
         sleep 0.1; done; done) > /dev/null 2>&1 &";
 
-/// What a renewal must leave as it is.
+/// What a renewal must leave as it is, and so must a manager's end.
 const STATE: &str = "ip -o link show vec0 | sed 's/qlen.*//'; ip -4 route show default; \
-    ip -4 -o address show dev vec0 | awk '{ print $4 }'; cat /etc/resolv.conf 2> /dev/null; true";
+    ip -4 -o address show dev vec0 | grep -o ' inet [^ ]*\\| valid_lft [a-z0-9]*'; \
+    cat /etc/resolv.conf 2> /dev/null; true";
 
 #[test]
 #[ignore = "boots machines: cargo xtask test --full"]
@@ -99,6 +107,36 @@ fn full_every_network_manager_keeps_what_the_root_hangs_on() {
         .collect();
     for ((machine, manager), (up_ms, state)) in machines.iter().zip(&MANAGERS).zip(&before) {
         keeps(&site, machine, manager, *up_ms, state);
+    }
+    let managed = || {
+        machines
+            .iter()
+            .zip(&MANAGERS)
+            .filter(|it| !it.1.unit.is_empty())
+    };
+    for (machine, manager) in managed() {
+        let unit = manager.unit;
+        guest(
+            machine.console(),
+            &format!("systemctl stop {unit} && systemctl start {unit} && systemctl stop {unit}"),
+        );
+    }
+    // Longer than any of them had it at its end.
+    std::thread::sleep(Duration::from_secs(LEASE_S + 10));
+    for ((machine, manager), (_, state)) in machines.iter().zip(&MANAGERS).zip(&before) {
+        is_as_before(machine, manager, state);
+        println!("{}: all there without {}", manager.name, manager.unit);
+    }
+    for (machine, manager) in managed() {
+        guest(
+            machine.console(),
+            &format!("systemctl start {}", manager.unit),
+        );
+        assert_running(machine.console());
+        guest(machine.console(), manager.runs);
+    }
+    for ((machine, manager), (_, state)) in machines.iter().zip(&MANAGERS).zip(&before) {
+        is_as_before(machine, manager, state);
     }
 }
 
@@ -157,6 +195,14 @@ fn assert_root_of(site: &Site, machine: &Machine, manager: &Manager) {
     assert_overlay(machine.console(), &format!("/images/{digest}"));
 }
 
+/// The interface is as it was, and all of the root could be read since.
+fn is_as_before(machine: &Machine, manager: &Manager, state: &str) {
+    let name = manager.name;
+    assert_eq!(guest(machine.console(), STATE), state, "{name}");
+    let unread = guest(machine.console(), "cat /run/unread 2> /dev/null; true");
+    assert_eq!(unread, "", "{name}: files could not be read");
+}
+
 /// Waits for the renewals and looks at what they left.
 fn keeps(site: &Site, machine: &Machine, manager: &Manager, up_ms: u64, state: &str) {
     let name = manager.name;
@@ -190,18 +236,15 @@ fn keeps(site: &Site, machine: &Machine, manager: &Manager, up_ms: u64, state: &
         );
         std::thread::sleep(Duration::from_secs(2));
     }
-    assert_eq!(guest(console, STATE), state, "{name}");
     let own = address(site, machine.mac());
-    assert!(
-        state.contains(&format!("{own}/")),
-        "{name}: {own} not in {state}"
-    );
-    let unread = guest(console, "cat /run/unread 2> /dev/null; true");
-    assert_eq!(unread, "", "{name}: files could not be read");
+    for part in [&format!(" inet {own}/"), " valid_lft forever"] {
+        assert!(state.contains(part), "{name}: {part} not in {state}");
+    }
+    is_as_before(machine, manager, state);
     let read: usize = guest(console, "wc -l < /run/read")
         .parse()
         .expect("a number");
-    assert!(read > 50, "{name}: only {read} files were read");
+    assert!(read > 10, "{name}: only {read} files were read");
     let taken = format!("grep '^Deleted' /run/monitor | grep -e ' {own}/' -e default; true");
     assert_eq!(
         guest(console, &taken),

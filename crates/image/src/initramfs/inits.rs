@@ -3,11 +3,7 @@
 use std::sync::Arc;
 
 use super::Error;
-use crate::check::machine_name;
-
-/// `e_machine` of ELF files (elf(5)).
-const X86_64: u16 = 62;
-const AARCH64: u16 = 183;
+use crate::check::{AARCH64, X86_64, machine_name};
 
 /// Static builds of /init.
 #[derive(Debug, Clone)]
