@@ -50,7 +50,8 @@ fn a_network_has_its_bridge_and_nothing_of_ours() {
 #[ignore = "needs root: cargo xtask test"]
 fn children_of_a_network_die_with_it() {
     let network = Network::new().expect("a namespace");
-    let child = network.spawn(shell("sleep 1000")).expect("starts");
+    // The shell becomes it: what a killed shell started would go on.
+    let child = network.spawn(shell("exec sleep 1000")).expect("starts");
     let entry = format!("/proc/{}", child.id());
     assert!(std::path::Path::new(&entry).exists());
     drop(child);
