@@ -60,7 +60,7 @@ done
 "#;
 
 /// What is done to an image in 100 files.
-const EDIT: &str = "for number in $(seq 100); do cat /etc/services > /etc/edited-$number; done; date +%s.%N > /etc/edited";
+const EDIT: &str = "for number in $(seq 100); do cat /bin/cat > /etc/edited-$number; done; date +%s.%N > /etc/edited";
 
 /// What `--only` chooses from: rows, and those that come of the same work.
 const PARTS: [&str; 4] = ["import", "import-small", "reimport", "commit"];
