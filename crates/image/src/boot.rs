@@ -166,14 +166,16 @@ impl Loader {
     /// those: always both, because they have to match.
     pub fn find(self, files: &dyn Files) -> io::Result<Result<PathBuf, Missing>> {
         let root = Root::new(files);
-        if let Some((shim, grub)) = newer_loaders(root)? {
-            match self {
-                Loader::Shim => return Ok(Ok(shim)),
-                Loader::Grub => return Ok(Ok(grub)),
-                _ => {}
-            }
+        // Only these have newer ones: to look takes reading the image's own GRUB.
+        let newer = match self {
+            Loader::Shim => newer_loaders(root)?.map(|(shim, _)| shim),
+            Loader::Grub => newer_loaders(root)?.map(|(_, grub)| grub),
+            _ => None,
+        };
+        match newer {
+            Some(newer) => Ok(Ok(newer)),
+            None => find_loader(root, &self.place()),
         }
-        find_loader(root, &self.place())
     }
 }
 
