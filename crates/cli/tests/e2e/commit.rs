@@ -36,7 +36,7 @@ fn what_a_node_has_written_becomes_the_next_version() {
     let initrd = initrd(&site);
     let machine = power_on(&site, &initrd, 1);
     site.wait_up(machine.mac(), 1);
-    wait_connected(&site);
+    wait_connected(&site, "node1");
     let sum = site.slate(&["node", "run", "node1", CHANGE]);
 
     // What a directory that was made anew hides is listed, too.

@@ -27,7 +27,7 @@ fn running_nodes_run_commands_tell_what_they_changed_and_reboot_once_into_anothe
     let initrd = initrd(&site);
     let mut machine = power_on(&site, &initrd, 1);
     site.wait_up(machine.mac(), 1);
-    wait_connected(&site);
+    wait_connected(&site, "node1");
 
     let ran = site.slate(&[
         "node",
@@ -76,7 +76,7 @@ fn running_nodes_run_commands_tell_what_they_changed_and_reboot_once_into_anothe
     // A daemon that is started anew is found again.
     site.kill_daemon();
     site.start_daemon();
-    wait_connected(&site);
+    wait_connected(&site, "node1");
     assert_eq!(site.slate(&["node", "run", "node1", "echo back"]), "back\n");
 
     // Somebody is logged in on the console.
@@ -103,7 +103,7 @@ fn running_nodes_run_commands_tell_what_they_changed_and_reboot_once_into_anothe
     assert_eq!(next(&site), old);
     machine = power_on(&site, &initrd, 1);
     site.wait_up(machine.mac(), 2);
-    wait_connected(&site);
+    wait_connected(&site, "node1");
     assert_eq!(runs(&site, &machine), old);
     assert_eq!(next(&site), new);
     let away = fails(&site, &["node", "run", "node1", "cat /etc/new"]);
@@ -122,8 +122,10 @@ fn a_rollout_takes_itself_back_where_its_gate_fails_and_comes_to_every_node_wher
     site.change("debian12", "echo new > /etc/new");
     let initrd = initrd(&site);
     let mut machines: Vec<Machine> = (1..=2).map(|it| power_on(&site, &initrd, it)).collect();
-    for machine in &machines {
+    for (machine, name) in machines.iter().zip(["node1", "node2"]) {
         site.wait_up(machine.mac(), 1);
+        // A rollout begins with those in reach.
+        wait_connected(&site, name);
     }
     let versions = |site: &Site| -> Vec<String> {
         let nodes = site.slate_json(&["node", "list", "--json"]);
@@ -234,12 +236,12 @@ pub(crate) fn fails(site: &Site, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&[&out[..], errors].concat()).into_owned()
 }
 
-/// Waits until the node's agent asks for orders.
-pub(crate) fn wait_connected(site: &Site) {
+/// Waits until a node's agent asks for orders.
+pub(crate) fn wait_connected(site: &Site, name: &str) {
     let end = Instant::now() + PATIENCE;
-    let asked = || site.slate_json(&["node", "show", "node1", "--json"])["polled_ms"].is_u64();
+    let asked = || site.slate_json(&["node", "show", name, "--json"])["polled_ms"].is_u64();
     while !asked() {
-        assert!(Instant::now() < end, "its agent does not ask for orders");
+        assert!(Instant::now() < end, "{name}'s agent asks for no orders");
         std::thread::sleep(Duration::from_millis(500));
     }
 }

@@ -214,7 +214,7 @@ fn full_a_rollout_switches_on_what_is_off_and_waits_for_nobody_who_stays_off() {
     let initrd = initrd(&site);
     let mut machines = vec![power_on(&site, &initrd, 1)];
     site.wait_up(machines[0].mac(), 1);
-    wait_connected(&site);
+    wait_connected(&site, "node1");
     for (index, name) in [(2, "two"), (3, "three")] {
         let mac = MacAddress::nth(index).to_string();
         site.slate(&["node", "set", &mac, "--name", name]);
