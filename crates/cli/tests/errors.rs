@@ -4,7 +4,7 @@
 //! `skipped: reason` where they cannot run.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -490,20 +490,16 @@ impl Daemon {
 
     fn start_until(network: &Network, mut command: Command, ready: &str) -> Self {
         let (sender, lines) = channel();
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = network.spawn(command).expect("the command starts");
-        let outputs: [Box<dyn Read + Send>; 2] = [
-            Box::new(process.take_stdout().expect("a pipe")),
-            Box::new(process.take_stderr().expect("a pipe")),
-        ];
-        for output in outputs {
-            let sender = sender.clone();
-            std::thread::spawn(move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    let _ = sender.send(line);
-                }
-            });
-        }
+        // By one pipe: of two, what was said first may be read last.
+        let (output, said) = std::io::pipe().expect("a pipe");
+        command.stdout(said.try_clone().expect("its other end"));
+        command.stderr(said);
+        let process = network.spawn(command).expect("the command starts");
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
         let mut daemon = Self {
             _process: process,
             said: String::new(),
