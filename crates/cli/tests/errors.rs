@@ -399,7 +399,7 @@ impl Site {
     /// `slate up` where it must not come to serve.
     fn up(&self, more: &[&str]) -> (i32, String) {
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=1", "20", SLATE]);
+        command.args(["--kill-after=1", "60", SLATE]);
         command.args(UP).args(more);
         self.place.dress(&mut command);
         self.run(command)
@@ -432,7 +432,7 @@ impl Site {
             .stdin(Stdio::null());
         let process = host.spawn(dnsmasq).expect("dnsmasq starts");
         let end = Instant::now() + PATIENCE;
-        while !leases.exists() {
+        while !process.has_udp_port(67) {
             assert!(Instant::now() < end, "dnsmasq does not serve");
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -473,7 +473,10 @@ fn holder() {
     let _udp = (protocol == "udp").then(|| UdpSocket::bind(address).expect("a free port"));
     let _tcp = (protocol == "tcp").then(|| TcpListener::bind(address).expect("a free port"));
     println!("{HOLDS}");
-    std::thread::sleep(PATIENCE);
+    // Whoever started it ends it.
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Something that runs until it is dropped, and what it has said.
@@ -897,7 +900,7 @@ until grep -q Ctrl-C said; do sleep 0.1; kill -0 $!; done
 nsenter --net="/proc/$router/ns/net" dhcrelay -4 -d -a -i inside -i eth0 10.78.0.1 2> /dev/null &
 started="$started $!"
 cat said
-echo "first: $(within first udhcpc -f -q -n -i eth0 -s ./client 2>/dev/null)"
+echo "first: $(within first udhcpc -f -q -n -t 10 -i eth0 -s ./client 2>/dev/null)"
 echo "second: $(within second dhclient -4 -1 -sf "$PWD/client" -lf "$PWD/leases" -pf "$PWD/pid" eth0 2>/dev/null)"
 until [ -s pid ]; do sleep 0.1; done; started="$started $(cat pid)"
 echo "third: $(within third udhcpc -f -q -n -t 10 -i eth0 -s ./client 2>/dev/null)"
@@ -1026,7 +1029,7 @@ fn other_servers_do_what_a_plan_tells_them() {
             &client,
             &format!(
                 "ip link set eth0 address 52:77:00:00:00:0{last}\n\
-                 udhcpc -f -q -n -t 15 -T 2 -i eth0 -s ./client {client_options} 2>/dev/null"
+                 udhcpc -f -q -n -t 30 -T 2 -i eth0 -s ./client {client_options} 2>/dev/null"
             ),
         )
     };
@@ -1140,7 +1143,30 @@ fn asker() {
     };
     let socket = UdpSocket::bind("0.0.0.0:68").expect("the client port");
     socket.set_broadcast(true).expect("broadcasts");
-    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let again = Some(Duration::from_secs(3));
+    socket.set_read_timeout(again).expect("a timeout");
+    let last = machines.split(' ').next_back().unwrap_or_default();
+    let mut buffer = [0; 2048];
+    let end = Instant::now() + PATIENCE;
+    discover(&socket, &machines);
+    loop {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+            // As firmware does: a port of a bridge carries nothing until the kernel has seen it come up.
+            assert!(Instant::now() < end, "no answer");
+            discover(&socket, &machines);
+            continue;
+        };
+        let reply = Message::decode(&buffer[..length]).expect("a DHCP message");
+        let file = String::from_utf8_lossy(&reply.file).into_owned();
+        println!("{} {} {} {file}", reply.mac, from.ip(), reply.yiaddr);
+        if reply.mac.to_string() == last && from.ip().to_string() == SERVER {
+            return;
+        }
+    }
+}
+
+/// Asks what to boot as each machine's firmware, in turn.
+fn discover(socket: &UdpSocket, machines: &str) {
     for machine in machines.split(' ') {
         let mut message = Message::request(machine.parse().expect("an address"), 7);
         message.push(option::MESSAGE_TYPE, [MessageType::Discover.code()]);
@@ -1151,17 +1177,6 @@ fn asker() {
         socket
             .send_to(&asked, "255.255.255.255:67")
             .expect("sending");
-    }
-    let last = machines.split(' ').next_back().unwrap_or_default();
-    let mut buffer = [0; 2048];
-    loop {
-        let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
-        let reply = Message::decode(&buffer[..length]).expect("a DHCP message");
-        let file = String::from_utf8_lossy(&reply.file).into_owned();
-        println!("{} {} {} {file}", reply.mac, from.ip(), reply.yiaddr);
-        if reply.mac.to_string() == last && from.ip().to_string() == SERVER {
-            return;
-        }
     }
 }
 
@@ -1385,6 +1400,7 @@ again() { firewall-cmd --reload > /dev/null; }
 const BEHIND: &str = r#"
 chmod +x client
 serve() {
+    : > said # The former daemon's words are not this one's.
     "$SLATE" up --interface br0 --dhcp authoritative "$@" > said 2>&1 & daemon=$!
     until grep -q Ctrl-C said; do sleep 0.1; kill -0 $daemon; done
     cat said

@@ -84,6 +84,13 @@ impl Process {
         }
     }
 
+    /// Whether somebody in the process's network namespace has bound a UDP port of IPv4: what is sent
+    /// to a server before that is lost.
+    pub fn has_udp_port(&self, port: u16) -> bool {
+        let sockets = std::fs::read_to_string(format!("/proc/{}/net/udp", self.id()));
+        sockets.is_ok_and(|it| it.lines().any(|line| is_bound(line, port)))
+    }
+
     /// The pipe to standard input, if one was asked for and not yet taken.
     pub fn take_stdin(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
@@ -104,6 +111,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.kill();
     }
+}
+
+/// Whether a line of `/proc/net/udp` (proc_net(5)) is about a local port.
+fn is_bound(line: &str, port: u16) -> bool {
+    let local = line.split_whitespace().nth(1);
+    let found = local.and_then(|it| it.split_once(':'));
+    found.is_some_and(|(_, hex)| u16::from_str_radix(hex, 16) == Ok(port))
 }
 
 /// Starts `command`, tied to the life of this process, in its own process group so that a
@@ -221,4 +235,17 @@ pub(crate) fn path_of(descriptor: &impl AsRawFd) -> PathBuf {
 /// The path under which a child finds an inherited descriptor.
 pub(crate) fn inherited_path(descriptor: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_port_is_the_local_one() {
+        let head = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt";
+        let line = "  123: 00000000:0043 00000000:0044 07 00000000:00000000 00:00000000 00000000";
+        assert!(is_bound(line, 67));
+        assert!(!is_bound(line, 68) && !is_bound(head, 67) && !is_bound("", 0));
+    }
 }

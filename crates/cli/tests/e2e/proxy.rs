@@ -43,7 +43,7 @@ fn other_server(network: &Network, directory: &Path, more: &[&str]) -> (Host, Pr
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let process = host.spawn(command).expect("dnsmasq starts");
-    wait_for("dnsmasq", || leases.exists());
+    wait_for("dnsmasq", || process.has_udp_port(67));
     (host, process)
 }
 
