@@ -165,9 +165,11 @@ fn a_shell_on_a_terminal_asks_before_it_publishes() {
     // One that is; Ctrl-C ends what runs in the shell, and neither the shell nor the edit.
     let mut terminal = Terminal::run(&slate, &edit);
     terminal.wait(PROMPT);
-    terminal.type_line("echo edited > /etc/edited; /bin/busybox sleep 600");
-    terminal.wait("sleep 600\r\n");
-    std::thread::sleep(Duration::from_millis(500));
+    // What it prints is not what was typed: the line is echoed.
+    terminal.type_line(
+        "echo edited > /etc/edited; sh -c 'echo run\"n\"ing; exec /bin/busybox sleep 600'",
+    );
+    terminal.wait("running\r\n");
     write!(terminal.master, "\u{3}").expect("typing");
     terminal.wait(PROMPT);
     terminal.type_line("exit");
