@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use oci_client::client::{ClientConfig, ClientProtocol};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const SLATE: &str = env!("CARGO_BIN_EXE_slate");
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
@@ -48,8 +49,12 @@ impl Registry {
         }
         let directory = tempfile::tempdir().expect("a temporary directory");
         let top = directory.path();
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
-        let address = format!("127.0.0.1:{}", port.expect("a free port").port());
+        // An address of its own: on another one nobody takes the port before the registry does, and
+        // who looks for it there does not meet himself.
+        static REGISTRIES: AtomicU8 = AtomicU8::new(2);
+        let host = format!("127.0.0.{}", REGISTRIES.fetch_add(1, Ordering::Relaxed));
+        let port = TcpListener::bind((&*host, 0)).and_then(|it| it.local_addr());
+        let address = format!("{host}:{}", port.expect("a free port").port());
         fs::write(top.join("htpasswd"), HASHED).expect("a file");
         let config = json!({
             "version": 0.1,
@@ -326,7 +331,9 @@ fn endless(head: &'static str) -> String {
             let request = String::from_utf8_lossy(&request[..read]).into_owned();
             let is_manifest = request.contains("/manifests/");
             if !is_manifest {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                // Said, for it is closed: else the next request may come before that is seen.
+                let head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let _ = stream.write_all(head);
                 continue;
             }
             let chunk = vec![b' '; 1 << 16];
