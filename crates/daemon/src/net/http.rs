@@ -378,7 +378,7 @@ mod tests {
         let listener = TcpListener::from_std(listener).unwrap();
         runtime.spawn(serve(listener, Arc::new(server)));
         let mut stream = std::net::TcpStream::connect(address).unwrap();
-        let patience = Some(Duration::from_secs(10));
+        let patience = Some(Duration::from_secs(60));
         stream.set_read_timeout(patience).unwrap();
         stream.write_all(request).unwrap();
         let mut answer = String::new();
