@@ -425,19 +425,16 @@ impl Daemon {
     fn wait_for_initramfs(&mut self) {
         const TRIES: u32 = 120;
         for _ in 0..TRIES {
-            if !self
-                .status
-                .images
-                .iter()
-                .any(|image| image.boot == "building")
-            {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(500));
+            // Anew at first as well: a daemon that had just started had not begun.
             match self.client.request(&Request::Status) {
                 Ok(Response::Status(status)) => self.status = status,
                 _ => return,
             }
+            let mut images = self.status.images.iter();
+            if !images.any(|image| image.boot == "building") {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(500));
         }
     }
 }
