@@ -121,8 +121,17 @@ const ASKED_MAX: u32 = 510;
 const DISCARD_PORT: u16 = 9;
 
 /// Looks around on an interface, for a daemon with its state in `state_dir`. Takes seconds where
-/// no server answers, and the neighbours have as long.
+/// no server answers, and the neighbours have as long. Where something speaks for a server, it is asked
+/// once more: one that is busy, or tries addresses for long, may answer late.
 pub fn look(name: &str, state_dir: &Path) -> io::Result<Surroundings> {
+    let found = look_once(name, state_dir)?;
+    match choose(found.clone()) {
+        Choice::Unclear(_) => look_once(name, state_dir),
+        Choice::Beside(_) | Choice::Alone => Ok(found),
+    }
+}
+
+fn look_once(name: &str, state_dir: &Path) -> io::Result<Surroundings> {
     let interface = interface::find(name).map_err(io::Error::other)?;
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     knock(name, &interface);
