@@ -15,6 +15,7 @@ use image::Store;
 use image::initramfs::Profile;
 use nfs::Activity;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::content::Contents;
 use crate::control::{Status, server as control};
@@ -543,29 +544,41 @@ fn start_http(
             runtime.spawn(tls::serve(listener, certificate, server));
         }
     }
+    // Caught from here on: whoever is told that this daemon serves may stop it at once.
+    let mut signals = {
+        let _entered = runtime.enter();
+        Signals::catch().map_err(|error| Error::io("catching signals", error))?
+    };
     runtime.spawn(async move {
-        signal().await;
+        signals.next().await;
         let _ = stop.send(());
         // A second signal means now.
-        signal().await;
+        signals.next().await;
         std::process::exit(130);
     });
     Ok(runtime)
 }
 
-/// Waits for SIGINT or SIGTERM.
-async fn signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let streams = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    );
-    let (Ok(mut interrupt), Ok(mut terminate)) = streams else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for either.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
