@@ -166,6 +166,7 @@ fn a_rollout_takes_itself_back_where_its_gate_fails_and_comes_to_every_node_wher
         1,
         "it was never tried there"
     );
+    wait_connected(&site, "node1");
 
     let done = attend(
         &site,
