@@ -2,7 +2,7 @@
 
 use lab::{Console, MacAddress, Tool};
 
-use crate::harness::{PATIENCE, Site, assert_running, impossible, text};
+use crate::harness::{PATIENCE, Site, assert_running, impossible, log_in, text};
 use crate::native::{self, initrd, initrd_with, power_on_with};
 
 /// The kernel command line of a node's next boot, with more words.
@@ -57,7 +57,7 @@ fn shells_open_where_rd_break_says() {
     );
     type_at(console, "switch-root", "echo $(stat -f -c %T /)", "overlay");
     site.wait_up(machine.mac(), 1);
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     assert_running(console);
 
     // Without a shell of its own it says so, and takes the image's as soon as it can.

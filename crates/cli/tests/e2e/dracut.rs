@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use lab::{MacAddress, Tool};
 
 use crate::firmware::power_on;
-use crate::harness::{PATIENCE, Site, guest, impossible};
+use crate::harness::{PATIENCE, Site, guest, impossible, log_in};
 
 const TOOLS: [Tool; 4] = [Tool::Qemu, Tool::Firmware, Tool::Iproute, Tool::Mmdebstrap];
 
@@ -63,7 +63,7 @@ fn full_an_initramfs_of_dracut_boots_through_our_servers() {
             line.contains("Reached target multi-user.target")
         })
         .unwrap_or_else(|error| panic!("{error}\n{}\n{}", console.last_lines(60), site.said()));
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     let release = guest(console, "uname -r");
     assert!(release.starts_with("6.1."), "{release}");
     let root = guest(console, "awk '$2 == \"/\" { print $3, $4 }' /proc/mounts");

@@ -5,7 +5,8 @@ use std::time::Duration;
 use lab::{Console, Firmware, Hardware, MacAddress, Machine, Network, Qemu, Tool, kvm_usable};
 
 use crate::harness::{
-    Site, assert_different, assert_root, assert_running, guest, impossible, script, text,
+    PATIENCE, Site, assert_different, assert_root, assert_running, guest, impossible, script,
+    tells_of_a_stall, text,
 };
 
 const TOOLS: [Tool; 4] = [Tool::Qemu, Tool::Firmware, Tool::Iproute, Tool::Mmdebstrap];
@@ -121,11 +122,11 @@ fn boot_and_forget(image: &str, kernel: &str, count: u16, secure: bool) {
         typed.expect("typing");
     }
     for machine in &mut machines {
-        let off = machine.wait_off(Duration::from_secs(90)).expect("waiting");
+        let off = machine.wait_off(PATIENCE).expect("waiting");
         let console = machine.console();
         assert!(off.is_some(), "no power-off: {}", console.last_lines(20));
         let lines = console.lines();
-        let stuck = lines.iter().find(|line| line.text.contains("stop job"));
+        let stuck = lines.iter().find(|line| tells_of_a_stall(&line.text));
         assert!(stuck.is_none(), "{stuck:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lab::Machine;
 
-use crate::harness::{PATIENCE, Site, guest, impossible, script};
+use crate::harness::{PATIENCE, Site, guest, impossible, log_in, script};
 use crate::native::{self, initrd, power_on_with};
 
 /// Settings of every kind. The disks: a blank one, one that holds something else, none at all.
@@ -95,7 +95,7 @@ fn a_group_s_mounts_disks_files_and_secrets_reach_its_nodes() {
     let machine = power_on(&site, &initrd, &disks);
     site.wait_up(machine.mac(), 1);
     let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
 
     assert_eq!(
         guest(console, "cat /etc/list"),
@@ -178,7 +178,7 @@ fn a_group_s_mounts_disks_files_and_secrets_reach_its_nodes() {
     let machine = power_on(&site, &initrd, &disks);
     site.wait_up(machine.mac(), 2);
     let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     assert_eq!(guest(console, "cat /scratch/file; ls /root"), "kept");
     assert!(std::fs::read(disks.join("foreign")).expect("a disk") == foreign);
 }

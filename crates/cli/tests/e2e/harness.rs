@@ -446,9 +446,57 @@ pub fn assert_overlay(console: &Console, export: &str) {
     assert_eq!(write_to_lower, "1");
 }
 
+/// Gets a root shell whose answers nothing gets into.
+pub fn log_in(console: &Console) {
+    console.login(PATIENCE).expect("a shell");
+    wait_started(console);
+}
+
+/// Until systemd has started everything, it prints lines of its own.
+fn wait_started(console: &Console) {
+    let wait = "systemctl is-system-running --wait";
+    console.run(wait, PATIENCE).expect("an answer");
+}
+
+/// Whether a line of systemd's says that it has waited for a unit's end for long. That it waits at all
+/// is said after seconds, which a busy machine takes.
+pub fn tells_of_a_stall(line: &str) -> bool {
+    const LONG_S: u64 = 30;
+    let is_stop = line.contains("stop job") || line.contains("/stop running");
+    is_stop && elapsed_s(line).is_none_or(|it| it >= LONG_S)
+}
+
+/// Of `A stop job is running for NAME (1min 2s / LIMIT)`, the seconds.
+fn elapsed_s(line: &str) -> Option<u64> {
+    let (_, times) = line.rsplit_once('(')?;
+    let (elapsed, _) = times.split_once(" / ")?;
+    let parts = elapsed.split(' ').map(|part| {
+        let minutes = part.strip_suffix("min").map(|it| (it, 60));
+        let (count, seconds) = minutes.or(part.strip_suffix('s').map(|it| (it, 1)))?;
+        Some(count.parse::<u64>().ok()? * seconds)
+    });
+    parts.sum()
+}
+
+#[test]
+fn a_stall_is_told_by_its_time() {
+    let line = |times| format!("[***   ] (1 of 2) A stop job is running for x (y) ({times})");
+    assert!(!tells_of_a_stall(&line("9s / 1min 30s")));
+    assert!(!tells_of_a_stall(
+        "Job x.service/stop running (29s / no limit)"
+    ));
+    assert!(tells_of_a_stall(&line("30s / 1min 30s")));
+    assert!(tells_of_a_stall(&line("1min 5s / no limit")));
+    assert!(!tells_of_a_stall(
+        "A start job is running for x (50s / 1min 30s)"
+    ));
+    assert!(tells_of_a_stall("stop job"), "one that cannot be read");
+}
+
 /// Asserts that every unit started.
 pub fn assert_running(console: &Console) {
-    let command = "systemctl is-system-running --wait; systemctl --failed --no-legend";
+    wait_started(console);
+    let command = "systemctl is-system-running; systemctl --failed --no-legend";
     assert_eq!(guest(console, command), "running");
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lab::{MacAddress, Machine, Tool};
 use serde_json::Value;
 
-use crate::harness::{PATIENCE, Site, assert_root, assert_running, guest, impossible};
+use crate::harness::{Site, assert_root, assert_running, guest, impossible, log_in};
 use crate::native::{self, initrd, power_on};
 
 /// What a dracut initramfs sends: no unique identity, and the host name that every one of them has.
@@ -148,7 +148,7 @@ fn boot_together(site: &Site, initrd: &Path, first: u16, kernel_args: Option<&st
     }
     for machine in &machines {
         let console = machine.console();
-        console.login(PATIENCE).expect("a shell");
+        log_in(console);
         assert_running(console);
         assert_root(console, site);
         let complaints = guest(console, "dmesg | grep -iE 'nfs.*(error|fail|expired)' || :");

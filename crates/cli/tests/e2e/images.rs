@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lab::{Console, MacAddress, Machine, Tool};
 
-use crate::harness::{PATIENCE, Site, guest, impossible, text};
+use crate::harness::{PATIENCE, Site, guest, impossible, log_in, text};
 use crate::native::{self, initrd, power_on};
 
 /// Reads all of /usr again and again; what fails is written down.
@@ -27,7 +27,7 @@ fn nodes_run_on_while_versions_come_and_go() {
     let mut machines: Vec<Machine> = (1..=3).map(|index| boot(&site, index)).collect();
     for machine in &machines {
         site.wait_up(machine.mac(), 1);
-        machine.console().login(PATIENCE).expect("a shell");
+        log_in(machine.console());
         guest(machine.console(), READ_LOAD);
     }
     let one = digest(&site, "debian12");
@@ -176,7 +176,7 @@ fn reboot(
     machine.power_off().expect("a machine that can be cut off");
     *machine = boot(site, index);
     site.wait_up(machine.mac(), count);
-    machine.console().login(PATIENCE).expect("a shell");
+    log_in(machine.console());
 }
 
 fn passes(console: &Console) -> usize {

@@ -3,7 +3,7 @@
 use lab::Tool;
 
 use crate::firmware;
-use crate::harness::{PATIENCE, Site, guest, impossible, text};
+use crate::harness::{Site, guest, impossible, log_in, text};
 
 /// What a vendor's package would be: sources under /usr/src, which DKMS builds for the image's
 /// kernel.
@@ -64,7 +64,7 @@ fn full_a_driver_that_dkms_built_in_a_layer_is_loaded_on_a_node() {
     let machine = firmware::power_on(&site, 1, false);
     site.wait_up(machine.mac(), 1);
     let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     assert_eq!(guest(console, "uname -r"), kernel("driver"));
     assert_eq!(guest(console, "cat /etc/second"), "second");
     guest(console, "modprobe slatetest");

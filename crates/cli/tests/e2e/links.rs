@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use lab::{MacAddress, Machine, Tool};
 
-use crate::harness::{PATIENCE, Site, assert_root, assert_running, guest, impossible, text};
+use crate::harness::{
+    PATIENCE, Site, assert_root, assert_running, guest, impossible, log_in, text,
+};
 use crate::native::{self, initrd_with, power_on_with};
 
 /// The kernel command line of a node's next boot.
@@ -34,7 +36,7 @@ fn on_network(site: &Site, program: &str, arguments: &str) {
 fn arrives(site: &Site, machine: &Machine, mac: MacAddress) {
     site.wait_up(mac, 1);
     let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     assert_running(console);
     assert_root(console, site);
 }

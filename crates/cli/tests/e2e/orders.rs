@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lab::Machine;
 
-use crate::harness::{PATIENCE, Site, guest, impossible, text};
+use crate::harness::{PATIENCE, Site, guest, impossible, log_in, text};
 use crate::native::{self, initrd, power_on};
 
 #[test]
@@ -81,7 +81,7 @@ fn running_nodes_run_commands_tell_what_they_changed_and_reboot_once_into_anothe
 
     // Somebody is logged in on the console.
     let console = machine.console().clone();
-    console.login(PATIENCE).expect("a shell");
+    log_in(&console);
     guest(&console, "true");
     let refused = fails(&site, &["node", "reboot", "node1", "--once", "other"]);
     assert!(refused.contains("node1 not rebooted"), "{refused}");

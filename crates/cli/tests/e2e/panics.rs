@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lab::{Console, MacAddress, Tool};
 
 use crate::firmware::{self, KERNEL_ARGS};
-use crate::harness::{PATIENCE, Site, guest, impossible, text};
+use crate::harness::{PATIENCE, Site, guest, impossible, log_in, text};
 use crate::native::{self, initrd, power_on};
 
 #[test]
@@ -18,7 +18,7 @@ fn a_panic_is_told_by_the_node_that_has_it() {
     let site = Site::new("debian12", &[]);
     let machine = power_on(&site, &initrd(&site), 1);
     site.wait_up(machine.mac(), 1);
-    machine.console().login(PATIENCE).expect("a shell");
+    log_in(machine.console());
     panics(&site, machine.mac(), machine.console());
 }
 
@@ -60,7 +60,7 @@ fn log(site: &Site) -> String {
 }
 
 fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + PATIENCE;
     while !is_there() {
         assert!(Instant::now() < end, "{what} is not told");
         std::thread::sleep(Duration::from_millis(500));

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use lab::{MacAddress, Machine};
 
-use crate::harness::{PATIENCE, Site, address, assert_overlay, assert_running, guest, impossible};
+use crate::harness::{
+    PATIENCE, Site, address, assert_overlay, assert_running, guest, impossible, log_in,
+};
 use crate::native::{self, LEASE_S, initrd, power_on};
 
 /// How many times in a row a node must keep its address.
@@ -181,7 +183,7 @@ fn prepare(site: &Site, index: u16, manager: &Manager) {
 fn begin(site: &Site, machine: &Machine, manager: &Manager) -> (u64, String) {
     let up = site.wait_up(machine.mac(), 1);
     let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     assert_running(console);
     assert_root_of(site, machine, manager);
     guest(console, manager.runs);

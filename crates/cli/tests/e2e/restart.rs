@@ -11,7 +11,7 @@ use lab::{Console, Machine, Tool};
 
 use crate::firmware;
 use crate::harness::{
-    PATIENCE, Site, address, copy_version_3, guest, impossible, load_version_3, mount, script, text,
+    Site, address, copy_version_3, guest, impossible, load_version_3, log_in, mount, script, text,
 };
 use crate::native::{self, initrd, power_on};
 
@@ -101,7 +101,7 @@ fn restart_under_load(
 ) {
     site.wait_up(machine.mac(), 1);
     let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     start_load(&site, machine, sums, versions);
     let mounts = guest(console, "cat /proc/self/mountinfo");
     for &(restart, count) in restarts {

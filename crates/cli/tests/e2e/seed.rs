@@ -1,11 +1,11 @@
 //! The kernel command line of a set-up by hand, made for a dracut initramfs: an NFS root, and
 //! nothing that our daemon would have written.
 
-use std::time::Duration;
-
 use lab::MacAddress;
 
-use crate::harness::{PATIENCE, Site, assert_overlay, assert_running, guest, impossible};
+use crate::harness::{
+    PATIENCE, Site, assert_overlay, assert_running, guest, impossible, log_in, tells_of_a_stall,
+};
 use crate::native::{self, initrd, power_on_with};
 
 /// What follows the path of `root=`.
@@ -42,7 +42,7 @@ fn a_command_line_made_for_dracut_means_the_same() {
         .console()
         .expect("seed1 login: ", PATIENCE)
         .expect("a login prompt with the name that DHCP gave");
-    console.login(PATIENCE).expect("a shell");
+    log_in(&console);
 
     assert_running(&console);
     assert_overlay(&console, "/images/debian12");
@@ -67,10 +67,10 @@ fn a_command_line_made_for_dracut_means_the_same() {
     );
 
     console.send_line("systemctl poweroff").expect("typing");
-    let off = open.wait_off(Duration::from_secs(60)).expect("waiting");
+    let off = open.wait_off(native::SHUTDOWN).expect("waiting");
     assert!(off.is_some(), "no power-off: {}", console.last_lines(30));
     let lines = console.lines();
-    let bad = |text: &str| text.contains("stop job") || text.contains("FAILED");
+    let bad = |text: &str| text.contains("FAILED") || tells_of_a_stall(text);
     let bad = lines.iter().find(|line| bad(&line.text));
     assert!(bad.is_none(), "{bad:?}");
 }

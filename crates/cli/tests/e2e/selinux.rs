@@ -8,7 +8,7 @@ use lab::{MacAddress, Machine, Network, Tool};
 use tempfile::TempDir;
 
 use crate::firmware::{self, KERNEL_ARGS};
-use crate::harness::{PATIENCE, Site, address, impossible};
+use crate::harness::{PATIENCE, Site, address, impossible, log_in};
 use crate::native::{self, initrd, power_on_sized};
 use crate::service::ssh_key;
 
@@ -68,7 +68,7 @@ fn full_a_policy_and_labels_of_the_image_are_enforced() {
     let labelled = Labelled::new(&[]);
     let machine = power_on_sized(&labelled.site, &initrd(&labelled.site), 1, MEMORY_MIB);
     labelled.site.wait_up(machine.mac(), 1);
-    machine.console().login(PATIENCE).expect("a shell");
+    log_in(machine.console());
     labelled.is_enforced(&machine);
     labelled.ends_without_server(machine, native::SHUTDOWN);
 }

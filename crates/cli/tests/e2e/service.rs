@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use lab::{Console, Network, Tool, Uml};
 
-use crate::harness::{PATIENCE, Site, address, assert_running, guest, impossible};
+use crate::harness::{PATIENCE, Site, address, assert_running, guest, impossible, log_in};
 use crate::native::{self, initrd, power_on_sized};
 
 /// The node holds copies of a binary that was built for debugging.
@@ -28,7 +28,7 @@ fn the_service_is_installed_survives_its_daemon_and_leaves_nothing() {
     let machine = power_on_sized(&site, &initrd(&site), 1, MEMORY_MIB);
     site.wait_up(machine.mac(), 1);
     let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     let copy = |from: &Path, to: &str| {
         let mut ssh = Network::ssh(address(&site, machine.mac()), &key, &format!("cat > {to}"));
         ssh.stdin(Stdio::from(File::open(from).expect("a file to copy")));

@@ -9,7 +9,7 @@ use std::time::Instant;
 use lab::Console;
 
 use crate::harness::{
-    PATIENCE, Site, address, copy_version_3, guest, impossible, load_version_3, mount, script, text,
+    Site, address, copy_version_3, guest, impossible, load_version_3, log_in, mount, script, text,
 };
 use crate::native::{TOOLS, initrd, power_on};
 
@@ -29,7 +29,7 @@ fn a_tree_looks_the_same_over_nfs_as_at_its_source() {
     let machine = power_on(&site, &initrd(&site), 1);
     site.wait_up(machine.mac(), 1);
     let console = machine.console();
-    console.login(PATIENCE).expect("a shell");
+    log_in(console);
     let shown = site.slate_json(&["image", "show", "walk", "--json"]);
     let walk = text(&shown, "digest");
     let own = address(&site, machine.mac()).to_string();
