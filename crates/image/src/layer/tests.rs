@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::Layer;
 use crate::error::Error;
+use crate::store::tests::collect;
 use crate::store::{Publish, Store};
 use crate::tree::StoredTree;
 
@@ -193,7 +194,8 @@ fn gc_keeps_what_layers_are_made_of() {
     rig.store.compose(&base, &[layer]).unwrap();
     drop(base);
     rig.store.remove_layer("gpu").unwrap();
-    assert_eq!(rig.store.gc(&[], false).unwrap().versions.len(), 2);
+    let collected = collect(&rig.store, &[], false, 2).unwrap();
+    assert_eq!(collected.versions.len(), 2);
     assert!(matches!(
         rig.store.layer("gpu"),
         Err(Error::NoSuchLayer { .. })

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -343,6 +344,31 @@ pub(crate) fn new_store() -> (TempDir, Store) {
     (dir, store)
 }
 
+/// What gc removes, or says it would, once that is so many versions. One that somebody has open stays,
+/// and a child that another test starts has what is open here until it runs its program.
+pub(crate) fn collect(
+    store: &Store,
+    in_use: &[Digest],
+    dry_run: bool,
+    count: usize,
+) -> Result<Collected> {
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut all = Collected::default();
+    loop {
+        let mut more = store.gc(in_use, dry_run)?;
+        if !dry_run {
+            more.versions.splice(..0, all.versions);
+            more.objects += all.objects;
+            more.bytes += all.bytes;
+        }
+        all = more;
+        if all.versions.len() >= count || Instant::now() > end {
+            return Ok(all);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn names(tree: &StoredTree, dir: u32) -> Vec<Vec<u8>> {
     tree.readdir(dir, 0)
         .expect("a directory")
@@ -601,8 +627,8 @@ fn one_tree_has_one_digest_through_every_source() -> Result<()> {
     let from_tar = store.stage_tar(&archive[..], &mut |_| ())?;
     let root = from_tar.tree().attr(from_tar.tree().root())?;
     // The socket changed the directory's time: it gets the archive's back.
-    let time = std::time::UNIX_EPOCH
-        + std::time::Duration::new(root.mtime.seconds as u64, root.mtime.nanoseconds);
+    let time =
+        std::time::UNIX_EPOCH + Duration::new(root.mtime.seconds as u64, root.mtime.nanoseconds);
     File::open(&source)
         .and_then(|dir| dir.set_modified(time))
         .expect("a time");
@@ -737,7 +763,7 @@ fn gc_keeps_what_is_named_open_or_wanted() -> Result<()> {
     let wanted = import(&store, &small("wanted"), Publish::Untagged)?;
     let gone = import(&store, &small("gone"), Publish::Untagged)?;
     let tree = store.open_tree(open)?;
-    let collected = store.gc(&[wanted], false)?;
+    let collected = collect(&store, &[wanted], false, 1)?;
     assert_eq!((collected.versions, collected.objects), (vec![gone], 2));
     for digest in [named, open, wanted] {
         assert_eq!(
@@ -753,7 +779,7 @@ fn gc_keeps_what_is_named_open_or_wanted() -> Result<()> {
         store.remove_tag("a", "latest"),
         Err(Error::NoSuchTag { .. })
     ));
-    assert_eq!(store.gc(&[], false)?.versions.len(), 3);
+    assert_eq!(collect(&store, &[], false, 3)?.versions.len(), 3);
     assert!(store.list()?.is_empty() && store.gc(&[], false)? == Collected::default());
     Ok(())
 }
@@ -836,7 +862,7 @@ fn a_version_without_its_metadata_is_told_of_and_stands_in_nobodys_way() -> Resu
     let told: Vec<_> = list.iter().map(|it| it.damage.is_some()).collect();
     assert_eq!((list.len(), told), (3, vec![false, true, false]));
     // Which objects the broken one needs is not known: all stay, and an import heals it.
-    let collected = store.gc(&[], false)?;
+    let collected = collect(&store, &[], false, 1)?;
     assert_eq!(
         (collected.versions, collected.objects, collected.unreadable),
         (vec![gone], 0, vec![broken])
@@ -882,8 +908,8 @@ fn a_tag_remembers_what_it_named_and_goes_back() -> Result<()> {
     let foresight = store.gc(&[], true)?;
     assert!(foresight.versions.is_empty() && store.versions()?.len() == 3);
     assert!(store.unpin(one)? && !store.unpin(one)?);
-    let foresight = store.gc(&[], true)?;
-    assert_eq!(foresight, store.gc(&[], false)?);
+    let foresight = collect(&store, &[], true, 1)?;
+    assert_eq!(foresight, collect(&store, &[], false, 1)?);
     assert_eq!((foresight.versions, foresight.objects), (vec![one], 2));
     let log = store.log("a", "latest")?;
     let present: Vec<bool> = log.iter().map(|it| it.present).collect();
@@ -998,9 +1024,9 @@ fn an_initramfs_is_kept_as_long_as_its_version() -> Result<()> {
     assert_eq!(store.read_initrd(one)?, b"other");
     assert_eq!(store.gc(&[], true)?.bytes, 0);
     store.remove_tag("a", "next")?;
-    let foresight = store.gc(&[], true)?;
+    let foresight = collect(&store, &[], true, 1)?;
     assert_eq!(store.read_initrd(two)?, b"second", "only said");
-    assert_eq!(foresight, store.gc(&[], false)?);
+    assert_eq!(foresight, collect(&store, &[], false, 1)?);
     assert!(foresight.bytes > b"second".len() as u64);
     assert_eq!(
         (store.initrd(two)?, store.read_initrd(one)?.len()),
