@@ -79,12 +79,17 @@ fn remove_abandoned(parent: &Path) -> io::Result<()> {
             continue;
         }
         let held = File::open(&path).and_then(|lock| Ok(lock.try_lock()?));
-        if held.is_ok() {
-            let _ = fs::remove_dir_all(path.with_extension(""));
+        // What cannot be removed keeps its lock, for the next one to try: a process that was killed may
+        // leave others behind for a moment.
+        if held.is_ok() && is_removed(&path.with_extension("")) {
             let _ = fs::remove_file(&path);
         }
     }
     Ok(())
+}
+
+fn is_removed(directory: &Path) -> bool {
+    fs::remove_dir_all(directory).is_ok() || !directory.exists()
 }
 
 /// The release of the kernel of the image in `root`, where it has one that nodes can boot.
