@@ -141,7 +141,7 @@ fn a_rollout_takes_itself_back_where_its_gate_fails_and_comes_to_every_node_wher
         "@all",
         "--force",
         "--timeout",
-        "5m",
+        "15m",
     ];
     let with_gate = |gate: &'static str| [&begin[..], &["--gate", gate]].concat();
 
