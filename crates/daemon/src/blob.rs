@@ -5,13 +5,20 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::ops::Deref;
+use std::ptr;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use engine::Digest;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use sha2::{Digest as _, Sha256};
+
+/// A huge page of 64-bit x86, and of 64-bit ARM with pages of 4 kB.
+const HUGE_BYTES: usize = 2 << 20;
+/// Of Linux's `asm-generic/mman-common.h`; `libc` has it for some C libraries only.
+const MADV_COLLAPSE: libc::c_int = 25;
 
 /// Content that never changes; a clone shares it.
 #[derive(Clone, Debug)]
@@ -83,11 +90,39 @@ fn sealed(content: &[u8]) -> io::Result<(File, Mmap)> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = File::from(memfd_create("boot-file", flags)?);
     file.write_all(content)?;
+    if let Err(error) = in_huge_pages(&file, content.len()) {
+        tracing::debug!(%error, "a boot file stays in small pages");
+    }
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     fcntl_add_seals(&file, seals)?;
+    // Not as shared pages: before 6.7, Linux takes that of a sealed file for the wish to write.
     // SAFETY: the seals keep everybody from changing or cutting the file, for ever.
-    let map = unsafe { Mmap::map(&file)? };
+    let map = unsafe { MmapOptions::new().map_copy_read_only(&file)? };
     Ok((file, map))
+}
+
+/// Has the kernel keep the whole pieces of [`HUGE_BYTES`] of a memory file in one page each
+/// (`MADV_COLLAPSE` of madvise(2), Linux 6.1), whatever `shmem_enabled` says of files that do not ask.
+fn in_huge_pages(file: &File, bytes: usize) -> io::Result<()> {
+    if bytes < HUGE_BYTES {
+        return Ok(());
+    }
+    let reserved = bytes + HUGE_BYTES;
+    let flags = MapFlags::SHARED | MapFlags::FIXED;
+    // SAFETY: the file is mapped at a huge page's boundary within addresses that are reserved for it,
+    // nobody reads it there, and nothing of either mapping is left.
+    unsafe {
+        let none = ProtFlags::empty();
+        let start = mmap_anonymous(ptr::null_mut(), reserved, none, MapFlags::PRIVATE)?;
+        let aligned = start.byte_add(start.align_offset(HUGE_BYTES));
+        let result = match mmap(aligned, bytes, ProtFlags::READ, flags, file, 0) {
+            Ok(mapped) if libc::madvise(mapped, bytes, MADV_COLLAPSE) == 0 => Ok(()),
+            Ok(_) => Err(io::Error::last_os_error()),
+            Err(error) => Err(error.into()),
+        };
+        munmap(start, reserved)?;
+        result
+    }
 }
 
 #[cfg(test)]
@@ -98,16 +133,21 @@ mod tests {
 
     #[test]
     fn a_piece_is_found_in_the_file_and_nothing_else_is() {
-        let content: Vec<u8> = (0..10_000_u32).map(|it| (it % 251) as u8).collect();
-        let blob = Blob::new(content.clone().into());
-        assert_eq!(blob[..], content[..]);
-        let (file, offset) = blob.place_of(&blob.bytes()[100..9000]).unwrap();
-        let mut read = vec![0; 8900];
-        file.read_exact_at(&mut read, offset).unwrap();
-        assert_eq!(read, content[100..9000]);
-        assert!(blob.place_of(&content[100..200]).is_none(), "a copy");
-        assert!(blob.place_of(&[]).is_none());
-        assert!(file.write_all_at(b"x", 0).is_err(), "it can be changed");
+        // One that takes no huge page, and one that takes two and some small ones.
+        for size in [10_000, 2 * HUGE_BYTES + 10_000] {
+            let content: Vec<u8> = (0..size).map(|it| (it % 251) as u8).collect();
+            let blob = Blob::new(content.clone().into());
+            assert!(blob[..] == content[..]);
+            let part = 100..size - 1000;
+            let (file, offset) = blob.place_of(&blob.bytes()[part.clone()]).unwrap();
+            let mut read = vec![0; part.len()];
+            file.read_exact_at(&mut read, offset).unwrap();
+            assert!(read == content[part]);
+            assert!(blob.place_of(&content[100..200]).is_none(), "a copy");
+            assert!(blob.place_of(&[]).is_none());
+            assert!(file.write_all_at(b"x", 0).is_err(), "it can be changed");
+            assert!(file.set_len(0).is_err(), "it can be cut");
+        }
     }
 
     #[test]
