@@ -10,22 +10,28 @@ const TAG: &str = "\"0f\"";
 /// Any text, or with `true` one that begins as a field does whose rest matters.
 type Field<'a> = Option<(bool, &'a str)>;
 
-fuzz_target!(|input: (u64, Field, Field, Field)| {
-    let (size, range, if_range, if_match) = input;
+fuzz_target!(|input: (u64, Field, Field, Field, Field)| {
+    let (size, range, if_range, if_match, if_none_match) = input;
     let text = |field: Field, start: &str| {
         field.map(|(is_usual, text)| [if is_usual { start } else { "" }, text].concat())
     };
-    let (range, if_range, if_match) = (
-        text(range, "bytes="),
-        text(if_range, TAG),
-        text(if_match, TAG),
-    );
+    let (range, if_range) = (text(range, "bytes="), text(if_range, TAG));
+    let (if_match, if_none_match) = (text(if_match, TAG), text(if_none_match, TAG));
     let request = PartRequest {
         range: range.as_deref(),
         if_range: if_range.as_deref(),
         if_match: if_match.as_deref(),
+        if_none_match: if_none_match.as_deref(),
     };
-    let Selection::Part(part) = request.select(size, TAG) else {
+    let selected = request.select(size, TAG);
+    let names = |field: &Option<String>| {
+        let text = field.as_deref().unwrap_or_default();
+        text.contains(TAG) || text.contains('*')
+    };
+    if selected == Selection::Unchanged {
+        assert!(names(&if_none_match) && (if_match.is_none() || names(&if_match)));
+    }
+    let Selection::Part(part) = selected else {
         return;
     };
     assert!(part.start < part.end && part.end <= size);

@@ -798,6 +798,18 @@ for fields in 'Range: bytes=0-1,4-5' 'Range: bytes=5-1' 'Range: pages=1-2'; do
 done
 is "$(get --range 1-2 -H 'If-Range: "other"' -o all -w '%{http_code}' "$url")" 200
 cmp whole all
+# Who has it already is told so.
+fetch() { get --etag-compare saved --etag-save saved -o all -w '%{http_code} %{size_download}' "$url"; }
+rm -f saved
+is "$(fetch)" "200 $size"
+is "$(cat saved)" "\"$(sha256sum whole | cut -d ' ' -f 1)\""
+is "$(fetch)" "304 0"
+echo '"other"' > saved
+is "$(fetch)" "200 $size"
+cmp whole all
+# One connection goes on after it.
+known="If-None-Match: $(cat saved)"
+is "$(get -w '%{http_code} %{num_connects},' -H "$known" -o a "$url" -o b "$url")" '304 1,304 0,'
 "#;
 
 #[test]

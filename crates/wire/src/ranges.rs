@@ -6,7 +6,7 @@
 use std::fmt;
 use std::ops::Range;
 
-/// The fields of a GET request that are about parts and versions, as they came.
+/// The fields of a GET or HEAD request that are about parts and versions, as they came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartRequest<'a> {
     /// `Range`.
@@ -15,6 +15,8 @@ pub struct PartRequest<'a> {
     pub if_range: Option<&'a str>,
     /// `If-Match`.
     pub if_match: Option<&'a str>,
+    /// `If-None-Match`.
+    pub if_none_match: Option<&'a str>,
 }
 
 /// What is to be sent of a file.
@@ -28,6 +30,8 @@ pub enum Selection {
     Unsatisfiable,
     /// Nothing, since it is another version than the one that was asked for: 412.
     Changed,
+    /// Nothing, since the client has this version: 304.
+    Unchanged,
 }
 
 impl PartRequest<'_> {
@@ -36,6 +40,9 @@ impl PartRequest<'_> {
     pub fn select(&self, size: u64, tag: &str) -> Selection {
         if self.if_match.is_some_and(|tags| !lists(tags, tag)) {
             return Selection::Changed;
+        }
+        if self.if_none_match.is_some_and(|tags| knows(tags, tag)) {
+            return Selection::Unchanged;
         }
         let Some(range) = self.range.and_then(ByteRange::parse) else {
             return Selection::Whole;
@@ -126,6 +133,12 @@ fn position(digits: &str) -> Option<u64> {
 /// comma, so that those of others may be cut at theirs.
 fn lists(tags: &str, tag: &str) -> bool {
     trim(tags) == "*" || tags.split(',').any(|it| trim(it) == tag)
+}
+
+/// Whether a list of entity tags has this one, be it as a weak one (RFC 9110, 13.1.2).
+fn knows(tags: &str, tag: &str) -> bool {
+    let strong = |it| trim(it).strip_prefix("W/").unwrap_or(trim(it));
+    trim(tags) == "*" || tags.split(',').any(|it| strong(it) == tag)
 }
 
 fn trim(text: &str) -> &str {
@@ -230,11 +243,40 @@ mod tests {
                 range: Some("bytes=1-2"),
                 if_range,
                 if_match,
+                ..PartRequest::default()
             };
             assert_eq!(request.select(10, TAG), expected, "{request:?}");
         }
         let nothing_asked = PartRequest::default();
         assert_eq!(nothing_asked.select(10, TAG), Selection::Whole);
+    }
+
+    /// RFC 9110, 13.1.2 and 13.2.2: after `If-Match`, before `Range`.
+    #[test]
+    fn what_the_client_has_is_not_sent_again() {
+        let part = Selection::Part(1..3);
+        for (if_none_match, if_match, expected) in [
+            ("\"0f\"", None, Selection::Unchanged),
+            ("W/\"0f\"", None, Selection::Unchanged),
+            ("\"10\", W/\"11\" ,\t\"0f\"", None, Selection::Unchanged),
+            (" * ", None, Selection::Unchanged),
+            ("\"0f\"", Some("\"0f\""), Selection::Unchanged),
+            ("\"0f\"", Some("\"10\""), Selection::Changed),
+            ("\"10\"", Some("*"), part.clone()),
+            ("\"10\"", None, part.clone()),
+            ("0f", None, part.clone()),
+            ("w/\"0f\"", None, part.clone()),
+            ("W/W/\"0f\"", None, part.clone()),
+            ("", None, part.clone()),
+        ] {
+            let request = PartRequest {
+                range: Some("bytes=1-2"),
+                if_range: Some("\"0f\""),
+                if_match,
+                if_none_match: Some(if_none_match),
+            };
+            assert_eq!(request.select(10, TAG), expected, "{request:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -267,6 +267,7 @@ fn part(head: &Parts, content_type: &'static str, blob: &Blob, tag: &str) -> Res
             return refusal;
         }
         Selection::Changed => return plain(412, "the file is of another version"),
+        Selection::Unchanged => return unchanged(tag),
     };
     // Within what is in memory.
     let bytes = blob.bytes().slice(part.start as usize..part.end as usize);
@@ -281,16 +282,27 @@ fn part(head: &Parts, content_type: &'static str, blob: &Blob, tag: &str) -> Res
     response
 }
 
+/// Says that the client has the file: without what describes one, its length neither (RFC 9110, 8.6
+/// and 15.4.5).
+fn unchanged(tag: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    add(&mut response, header::ETAG, tag);
+    response
+}
+
 fn select(head: &Parts, size: u64, tag: &str) -> Selection {
     // Ranges are of GET only (RFC 9110, 14.2).
     let is_get = head.method == Method::GET;
     let range = field(&head.headers, header::RANGE).filter(|_| is_get);
     let if_range = field(&head.headers, header::IF_RANGE);
     let if_match = field(&head.headers, header::IF_MATCH);
+    let if_none_match = field(&head.headers, header::IF_NONE_MATCH);
     let request = PartRequest {
         range: range.as_deref(),
         if_range: if_range.as_deref(),
         if_match: if_match.as_deref(),
+        if_none_match: if_none_match.as_deref(),
     };
     request.select(size, tag)
 }
@@ -463,6 +475,29 @@ mod tests {
         );
         for method in ["GET", "HEAD"] {
             let answer = with_fields(method, "Range: bytes=1-2\r\nIf-Match: \"x\"\r\n");
+            assert!(answer.starts_with("HTTP/1.1 412 "), "{answer}");
+        }
+    }
+
+    #[test]
+    fn what_the_client_has_is_not_sent_again() {
+        let whole = with_fields("GET", "");
+        let tag = tag_of(&whole);
+        for method in ["GET", "HEAD"] {
+            for fields in [
+                format!("If-None-Match: {tag}\r\n"),
+                format!("If-None-Match: \"x\"\r\nIf-None-Match: W/{tag}\r\nRange: bytes=9-\r\n"),
+            ] {
+                let answer = with_fields(method, &fields);
+                assert!(answer.starts_with("HTTP/1.1 304 "), "{answer}");
+                assert_eq!(tag_of(&answer), tag);
+                assert!(!answer.contains("Content-"), "{answer}");
+                assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+            }
+            let answer = with_fields(method, "If-None-Match: \"x\"\r\n");
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let both = format!("If-None-Match: {tag}\r\nIf-Match: \"x\"\r\n");
+            let answer = with_fields(method, &both);
             assert!(answer.starts_with("HTTP/1.1 412 "), "{answer}");
         }
     }
