@@ -179,7 +179,7 @@ impl Hub {
 
     /// Decides on the DHCP messages that wait. False: there were none, and the next one is told of.
     fn receive(&mut self, index: usize, decided: &mut Vec<(Vec<Output>, Asker)>) -> bool {
-        let Some(receiver) = self.receivers.get(index) else {
+        let Some(receiver) = self.receivers.get_mut(index) else {
             return false;
         };
         let inputs: Vec<Input> = std::iter::from_fn(|| receiver.next())
@@ -198,19 +198,17 @@ impl Hub {
     /// Nothing leaves before every record so far is durable, those of earlier batches included:
     /// the engine counts on them already. What is held back is dropped; whoever waits asks again.
     fn carry_out(&mut self, decided: Vec<(Vec<Output>, Asker)>) {
-        for output in decided.iter().flat_map(|(outputs, _)| outputs) {
-            match output {
-                Output::Persist(record) => self.unwritten.record(record.clone()),
-                Output::Event(event) => self.unwritten.event(self.journal.number(event.clone())),
-                _ => {}
-            }
+        let mut waiting = Vec::with_capacity(decided.len());
+        for (outputs, asker) in decided {
+            let outputs = outputs.into_iter().filter_map(|it| self.note(it));
+            waiting.push((outputs.collect::<Vec<_>>(), asker));
         }
         let promises = self.unwritten.has_records();
         if promises {
             self.keep();
         }
         if !self.unwritten.has_records() {
-            for (outputs, mut asker) in decided {
+            for (outputs, mut asker) in waiting {
                 for output in outputs {
                     self.send(output, &mut asker);
                 }
@@ -220,6 +218,19 @@ impl Hub {
         if !promises {
             self.keep();
         }
+    }
+
+    /// Takes what is to be written; the rest is to be sent.
+    fn note(&mut self, output: Output) -> Option<Output> {
+        match output {
+            Output::Persist(record) => self.unwritten.record(record),
+            Output::Event(event) => {
+                self.learn(&event);
+                self.unwritten.event(self.journal.number(event));
+            }
+            other => return Some(other),
+        }
+        None
     }
 
     /// Writes what is not written yet, and tells followers of the events among it.
@@ -237,8 +248,8 @@ impl Hub {
 
     fn send(&mut self, output: Output, asker: &mut Asker) {
         match output {
-            Output::Persist(_) => {}
-            Output::Event(event) => self.learn(&event),
+            // Noted, and written by now.
+            Output::Persist(_) | Output::Event(_) => {}
             Output::Dhcp {
                 interface,
                 destination,

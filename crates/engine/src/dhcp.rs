@@ -648,13 +648,17 @@ pub(crate) fn reply_to(request: &Message) -> Message {
     Message {
         op: Op::Reply,
         hops: 0,
+        xid: request.xid,
         secs: 0,
+        broadcast: request.broadcast,
+        ciaddr: request.ciaddr,
         yiaddr: Ipv4Addr::UNSPECIFIED,
         siaddr: Ipv4Addr::UNSPECIFIED,
+        giaddr: request.giaddr,
+        mac: request.mac,
         sname: Vec::new(),
         file: Vec::new(),
         options: Vec::new(),
-        ..request.clone()
     }
 }
 

@@ -465,7 +465,10 @@ impl Engine {
         for group in self.groups_of(node) {
             settings.fill_in(&group.network);
         }
-        if let Some(of_network) = self.networks.get(&interface.cidr()) {
+        // Its name is not written out where nothing is said of any.
+        if !self.networks.is_empty()
+            && let Some(of_network) = self.networks.get(&interface.cidr())
+        {
             settings.fill_in(of_network);
         }
         // A router elsewhere is none (RFC 2132, 3.5).

@@ -6,7 +6,7 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().flat_map(digits).collect()
 }
 
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
+pub(crate) const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// The bytes that pairs of hexadecimal digits stand for; `None` where anything else is among them.
 pub fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {

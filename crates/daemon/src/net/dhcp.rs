@@ -63,6 +63,7 @@ impl Port {
             socket: Arc::clone(socket),
             input,
             resume: None,
+            buffer: Box::new([0; DATAGRAM_BYTES]),
         };
         let server = receiver(&self.server, |interface, source, packet| Input::Dhcp {
             interface,
@@ -107,6 +108,8 @@ pub struct Receiver {
     input: fn(InterfaceId, SocketAddrV4, Vec<u8>) -> Input,
     /// Has the thread look again.
     resume: Option<Sender<()>>,
+    /// Where a datagram comes in.
+    buffer: Box<[u8; DATAGRAM_BYTES]>,
 }
 
 impl Receiver {
@@ -134,12 +137,11 @@ impl Receiver {
     }
 
     /// The next datagram that waits.
-    pub fn next(&self) -> Option<Input> {
-        let mut buffer = [0; DATAGRAM_BYTES];
+    pub fn next(&mut self) -> Option<Input> {
         loop {
-            match self.socket.recv_from(&mut buffer) {
+            match self.socket.recv_from(&mut self.buffer[..]) {
                 Ok((length, SocketAddr::V4(source))) => {
-                    let packet = buffer[..length].to_vec();
+                    let packet = self.buffer[..length].to_vec();
                     return Some((self.input)(self.interface, source, packet));
                 }
                 Ok(_) => {}
