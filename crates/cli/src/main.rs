@@ -2,6 +2,8 @@
 
 mod args;
 mod commands;
+#[cfg(all(target_arch = "x86_64", any(target_env = "musl", test)))]
+mod copy;
 mod embedded;
 mod failure;
 mod foreground;
