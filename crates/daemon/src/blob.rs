@@ -101,12 +101,14 @@ fn sealed(content: &[u8]) -> io::Result<(File, Mmap)> {
     Ok((file, map))
 }
 
-/// Has the kernel keep the whole pieces of [`HUGE_BYTES`] of a memory file in one page each
-/// (`MADV_COLLAPSE` of madvise(2), Linux 6.1), whatever `shmem_enabled` says of files that do not ask.
+/// Has the kernel keep each [`HUGE_BYTES`] of a memory file in one page (`MADV_COLLAPSE` of madvise(2),
+/// Linux 6.1), whatever `shmem_enabled` says of files that do not ask. The last page is whole, too: it
+/// costs memory behind the file's end, which has no length there.
 fn in_huge_pages(file: &File, bytes: usize) -> io::Result<()> {
     if bytes < HUGE_BYTES {
         return Ok(());
     }
+    let bytes = bytes.next_multiple_of(HUGE_BYTES);
     let reserved = bytes + HUGE_BYTES;
     let flags = MapFlags::SHARED | MapFlags::FIXED;
     // SAFETY: the file is mapped at a huge page's boundary within addresses that are reserved for it,
@@ -133,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_piece_is_found_in_the_file_and_nothing_else_is() {
-        // One that takes no huge page, and one that takes two and some small ones.
+        // One that takes no huge page, and one that takes three, the last for its end.
         for size in [10_000, 2 * HUGE_BYTES + 10_000] {
             let content: Vec<u8> = (0..size).map(|it| (it % 251) as u8).collect();
             let blob = Blob::new(content.clone().into());
