@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use memchr::memmem;
+
 use crate::files::{FileKind, Files, Root};
 
 /// Where an image's boot files lie. An image without loaders still boots where a loader comes from elsewhere, so
@@ -257,8 +259,7 @@ fn newer_loaders(root: Root<'_>) -> io::Result<Option<(PathBuf, PathBuf)>> {
 
 /// Whether a GRUB, by its bytes, fetches over HTTP: Debian 12's network GRUB does not have that module.
 pub fn grub_speaks_http(grub: &[u8]) -> bool {
-    let mark = b"HTTP/1.1";
-    grub.windows(mark.len()).any(|window| window == mark)
+    memmem::find(grub, b"HTTP/1.1").is_some()
 }
 
 /// Red Hat's family keeps both in a folder of the vendor's name here.
@@ -270,11 +271,16 @@ impl BootFiles {
     /// Finds the boot files of an image.
     pub fn of(files: &dyn Files) -> Result<Self, Error> {
         let root = Root::new(files);
-        Ok(Self {
-            kernel: newest_kernel(root)?,
-            shim: Loader::Shim.find(files)?,
-            grub: Loader::Grub.find(files)?,
-        })
+        let kernel = newest_kernel(root)?;
+        // Not one by one: to look for newer ones takes reading the image's own GRUB.
+        let (shim, grub) = match newer_loaders(root)? {
+            Some((shim, grub)) => (Ok(shim), Ok(grub)),
+            None => (
+                find_loader(root, &Loader::Shim.place())?,
+                find_loader(root, &Loader::Grub.place())?,
+            ),
+        };
+        Ok(Self { kernel, shim, grub })
     }
 }
 

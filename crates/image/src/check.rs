@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use memchr::memmem;
 use sha2::{Digest as _, Sha256};
 use wire::hex::hexadecimal;
 
@@ -147,7 +148,7 @@ fn holds_key(root: Root<'_>, path: &str) -> io::Result<bool> {
 }
 
 fn is_key(text: &[u8], path: &str) -> bool {
-    let has = |mark: &[u8]| text.windows(mark.len()).any(|window| window == mark);
+    let has = |mark: &[u8]| memmem::find(text, mark).is_some();
     (has(b"-----BEGIN ") && has(b"PRIVATE KEY-----"))
         || (path.starts_with("/etc/wireguard/") && has(b"PrivateKey"))
 }
