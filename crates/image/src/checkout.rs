@@ -1,28 +1,31 @@
 //! A version as a directory that may be changed, and the way back into the store.
 //!
-//! A checkout remembers of every file when its inode was last changed. Nothing can change a file's
-//! content without changing that time, so what still has it is taken over from the version when the
-//! directory is read in again, and not read: a commit costs what was changed, not what is there.
+//! A checkout remembers of every name which inode it is and when that was last changed. Nothing can
+//! change what an inode holds or is without changing that time, so what still has it is taken over from
+//! the version when the directory is read in again, and neither opened nor listed: a commit costs what
+//! was changed, and one look at everything.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::export;
 use crate::import::{self, Progress};
-use crate::manifest::Content;
+use crate::layer::node_of;
+use crate::manifest::Node;
 use crate::store::{Staged, Store};
-use crate::tree::{Nid, StoredTree};
-
-/// When an inode was last changed: seconds and nanoseconds since 1970.
-type Changed = (i64, u32);
+use crate::survey::{Changed, Directories, Survey};
+use crate::tree::{Entry, Kind, Nid, StoredTree};
 
 /// A version, written out.
 pub struct Checkout {
     path: PathBuf,
     base: StoredTree,
+    directories: Directories,
+    then: Survey,
+    /// What is no directory, by its number on this machine: it may have got another name.
     known: HashMap<u64, (Changed, Nid)>,
 }
 
@@ -33,21 +36,29 @@ impl Checkout {
         path: &Path,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Checkout> {
-        let mut inodes = Vec::new();
-        let mut note = |nid: Nid, file: &File| {
-            let meta = file
-                .metadata()
-                .map_err(Error::io("reading the attributes of", path))?;
-            inodes.push((meta.ino(), nid));
-            Ok(())
-        };
-        export::dir::write(&base, path, &mut note, progress)?;
-        let mut checkout = Checkout {
+        export::dir::write(&base, path, progress)?;
+        // Once every name is made: a further name changes an inode too.
+        let directories = Directories::of(&base)?;
+        let then = Survey::of(&base, &directories, path)?;
+        let mut known = HashMap::new();
+        let mut last = then.root.changed;
+        for directory in directories.nids() {
+            for (place, entry) in base.readdir(directory, 0)?.enumerate() {
+                let (entry, stamp) = (entry?, then.entry(directory, place));
+                last = last.max(stamp.changed);
+                if is_remembered(&entry) && stamp.is_known() {
+                    known.insert(stamp.inode, (stamp.changed, entry.nid));
+                }
+            }
+        }
+        let checkout = Checkout {
             path: path.to_owned(),
             base,
-            known: HashMap::new(),
+            directories,
+            then,
+            known,
         };
-        checkout.remember(&inodes)?;
+        checkout.outwait(last)?;
         Ok(checkout)
     }
 
@@ -61,45 +72,13 @@ impl Checkout {
         &self.base
     }
 
-    /// The inode of the version that a file is, if it has not been touched since the checkout.
-    pub(crate) fn untouched(&self, inode: u64, changed: Changed) -> Option<Nid> {
-        let (then, nid) = self.known.get(&inode)?;
-        (*then == changed).then_some(*nid)
-    }
-
-    /// The content of a file of the version.
-    pub(crate) fn content(&self, nid: Nid) -> Result<Content> {
-        Ok(match self.base.object_of(nid)? {
-            Some(digest) => Content::Object {
-                digest,
-                size: self.base.attr(nid)?.size,
-            },
-            None => Content::Inline(self.base.read_inode(nid)?),
+    /// Looks at all that there was.
+    pub(crate) fn look(&self) -> Result<Look<'_>> {
+        let now = Survey::of(&self.base, &self.directories, &self.path)?;
+        Ok(Look {
+            checkout: self,
+            now,
         })
-    }
-
-    /// Looks at all files once every name is made: a further name changes an inode too.
-    fn remember(&mut self, inodes: &[(u64, Nid)]) -> Result<()> {
-        let nids: HashMap<u64, Nid> = inodes.iter().copied().collect();
-        let mut last = Changed::default();
-        let mut ahead = vec![self.path.clone()];
-        while let Some(directory) = ahead.pop() {
-            let entries = fs::read_dir(&directory).map_err(Error::io("listing", &directory))?;
-            for entry in entries {
-                let path = entry.map_err(Error::io("listing", &directory))?.path();
-                let meta = path
-                    .symlink_metadata()
-                    .map_err(Error::io("reading the attributes of", &path))?;
-                if meta.is_dir() {
-                    ahead.push(path);
-                } else if let Some(nid) = nids.get(&meta.ino()) {
-                    let changed = (meta.ctime(), meta.ctime_nsec() as u32);
-                    last = last.max(changed);
-                    self.known.insert(meta.ino(), (changed, *nid));
-                }
-            }
-        }
-        self.outwait(last)
     }
 
     /// File systems keep time in steps of some milliseconds. Waits until one has passed since
@@ -126,6 +105,62 @@ fn tempfile_in(directory: &Path) -> std::io::Result<File> {
     Ok(File::from(file))
 }
 
+/// Imports leave sockets out, and say so.
+fn is_remembered(entry: &Entry<'_>) -> bool {
+    !matches!(entry.kind, Kind::Directory | Kind::Socket)
+}
+
+/// What a checkout was, beside what it is now.
+pub(crate) struct Look<'c> {
+    checkout: &'c Checkout,
+    now: Survey,
+}
+
+/// An entry of a directory of the version that is what it was.
+#[derive(Clone, Copy)]
+pub(crate) struct Untouched {
+    /// In the version.
+    pub nid: Nid,
+    /// Its number on this machine.
+    pub inode: u64,
+}
+
+impl<'c> Look<'c> {
+    /// The version.
+    pub fn base(&self) -> &'c StoredTree {
+        &self.checkout.base
+    }
+
+    /// Whether the root is untouched, what is in it aside.
+    pub fn has_root(&self) -> bool {
+        self.now.root.is_still(&self.checkout.then.root)
+    }
+
+    /// What the entry at a place in a directory of the version still is, if it is untouched; of a
+    /// directory, what is in it aside.
+    pub fn entry(&self, directory: Nid, place: usize, entry: &Entry<'_>) -> Option<Untouched> {
+        let stamp = |survey: &Survey| survey.entry(directory, place);
+        let (then, now) = (stamp(&self.checkout.then), stamp(&self.now));
+        let is_still = now.is_still(&then) && entry.kind != Kind::Socket;
+        is_still.then_some(Untouched {
+            nid: entry.nid,
+            inode: now.inode,
+        })
+    }
+
+    /// The inode of the version that one which is no directory still is, whatever its name, if it has
+    /// not been touched.
+    pub fn inode(&self, inode: u64, changed: Changed) -> Option<Nid> {
+        let (then, nid) = *self.checkout.known.get(&inode)?;
+        (then == changed).then_some(nid)
+    }
+
+    /// What the version says of an inode; of a directory, what is in it aside.
+    pub fn node(&self, nid: Nid) -> Result<Node> {
+        node_of(self.base(), nid)
+    }
+}
+
 impl Store {
     /// Reads a checkout into the store; what was not touched is not read.
     pub fn stage_checkout(
@@ -134,13 +169,15 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Staged> {
         self.stage_with(|session| {
-            import::dir::read(&checkout.path, Some(checkout), session, progress)
+            let look = checkout.look()?;
+            import::dir::read(&checkout.path, Some(look), session, progress)
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use tempfile::TempDir;
@@ -211,5 +248,49 @@ mod tests {
         assert_eq!(tree.read_file("sizes/8192").unwrap(), [b'x'; 8192]);
         assert!(tree.read_file("sizes/2048").is_err());
         assert_eq!(tree.read_file("sizes/moved").unwrap().len(), 4097);
+    }
+
+    /// What is in them is the same inode with the same time, at another path or through a link.
+    #[test]
+    fn directories_that_moved_are_seen() {
+        let Some((_dir, store, checkout)) = checked_out() else {
+            return;
+        };
+        let top = checkout.path().to_owned();
+        let names = |path: &Path| {
+            let entries = fs::read_dir(path).unwrap();
+            entries.count()
+        };
+        let count = names(&top.join("sizes"));
+        fs::rename(top.join("sizes"), top.join("moved")).unwrap();
+        symlink("moved", top.join("sizes")).unwrap();
+        fs::hard_link(top.join("moved/8192"), top.join("second")).unwrap();
+        let mut read = Progress::default();
+        let committed = store
+            .stage_checkout(&checkout, &mut |it| read = it)
+            .unwrap();
+        // Of the files that moved none is read but the one whose inode has a name more.
+        assert_eq!(read.bytes, 8192);
+        let anew = store.stage_dir(&top, &mut |_| ()).unwrap();
+        assert_eq!(committed.digest(), anew.digest());
+        let tree = committed.tree();
+        let link = tree.lookup(tree.root(), b"sizes").unwrap().unwrap();
+        assert_eq!(tree.attr(link).unwrap().kind, Kind::Symlink);
+        let moved = tree.lookup(tree.root(), b"moved").unwrap().unwrap();
+        assert_eq!(tree.readdir(moved, 0).unwrap().count(), count);
+        let second = tree.lookup(tree.root(), b"second").unwrap().unwrap();
+        assert_eq!(tree.attr(second).unwrap().nlink, 2);
+
+        // Another directory in its place, with the names that it had.
+        drop((committed, anew));
+        fs::remove_file(top.join("sizes")).unwrap();
+        fs::create_dir(top.join("sizes")).unwrap();
+        fs::write(top.join("sizes/8192"), "another").unwrap();
+        let committed = store.stage_checkout(&checkout, &mut |_| ()).unwrap();
+        let anew = store.stage_dir(&top, &mut |_| ()).unwrap();
+        assert_eq!(committed.digest(), anew.digest());
+        let tree = committed.tree();
+        assert_eq!(tree.read_file("sizes/8192").unwrap(), b"another");
+        assert!(tree.read_file("sizes/4096").is_err());
     }
 }

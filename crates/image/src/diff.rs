@@ -186,7 +186,7 @@ impl Comparison<'_> {
             Kind::File if old.size != new.size => false,
             Kind::File => match (before.object_of(old.nid)?, after.object_of(new.nid)?) {
                 (Some(old), Some(new)) => old == new,
-                _ => before.read_inode(old.nid)? == after.read_inode(new.nid)?,
+                _ => before.held(old.nid)? == after.held(new.nid)?,
             },
             Kind::Symlink => before.readlink(old.nid)? == after.readlink(new.nid)?,
             Kind::Character | Kind::Block => old.rdev == new.rdev,

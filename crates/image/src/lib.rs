@@ -29,6 +29,7 @@ pub mod written;
 
 pub mod erofs;
 mod manifest;
+mod survey;
 mod verity;
 mod walk;
 

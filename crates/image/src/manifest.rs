@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use wire::digest::Digest;
 
 use crate::error::{Error, Result, shown};
@@ -50,7 +51,7 @@ pub enum Content {
     /// A directory: names and nodes.
     Directory(BTreeMap<Vec<u8>, Id>),
     /// A regular file of at most [`INLINE_MAX`] bytes.
-    Inline(Vec<u8>),
+    Inline(Bytes),
     /// A larger regular file.
     Object {
         /// Its object.
@@ -96,6 +97,11 @@ impl Manifest {
     /// Sets the root's owner, permissions, time and attributes.
     pub fn set_root(&mut self, meta: Meta) {
         self.nodes[Self::ROOT].meta = meta;
+    }
+
+    /// One more than the largest number of a node.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
     }
 
     /// A node.
@@ -366,7 +372,7 @@ mod tests {
     fn file(text: &str) -> Node {
         Node {
             meta: Meta::default(),
-            content: Content::Inline(text.into()),
+            content: Content::Inline(text.to_owned().into()),
         }
     }
 

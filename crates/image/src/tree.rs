@@ -293,6 +293,10 @@ impl StoredTree {
         let mut kept = Vec::new();
         self.image
             .each_xattr(&self.image.inode(nid)?, |name, value| {
+                // Of most files these are all: where their objects lie.
+                if name.is_below("trusted.") {
+                    return;
+                }
                 let name = name.full();
                 if is_kept_xattr(&name) {
                     kept.push((name, value.to_vec()));
@@ -416,6 +420,16 @@ impl StoredTree {
         Ok(content)
     }
 
+    /// The whole content of a file, a slice of the memory map where it lies there in one piece.
+    pub(crate) fn held(&self, nid: Nid) -> Result<Bytes> {
+        let size = self.file(nid)?.size;
+        Ok(match &self.read(nid, 0, size)?[..] {
+            [] => Bytes::new(),
+            [Extent::Bytes(bytes)] => bytes.clone(),
+            _ => self.read_inode(nid)?.into(),
+        })
+    }
+
     /// The objects that the version needs, each once, and their lengths.
     pub(crate) fn objects(&self) -> Result<std::collections::HashMap<Digest, u64>> {
         let mut objects = std::collections::HashMap::new();
@@ -474,7 +488,7 @@ impl StoredTree {
     fn is_escaped_whiteout(&self, inode: &Inode) -> Result<bool> {
         let mut escaped = false;
         self.image.each_xattr(inode, |name, _| {
-            escaped |= name.full() == ESCAPED_WHITEOUT.as_bytes();
+            escaped |= name.is(ESCAPED_WHITEOUT);
         })?;
         Ok(escaped)
     }

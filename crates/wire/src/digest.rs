@@ -66,10 +66,14 @@ fn parse(text: &[u8]) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
+/// Asked for with every read of a file: no `char::to_digit`.
 fn nibble(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -375,9 +375,14 @@ pub struct XattrName<'a> {
 
 impl XattrName<'_> {
     /// Whether it is this name.
-    fn is(&self, full: &str) -> bool {
+    pub fn is(&self, full: &str) -> bool {
         let rest = full.strip_prefix(self.prefix);
         rest.is_some_and(|rest| rest.as_bytes() == self.rest)
+    }
+
+    /// Whether it begins with this, one of [`XATTR_PREFIXES`].
+    pub fn is_below(&self, prefix: &str) -> bool {
+        self.prefix == prefix
     }
 
     /// The whole name.

@@ -3,30 +3,45 @@
 //! Inodes in breadth-first order, packed after the superblock; shared attributes; then whole
 //! blocks of directories and small files. The same tree always gives the same bytes.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use wire::digest::Digest;
 
 use super::format::*;
 use crate::error::Result;
 use crate::manifest::{Content, Id, Manifest, Xattrs, bad};
 use crate::tree::{Device, Mtime};
 
-/// The image of a tree.
-pub fn write(tree: &Manifest) -> Result<Vec<u8>> {
-    let mut inodes = collect(tree);
-    let shared = share_xattrs(&mut inodes);
-    let oldest = inodes
-        .iter()
-        .map(|inode| inode.mtime)
-        .min()
-        .unwrap_or_default();
-    let places = place(&inodes, oldest);
+/// An image is handed over in pieces of about this many bytes.
+const PIECE: usize = 256 << 10;
+
+/// Takes the pieces of an image in order.
+pub type Sink<'s> = dyn FnMut(Vec<u8>) -> Result<()> + 's;
+
+/// Writes the image of a tree.
+pub fn write(tree: &Manifest, sink: &mut Sink<'_>) -> Result<()> {
+    let mut collected = Collected::of(tree);
+    let shared = collected.attributes.share();
+    let oldest = collected.inodes.iter().map(|inode| inode.mtime).min();
+    let oldest = oldest.unwrap_or_default();
+    let places = collected.places(oldest);
     let end = places
         .last()
         .map_or(SUPERBLOCK + SUPERBLOCK_SIZE, |place| place.end());
     if end.div_ceil(SLOT) > u32::MAX as usize {
         return Err(bad(b"/", "more inodes than an image can hold"));
     }
-    Ok(emit(&inodes, &places, &shared, oldest))
+    collected.emit(&places, &shared, oldest, sink)
+}
+
+/// The inodes of an image, and what they are made of.
+struct Collected<'a> {
+    inodes: Vec<Inode<'a>>,
+    /// The entries of all directories.
+    entries: Vec<Entry<'a>>,
+    attributes: Attributes<'a>,
 }
 
 struct Inode<'a> {
@@ -35,23 +50,46 @@ struct Inode<'a> {
     uid: u32,
     gid: u32,
     mtime: Mtime,
-    xattrs: Xattrs,
-    /// The attributes that others have too, by their place among the shared ones.
-    shared: Vec<u32>,
-    /// The attributes that only this inode has.
-    own: Vec<(Vec<u8>, Vec<u8>)>,
-    /// For each bit: no attribute's name hashes to it.
-    filter: u32,
-    has_acl: bool,
+    /// What the tree says; a few are added by the format.
+    xattrs: Option<&'a Xattrs>,
+    marks: Marks,
+    /// Among [`Attributes::of_inodes`].
+    attributes: Range<usize>,
     body: Body<'a>,
 }
 
+/// What the format marks an inode as.
+#[derive(Clone, Copy, Default)]
+struct Marks {
+    /// It is one of the root's 256 whiteouts.
+    stub: bool,
+    /// It stands for a device 0, 0.
+    whiteout: bool,
+    /// It holds such a one.
+    whiteout_parent: bool,
+    /// Layers below it show nothing.
+    opaque: bool,
+}
+
 enum Body<'a> {
-    Directory(BTreeMap<&'a [u8], usize>),
+    /// Its entries among all.
+    Directory(Range<usize>),
     Bytes(&'a [u8]),
-    Object(u64),
+    Object(&'a Digest, u64),
     Device(u32),
     Empty,
+}
+
+/// A name, and the number of its inode.
+struct Entry<'a> {
+    name: &'a [u8],
+    number: u32,
+}
+
+impl Entry<'_> {
+    fn size(&self) -> usize {
+        DIRENT + self.name.len()
+    }
 }
 
 /// Where an inode lies.
@@ -79,53 +117,111 @@ impl Place {
     }
 }
 
-/// All inodes in breadth-first order, each at the first of its names, in byte order.
-fn collect(tree: &Manifest) -> Vec<Inode<'_>> {
-    let mut inodes = vec![inode_of(tree, Manifest::ROOT)];
-    let mut sources = vec![(Some(Manifest::ROOT), 0)];
-    let mut numbers: HashMap<Id, usize> = HashMap::from([(Manifest::ROOT, 0)]);
-    let mut next = 0;
-    while next < inodes.len() {
-        let (source, parent) = sources[next];
-        if let Some(Content::Directory(children)) = source.map(|id| &tree.node(id).content) {
-            let mut entries = BTreeMap::from([(b".".as_slice(), next), (b"..".as_slice(), parent)]);
-            let mut names: BTreeMap<&[u8], Option<Id>> = children
-                .iter()
-                .map(|(name, id)| (name.as_slice(), Some(*id)))
-                .collect();
-            if next == 0 {
-                STUBS
-                    .iter()
-                    .for_each(|stub| _ = names.entry(stub).or_insert(None));
-            }
-            for (name, id) in names {
-                let number = match id.and_then(|id| numbers.get(&id)) {
-                    Some(number) => {
-                        inodes[*number].nlink += 1;
-                        *number
-                    }
-                    None => {
-                        let inode = id.map_or_else(|| stub_of(&inodes[0]), |id| inode_of(tree, id));
-                        inodes[next].nlink += u32::from(inode.mode & TYPE_MASK == TYPE_DIRECTORY);
-                        if let Some(id) = id {
-                            numbers.insert(id, inodes.len());
-                        }
-                        inodes.push(inode);
-                        sources.push((id, next));
-                        inodes.len() - 1
-                    }
-                };
-                if id.is_some_and(|id| is_whiteout(&tree.node(id).content)) {
-                    mark(&mut inodes[next].xattrs, &WHITEOUT_PARENT_MARKS);
-                }
-                entries.insert(name, number);
-            }
-            inodes[next].body = Body::Directory(entries);
+impl<'a> Collected<'a> {
+    /// All inodes in breadth-first order, each at the first of its names, in byte order.
+    fn of(tree: &'a Manifest) -> Collected<'a> {
+        let count = tree.len() + STUBS.len();
+        let mut collecting = Collecting {
+            tree,
+            inodes: Vec::with_capacity(count),
+            sources: Vec::with_capacity(count),
+            numbers: vec![None; tree.len()],
+            entries: Vec::with_capacity(2 * count),
+        };
+        collecting.inodes.push(inode_of(tree, Manifest::ROOT));
+        collecting.sources.push((Some(Manifest::ROOT), 0));
+        collecting.inodes[0].marks.opaque = true;
+        collecting.numbers[Manifest::ROOT] = Some(0);
+        let mut next = 0;
+        while next < collecting.inodes.len() {
+            collecting.directory(next);
+            next += 1;
         }
-        next += 1;
+        let Collecting {
+            mut inodes,
+            entries,
+            ..
+        } = collecting;
+        let mut attributes = Attributes::default();
+        attributes.of_inodes.reserve(2 * count);
+        attributes.known.reserve(2 * count);
+        attributes.by_object.reserve(count);
+        for inode in &mut inodes {
+            attributes.take(inode);
+        }
+        Collected {
+            inodes,
+            entries,
+            attributes,
+        }
     }
-    mark(&mut inodes[0].xattrs, &[(OPAQUE, "y")]);
-    inodes
+}
+
+struct Collecting<'a> {
+    tree: &'a Manifest,
+    inodes: Vec<Inode<'a>>,
+    /// Of each inode its node, and the number of the directory that it was found in.
+    sources: Vec<(Option<Id>, u32)>,
+    /// Of each node its inode.
+    numbers: Vec<Option<u32>>,
+    entries: Vec<Entry<'a>>,
+}
+
+impl<'a> Collecting<'a> {
+    /// Lists the entries of an inode that is a directory, and appends those that are new.
+    fn directory(&mut self, number: usize) {
+        let (source, parent) = self.sources[number];
+        let Some(Content::Directory(children)) = source.map(|id| &self.tree.node(id).content)
+        else {
+            return;
+        };
+        let start = self.entries.len();
+        for (name, number) in [(&b"."[..], number as u32), (b"..", parent)] {
+            self.entries.push(Entry { name, number });
+        }
+        if number == 0 {
+            let stubs = STUBS.iter().map(|name| (&name[..], None));
+            let mut names: BTreeMap<&[u8], Option<Id>> = stubs.collect();
+            names.extend(children.iter().map(|(name, id)| (&name[..], Some(*id))));
+            names
+                .into_iter()
+                .for_each(|(name, id)| self.entry(number, name, id));
+        } else {
+            children
+                .iter()
+                .for_each(|(name, id)| self.entry(number, name, Some(*id)));
+        }
+        // Some names come before the two dots.
+        self.entries[start..].sort_by_key(|entry| entry.name);
+        self.inodes[number].body = Body::Directory(start..self.entries.len());
+    }
+
+    fn entry(&mut self, directory: usize, name: &'a [u8], id: Option<Id>) {
+        let number = match id.and_then(|id| self.numbers[id]) {
+            Some(number) => {
+                self.inodes[number as usize].nlink += 1;
+                number
+            }
+            None => self.inode(directory, id),
+        };
+        if id.is_some_and(|id| is_whiteout(&self.tree.node(id).content)) {
+            self.inodes[directory].marks.whiteout_parent = true;
+        }
+        self.entries.push(Entry { name, number });
+    }
+
+    fn inode(&mut self, directory: usize, id: Option<Id>) -> u32 {
+        let stub = || stub_of(&self.inodes[0]);
+        let inode = id.map_or_else(stub, |id| inode_of(self.tree, id));
+        self.inodes[directory].nlink += u32::from(inode.mode & TYPE_MASK == TYPE_DIRECTORY);
+        let number = self.inodes.len() as u32;
+        if let Some(id) = id {
+            self.numbers[id] = Some(number);
+        }
+        self.inodes.push(inode);
+        self.sources.push((id, directory as u32));
+        number
+    }
 }
 
 /// The names of the root's 256 whiteouts: they hide the object directories where those lie
@@ -133,7 +229,6 @@ fn collect(tree: &Manifest) -> Vec<Inode<'_>> {
 static STUBS: [[u8; 2]; 256] = stubs();
 
 const fn stubs() -> [[u8; 2]; 256] {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut names = [[0; 2]; 256];
     let mut i = 0;
     while i < 256 {
@@ -143,46 +238,37 @@ const fn stubs() -> [[u8; 2]; 256] {
     names
 }
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+/// The only attribute of its directory that a stub has, too.
+const LABEL: &[u8] = b"security.selinux";
+
 fn stub_of<'a>(root: &Inode<'a>) -> Inode<'a> {
-    let label = root.xattrs.get(b"security.selinux".as_slice());
     Inode {
         mode: TYPE_CHARACTER | 0o644,
         nlink: 1,
         uid: root.uid,
         gid: root.gid,
         mtime: root.mtime,
-        xattrs: label
-            .map(|value| (b"security.selinux".to_vec(), value.clone()))
-            .into_iter()
-            .collect(),
-        shared: Vec::new(),
-        own: Vec::new(),
-        filter: u32::MAX,
-        has_acl: false,
+        xattrs: root.xattrs,
+        marks: Marks {
+            stub: true,
+            ..Marks::default()
+        },
+        attributes: 0..0,
         body: Body::Device(0),
     }
 }
 
 fn inode_of(tree: &Manifest, id: Id) -> Inode<'_> {
     let node = tree.node(id);
-    let mut xattrs = node.meta.xattrs.clone();
+    let mut marks = Marks::default();
     let (kind, body) = match &node.content {
         Content::Directory(_) => (TYPE_DIRECTORY, Body::Empty),
         Content::Inline(bytes) => (TYPE_FILE, Body::Bytes(bytes)),
-        Content::Object { digest, size } => {
-            let name = digest.to_string();
-            let mut metacopy = vec![0, 36, 0, 1];
-            metacopy.extend(digest.0);
-            xattrs.insert(METACOPY.into(), metacopy);
-            xattrs.insert(
-                REDIRECT.into(),
-                format!("/{}/{}", &name[..2], &name[2..]).into(),
-            );
-            (TYPE_FILE, Body::Object(*size))
-        }
+        Content::Object { digest, size } => (TYPE_FILE, Body::Object(digest, *size)),
         Content::Symlink(target) => (TYPE_SYMLINK, Body::Bytes(target)),
         content if is_whiteout(content) => {
-            mark(&mut xattrs, &WHITEOUT_MARKS);
+            marks.whiteout = true;
             (TYPE_FILE, Body::Bytes(&[]))
         }
         Content::Character(device) => (TYPE_CHARACTER, Body::Device(encoded(*device))),
@@ -195,11 +281,9 @@ fn inode_of(tree: &Manifest, id: Id) -> Inode<'_> {
         uid: node.meta.uid,
         gid: node.meta.gid,
         mtime: node.meta.mtime,
-        xattrs,
-        shared: Vec::new(),
-        own: Vec::new(),
-        filter: u32::MAX,
-        has_acl: false,
+        xattrs: Some(&node.meta.xattrs).filter(|it| !it.is_empty()),
+        marks,
+        attributes: 0..0,
         body,
     }
 }
@@ -208,124 +292,418 @@ fn is_whiteout(content: &Content) -> bool {
     matches!(content, Content::Character(Device { major: 0, minor: 0 }))
 }
 
-fn mark(xattrs: &mut Xattrs, marks: &[(&str, &str)]) {
-    xattrs.extend(
-        marks
-            .iter()
-            .map(|(name, value)| ((*name).into(), (*value).into())),
-    );
-}
-
 /// The kernel's new_encode_dev (include/linux/kdev_t.h).
 fn encoded(device: Device) -> u32 {
     device.minor & 0xff | device.major << 8 | (device.minor & !0xff) << 12
 }
 
-/// Splits the attributes of all inodes into those of several and those of one. Returns the
-/// shared ones as they lie on disk; an inode's `shared` are offsets into them.
-fn share_xattrs(inodes: &mut [Inode<'_>]) -> Vec<u8> {
-    let mut uses: HashMap<(&[u8], &[u8]), u32> = HashMap::new();
-    for (name, value) in inodes.iter().flat_map(|inode| &inode.xattrs) {
-        *uses.entry((name, value)).or_default() += 1;
-    }
-    let mut several: Vec<_> = uses
-        .into_iter()
-        .filter(|(_, uses)| *uses > 1)
-        .map(|(xattr, _)| xattr)
-        .collect();
-    // composefs sorts downwards: by name, then the value's length, then the value.
-    several.sort_by(|a, b| (b.0, b.1.len(), b.1).cmp(&(a.0, a.1.len(), a.1)));
-    let mut table = Vec::new();
-    let mut offsets: HashMap<(Vec<u8>, Vec<u8>), u32> = HashMap::new();
-    for (name, value) in several {
-        offsets.insert((name.to_vec(), value.to_vec()), table.len() as u32);
-        put_xattr(&mut table, name, value);
-    }
-    for inode in inodes {
-        for xattr in std::mem::take(&mut inode.xattrs) {
-            let (index, rest) = xattr_index(&xattr.0).unwrap_or((0, &xattr.0));
-            inode.filter &= !xattr_filter_bit(index, rest);
-            inode.has_acl |= xattr.0.starts_with(b"system.posix_acl_");
-            match offsets.get(&xattr) {
-                Some(offset) if inode.shared.len() < SHARED_XATTRS_MAX => {
-                    inode.shared.push(*offset);
-                }
-                _ => inode.own.push(xattr),
-            }
+/// The attributes of all inodes, each different one once.
+#[derive(Default)]
+struct Attributes<'a> {
+    known: Vec<Attribute<'a>>,
+    /// Indices into `known`, an inode's together and in the order of their names.
+    of_inodes: Vec<u32>,
+    by_content: HashMap<(&'a [u8], &'a [u8]), u32>,
+    /// Of the two that name an object the first; the second follows it.
+    by_object: HashMap<&'a Digest, u32>,
+    has_acl: bool,
+}
+
+/// An attribute as inodes may have it.
+struct Attribute<'a> {
+    name: &'a [u8],
+    value: Value<'a>,
+    uses: u32,
+    /// Where it lies among the shared ones, if several inodes have it.
+    shared: Option<u32>,
+    /// The bit of the filter that says "not here".
+    filter_bit: u32,
+}
+
+/// What an attribute holds.
+enum Value<'a> {
+    Bytes(&'a [u8]),
+    /// Where an object lies.
+    Redirect(&'a Digest),
+    /// That content is an object.
+    Metacopy(&'a Digest),
+}
+
+/// Bytes of a redirect: `/xx/…`.
+const REDIRECT_LEN: usize = 66;
+/// What a metacopy attribute begins with: version, length, flags, algorithm (SHA-256).
+const METACOPY_HEAD: [u8; 4] = [0, 36, 0, 1];
+
+impl<'a> Attribute<'a> {
+    fn new(name: &'a [u8], value: Value<'a>) -> Attribute<'a> {
+        let (index, rest) = xattr_index(name).unwrap_or((0, name));
+        Attribute {
+            name,
+            value,
+            uses: 0,
+            shared: None,
+            filter_bit: xattr_filter_bit(index, rest),
         }
     }
-    table
-}
 
-fn xattr_entry_size(name: &[u8], value: &[u8]) -> usize {
-    let rest = xattr_index(name).map_or(name.len(), |(_, rest)| rest.len());
-    (4 + rest + value.len()).next_multiple_of(4)
-}
-
-fn put_xattr(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    let (index, rest) = xattr_index(name).unwrap_or((0, name));
-    out.extend([rest.len() as u8, index]);
-    out.extend((value.len() as u16).to_le_bytes());
-    out.extend(rest);
-    out.extend(value);
-    pad(out, 4);
-}
-
-fn xattr_size(inode: &Inode<'_>) -> usize {
-    if inode.shared.is_empty() && inode.own.is_empty() {
-        return 0;
+    fn value(&self) -> Cow<'a, [u8]> {
+        match self.value {
+            Value::Bytes(bytes) => bytes.into(),
+            Value::Metacopy(digest) => [&METACOPY_HEAD[..], &digest.0].concat().into(),
+            Value::Redirect(digest) => redirect(digest).to_vec().into(),
+        }
     }
-    let own: usize = inode
-        .own
-        .iter()
-        .map(|(name, value)| xattr_entry_size(name, value))
-        .sum();
-    XATTR_HEADER + inode.shared.len() * 4 + own
+
+    /// Its bytes among those of an inode.
+    fn size(&self) -> usize {
+        let rest = xattr_index(self.name).map_or(self.name.len(), |(_, rest)| rest.len());
+        (4 + rest + self.value_len()).next_multiple_of(4)
+    }
+
+    fn value_len(&self) -> usize {
+        match self.value {
+            Value::Bytes(bytes) => bytes.len(),
+            Value::Metacopy(digest) => METACOPY_HEAD.len() + digest.0.len(),
+            Value::Redirect(_) => REDIRECT_LEN,
+        }
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        let end = out.len() + self.size();
+        let (index, rest) = xattr_index(self.name).unwrap_or((0, self.name));
+        out.extend_from_slice(&[rest.len() as u8, index]);
+        out.extend_from_slice(&(self.value_len() as u16).to_le_bytes());
+        out.extend_from_slice(rest);
+        match self.value {
+            Value::Bytes(bytes) => out.extend_from_slice(bytes),
+            Value::Metacopy(digest) => {
+                out.extend_from_slice(&METACOPY_HEAD);
+                out.extend_from_slice(&digest.0);
+            }
+            Value::Redirect(digest) => out.extend_from_slice(&redirect(digest)),
+        }
+        out.resize(end, 0);
+    }
 }
 
-/// Gives every inode its place.
-fn place(inodes: &[Inode<'_>], oldest: Mtime) -> Vec<Place> {
-    let mut at = SUPERBLOCK + SUPERBLOCK_SIZE;
-    let mut places = Vec::with_capacity(inodes.len());
-    for inode in inodes {
-        let (blocks, tail) = content_shape(inode);
-        let mut place = Place {
-            offset: at.next_multiple_of(SLOT),
-            compact: false,
-            xattr_size: xattr_size(inode),
-            blocks,
-            tail,
+fn redirect(digest: &Digest) -> [u8; REDIRECT_LEN] {
+    let mut path = [b'/'; REDIRECT_LEN];
+    for (index, byte) in digest.0.iter().enumerate() {
+        // The first two digits are the directory.
+        let at = 1 + index * 2 + usize::from(index > 0);
+        path[at] = HEX[usize::from(byte >> 4)];
+        path[at + 1] = HEX[usize::from(byte & 15)];
+    }
+    path
+}
+
+impl<'a> Attributes<'a> {
+    /// Takes in those of an inode.
+    fn take(&mut self, inode: &mut Inode<'a>) {
+        let start = self.of_inodes.len();
+        for (name, value) in inode.xattrs.into_iter().flatten() {
+            if !inode.marks.stub || name == LABEL {
+                self.has_acl |= name.starts_with(b"system.posix_acl_");
+                self.add(name, value);
+            }
+        }
+        if let Body::Object(digest, _) = inode.body {
+            self.add_object(digest);
+        }
+        let marked = |is_marked: bool, marks: &'static [(&str, &str)]| {
+            marks.iter().filter(move |_| is_marked)
         };
-        place.compact = is_compact(inode, &place, oldest);
-        if inode.mode & TYPE_MASK == TYPE_SYMLINK {
-            keep_whole(&mut place);
-        } else {
-            keep_tail_whole(&mut place);
+        let marks = marked(inode.marks.whiteout, &WHITEOUT_MARKS)
+            .chain(marked(inode.marks.whiteout_parent, &WHITEOUT_PARENT_MARKS))
+            .chain(marked(inode.marks.opaque, &[(OPAQUE, "y")]));
+        for (name, value) in marks {
+            self.add(name.as_bytes(), value.as_bytes());
         }
-        at = place.end();
-        places.push(place);
+        let known = &self.known;
+        self.of_inodes[start..].sort_by_key(|index| known[*index as usize].name);
+        inode.attributes = start..self.of_inodes.len();
     }
-    places
-}
 
-/// Whole blocks, and bytes that follow the inode: never more than half a block of those, but
-/// for the targets of links.
-fn content_shape(inode: &Inode<'_>) -> (usize, usize) {
-    match &inode.body {
-        Body::Directory(entries) => {
-            let blocks = directory_blocks(entries);
-            let last = blocks.last().map_or(0, |block| directory_bytes(block));
-            if last > BLOCK / 2 {
-                (blocks.len(), 0)
-            } else {
-                (blocks.len() - 1, last)
+    fn add(&mut self, name: &'a [u8], value: &'a [u8]) {
+        let index = *self.by_content.entry((name, value)).or_insert_with(|| {
+            self.known.push(Attribute::new(name, Value::Bytes(value)));
+            self.known.len() as u32 - 1
+        });
+        self.have(index);
+    }
+
+    fn add_object(&mut self, digest: &'a Digest) {
+        let first = *self.by_object.entry(digest).or_insert_with(|| {
+            let metacopy = Attribute::new(METACOPY.as_bytes(), Value::Metacopy(digest));
+            let redirect = Attribute::new(REDIRECT.as_bytes(), Value::Redirect(digest));
+            self.known.extend([metacopy, redirect]);
+            self.known.len() as u32 - 2
+        });
+        self.have(first);
+        self.have(first + 1);
+    }
+
+    fn have(&mut self, index: u32) {
+        self.known[index as usize].uses += 1;
+        self.of_inodes.push(index);
+    }
+
+    /// Gives those of several inodes their places. Returns them as they lie on disk.
+    fn share(&mut self) -> Vec<u8> {
+        let several = self.known.iter_mut().filter(|it| it.uses > 1);
+        let mut several: Vec<_> = several.map(|it| (it.value(), it)).collect();
+        // composefs sorts downwards: by name, then the value's length, then the value.
+        several.sort_by(|(a_value, a), (b_value, b)| {
+            (b.name, b_value.len(), b_value).cmp(&(a.name, a_value.len(), a_value))
+        });
+        let mut table = Vec::new();
+        for (_, attribute) in several {
+            attribute.shared = Some(table.len() as u32);
+            attribute.put(&mut table);
+        }
+        table
+    }
+
+    /// Those of an inode: the shared ones that it names, and those that it holds itself.
+    fn split(&self, inode: &Inode<'_>) -> (Vec<u32>, Vec<&Attribute<'a>>) {
+        let (mut shared, mut own) = (Vec::new(), Vec::new());
+        for index in &self.of_inodes[inode.attributes.clone()] {
+            let attribute = &self.known[*index as usize];
+            match attribute.shared {
+                Some(offset) if shared.len() < SHARED_XATTRS_MAX => shared.push(offset),
+                _ => own.push(attribute),
             }
         }
-        Body::Bytes(target) if inode.mode & TYPE_MASK == TYPE_SYMLINK => (0, target.len()),
-        Body::Bytes(bytes) if bytes.len() % BLOCK > BLOCK / 2 => (bytes.len() / BLOCK + 1, 0),
-        Body::Bytes(bytes) => (bytes.len() / BLOCK, bytes.len() % BLOCK),
-        Body::Object(_) => (0, 4),
-        Body::Device(_) | Body::Empty => (0, 0),
+        (shared, own)
+    }
+
+    fn size(&self, inode: &Inode<'_>) -> usize {
+        if inode.attributes.is_empty() {
+            return 0;
+        }
+        let (shared, own) = self.split(inode);
+        let own: usize = own.iter().map(|it| it.size()).sum();
+        XATTR_HEADER + shared.len() * 4 + own
+    }
+
+    /// For each bit: no attribute's name hashes to it.
+    fn filter(&self, inode: &Inode<'_>) -> u32 {
+        let of_inode = &self.of_inodes[inode.attributes.clone()];
+        let bits = of_inode
+            .iter()
+            .map(|it| self.known[*it as usize].filter_bit);
+        !bits.fold(0, |all, bit| all | bit)
+    }
+
+    fn put(&self, out: &mut Vec<u8>, inode: &Inode<'_>, inodes_end: usize) {
+        if inode.attributes.is_empty() {
+            return;
+        }
+        let (shared, own) = self.split(inode);
+        out.extend_from_slice(&self.filter(inode).to_le_bytes());
+        out.extend_from_slice(&[shared.len() as u8, 0, 0, 0, 0, 0, 0, 0]);
+        for offset in shared {
+            out.extend_from_slice(&(((inodes_end % BLOCK) as u32 + offset) / 4).to_le_bytes());
+        }
+        own.iter().for_each(|it| it.put(out));
+    }
+}
+
+impl<'a> Collected<'a> {
+    /// Gives every inode its place.
+    fn places(&self, oldest: Mtime) -> Vec<Place> {
+        let mut at = SUPERBLOCK + SUPERBLOCK_SIZE;
+        let mut places = Vec::with_capacity(self.inodes.len());
+        for inode in &self.inodes {
+            let (blocks, tail) = self.content_shape(inode);
+            let mut place = Place {
+                offset: at.next_multiple_of(SLOT),
+                compact: false,
+                xattr_size: self.attributes.size(inode),
+                blocks,
+                tail,
+            };
+            place.compact = is_compact(inode, &place, oldest);
+            if inode.mode & TYPE_MASK == TYPE_SYMLINK {
+                keep_whole(&mut place);
+            } else {
+                keep_tail_whole(&mut place);
+            }
+            at = place.end();
+            places.push(place);
+        }
+        places
+    }
+
+    /// Whole blocks, and bytes that follow the inode: never more than half a block of those, but
+    /// for the targets of links.
+    fn content_shape(&self, inode: &Inode<'_>) -> (usize, usize) {
+        match &inode.body {
+            Body::Directory(entries) => {
+                let blocks = DirectoryBlocks(&self.entries[entries.clone()]);
+                let sizes = blocks.map(|block| block.iter().map(Entry::size).sum());
+                let (count, last) = sizes.fold((0, 0), |(count, _), size: usize| (count + 1, size));
+                if last > BLOCK / 2 {
+                    (count, 0)
+                } else {
+                    (count - 1, last)
+                }
+            }
+            Body::Bytes(target) if inode.mode & TYPE_MASK == TYPE_SYMLINK => (0, target.len()),
+            Body::Bytes(bytes) if bytes.len() % BLOCK > BLOCK / 2 => (bytes.len() / BLOCK + 1, 0),
+            Body::Bytes(bytes) => (bytes.len() / BLOCK, bytes.len() % BLOCK),
+            Body::Object(..) => (0, 4),
+            Body::Device(_) | Body::Empty => (0, 0),
+        }
+    }
+
+    fn emit(
+        &self,
+        places: &[Place],
+        shared: &[u8],
+        oldest: Mtime,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let inodes_end = places.last().map_or(0, Place::end).next_multiple_of(SLOT);
+        let data = (inodes_end + shared.len()).next_multiple_of(BLOCK);
+        let blocks: usize = places.iter().map(|place| place.blocks).sum();
+        let mut out = Out {
+            bytes: Vec::with_capacity(2 * PIECE),
+            before: 0,
+            sink,
+        };
+        put_header(&mut out.bytes, self.attributes.has_acl);
+        put_superblock(
+            &mut out.bytes,
+            self.inodes.len(),
+            &places[0],
+            inodes_end,
+            data / BLOCK + blocks,
+            oldest,
+        );
+        let mut next_block = (data / BLOCK) as u32;
+        for (number, (inode, place)) in self.inodes.iter().zip(places).enumerate() {
+            out.fill_to(place.offset);
+            put_inode(&mut out.bytes, inode, place, number as u32, next_block);
+            next_block += place.blocks as u32;
+            self.attributes.put(&mut out.bytes, inode, inodes_end);
+            self.put_tail(&mut out.bytes, inode, place, places);
+            out.pass_on()?;
+        }
+        out.fill_to(inodes_end);
+        out.bytes.extend_from_slice(shared);
+        out.fill_to(data);
+        for (inode, place) in self.inodes.iter().zip(places) {
+            self.put_blocks(&mut out, inode, place, places);
+            out.pass_on()?;
+        }
+        (out.sink)(out.bytes)
+    }
+
+    fn put_tail(&self, out: &mut Vec<u8>, inode: &Inode<'_>, place: &Place, places: &[Place]) {
+        if place.tail == 0 {
+            return;
+        }
+        match &inode.body {
+            Body::Directory(entries) => {
+                let mut blocks = DirectoryBlocks(&self.entries[entries.clone()]);
+                if let Some(last) = blocks.nth(place.blocks) {
+                    self.put_directory_block(out, last, places);
+                }
+            }
+            Body::Bytes(bytes) => out.extend_from_slice(&bytes[bytes.len() - place.tail..]),
+            Body::Object(..) => out.extend_from_slice(&NULL_CHUNK.to_le_bytes()),
+            Body::Device(_) | Body::Empty => {}
+        }
+    }
+
+    fn put_blocks(
+        &self,
+        out: &mut Out<'_, '_>,
+        inode: &Inode<'_>,
+        place: &Place,
+        places: &[Place],
+    ) {
+        if place.blocks == 0 {
+            return;
+        }
+        match &inode.body {
+            Body::Directory(entries) => {
+                let blocks = DirectoryBlocks(&self.entries[entries.clone()]);
+                for block in blocks.take(place.blocks) {
+                    self.put_directory_block(&mut out.bytes, block, places);
+                    out.fill_block();
+                }
+            }
+            Body::Bytes(bytes) => {
+                out.bytes
+                    .extend_from_slice(&bytes[..bytes.len() - place.tail]);
+                out.fill_block();
+            }
+            Body::Object(..) | Body::Device(_) | Body::Empty => {}
+        }
+    }
+
+    fn put_directory_block(&self, out: &mut Vec<u8>, block: &[Entry<'_>], places: &[Place]) {
+        let mut name_at = block.len() * DIRENT;
+        for Entry { name, number } in block {
+            let number = *number as usize;
+            out.extend_from_slice(&places[number].nid().to_le_bytes());
+            out.extend_from_slice(&(name_at as u16).to_le_bytes());
+            out.extend_from_slice(&[dirent_type(self.inodes[number].mode), 0]);
+            name_at += name.len();
+        }
+        block
+            .iter()
+            .for_each(|entry| out.extend_from_slice(entry.name));
+    }
+}
+
+/// An image under construction.
+struct Out<'o, 's> {
+    bytes: Vec<u8>,
+    /// Bytes that were passed on.
+    before: usize,
+    sink: &'o mut Sink<'s>,
+}
+
+impl Out<'_, '_> {
+    /// Zeros up to that offset in the image.
+    fn fill_to(&mut self, offset: usize) {
+        self.bytes.resize(offset - self.before, 0);
+    }
+
+    /// Zeros up to the end of the block.
+    fn fill_block(&mut self) {
+        self.fill_to((self.before + self.bytes.len()).next_multiple_of(BLOCK));
+    }
+
+    fn pass_on(&mut self) -> Result<()> {
+        if self.bytes.len() < PIECE {
+            return Ok(());
+        }
+        self.before += self.bytes.len();
+        let next = Vec::with_capacity(2 * PIECE);
+        (self.sink)(std::mem::replace(&mut self.bytes, next))
+    }
+}
+
+/// A directory's entries as they are spread over blocks.
+struct DirectoryBlocks<'d, 'a>(&'d [Entry<'a>]);
+
+impl<'d, 'a> Iterator for DirectoryBlocks<'d, 'a> {
+    type Item = &'d [Entry<'a>];
+
+    fn next(&mut self) -> Option<&'d [Entry<'a>]> {
+        let mut used = 0;
+        let fits = |entry: &&Entry<'_>| {
+            used += entry.size();
+            used <= BLOCK
+        };
+        let count = self.0.iter().take_while(fits).count();
+        let (block, rest) = self.0.split_at(count);
+        self.0 = rest;
+        (!block.is_empty()).then_some(block)
     }
 }
 
@@ -342,7 +720,7 @@ fn inode_size(inode: &Inode<'_>, place: &Place) -> u64 {
     match &inode.body {
         Body::Directory(_) => (place.blocks * BLOCK + place.tail) as u64,
         Body::Bytes(bytes) => bytes.len() as u64,
-        Body::Object(size) => *size,
+        Body::Object(_, size) => *size,
         Body::Device(_) | Body::Empty => 0,
     }
 }
@@ -376,83 +754,10 @@ fn keep_tail_whole(place: &mut Place) {
     }
 }
 
-/// A directory's entries as they are spread over blocks.
-fn directory_blocks<'d>(entries: &'d BTreeMap<&'d [u8], usize>) -> Vec<Vec<(&'d [u8], usize)>> {
-    let mut blocks = vec![Vec::new()];
-    let mut used = 0;
-    for (name, number) in entries {
-        let size = DIRENT + name.len();
-        if used + size > BLOCK {
-            blocks.push(Vec::new());
-            used = 0;
-        }
-        used += size;
-        if let Some(block) = blocks.last_mut() {
-            block.push((*name, *number));
-        }
-    }
-    blocks
-}
-
-fn directory_bytes(block: &[(&[u8], usize)]) -> usize {
-    block.iter().map(|(name, _)| DIRENT + name.len()).sum()
-}
-
-fn put_directory_block(
-    out: &mut Vec<u8>,
-    block: &[(&[u8], usize)],
-    inodes: &[Inode<'_>],
-    places: &[Place],
-) {
-    let mut name_at = block.len() * DIRENT;
-    for (name, number) in block {
-        out.extend(places[*number].nid().to_le_bytes());
-        out.extend((name_at as u16).to_le_bytes());
-        out.extend([dirent_type(inodes[*number].mode), 0]);
-        name_at += name.len();
-    }
-    block.iter().for_each(|(name, _)| out.extend(*name));
-}
-
-fn emit(inodes: &[Inode<'_>], places: &[Place], shared: &[u8], oldest: Mtime) -> Vec<u8> {
-    let inodes_end = places.last().map_or(0, Place::end).next_multiple_of(SLOT);
-    let data = (inodes_end + shared.len()).next_multiple_of(BLOCK);
-    let blocks: usize = places.iter().map(|place| place.blocks).sum();
-    let mut out = Vec::with_capacity(data + blocks * BLOCK);
-    put_header(&mut out, inodes);
-    put_superblock(
-        &mut out,
-        inodes.len(),
-        &places[0],
-        inodes_end,
-        data / BLOCK + blocks,
-        oldest,
-    );
-    let mut next_block = (data / BLOCK) as u32;
-    for (number, (inode, place)) in inodes.iter().zip(places).enumerate() {
-        out.resize(place.offset, 0);
-        put_inode(&mut out, inode, place, number as u32, next_block);
-        next_block += place.blocks as u32;
-        put_xattrs(&mut out, inode, inodes_end);
-        put_tail(&mut out, inode, place, inodes, places);
-    }
-    out.resize(inodes_end, 0);
-    out.extend(shared);
-    out.resize(data, 0);
-    for (inode, place) in inodes.iter().zip(places) {
-        put_blocks(&mut out, inode, place, inodes, places);
-    }
-    out
-}
-
-fn put_header(out: &mut Vec<u8>, inodes: &[Inode<'_>]) {
-    let flags = if inodes.iter().any(|inode| inode.has_acl) {
-        FLAG_HAS_ACL
-    } else {
-        0
-    };
+fn put_header(out: &mut Vec<u8>, has_acl: bool) {
+    let flags = if has_acl { FLAG_HAS_ACL } else { 0 };
     for word in [COMPOSEFS_MAGIC, HEADER_VERSION, flags, COMPOSEFS_VERSION] {
-        out.extend(word.to_le_bytes());
+        out.extend_from_slice(&word.to_le_bytes());
     }
     out.resize(SUPERBLOCK, 0);
 }
@@ -465,23 +770,23 @@ fn put_superblock(
     blocks: usize,
     oldest: Mtime,
 ) {
-    out.extend(EROFS_MAGIC.to_le_bytes());
-    out.extend(0u32.to_le_bytes()); // no checksum
-    out.extend(FEATURES_COMPATIBLE.to_le_bytes());
-    out.extend([BLOCK_BITS as u8, 0]);
-    out.extend((root.nid() as u16).to_le_bytes());
-    out.extend((inodes as u64).to_le_bytes());
-    out.extend(oldest.seconds.to_le_bytes());
-    out.extend(oldest.nanoseconds.to_le_bytes());
-    out.extend((blocks as u32).to_le_bytes());
-    out.extend(0u32.to_le_bytes()); // inodes are counted from block 0
-    out.extend(((end / BLOCK) as u32).to_le_bytes());
+    out.extend_from_slice(&EROFS_MAGIC.to_le_bytes());
+    out.extend_from_slice(&0u32.to_le_bytes()); // no checksum
+    out.extend_from_slice(&FEATURES_COMPATIBLE.to_le_bytes());
+    out.extend_from_slice(&[BLOCK_BITS as u8, 0]);
+    out.extend_from_slice(&(root.nid() as u16).to_le_bytes());
+    out.extend_from_slice(&(inodes as u64).to_le_bytes());
+    out.extend_from_slice(&oldest.seconds.to_le_bytes());
+    out.extend_from_slice(&oldest.nanoseconds.to_le_bytes());
+    out.extend_from_slice(&(blocks as u32).to_le_bytes());
+    out.extend_from_slice(&0u32.to_le_bytes()); // inodes are counted from block 0
+    out.extend_from_slice(&((end / BLOCK) as u32).to_le_bytes());
     out.resize(SUPERBLOCK + SUPERBLOCK_SIZE, 0);
 }
 
 fn put_inode(out: &mut Vec<u8>, inode: &Inode<'_>, place: &Place, number: u32, next_block: u32) {
     let (layout, word) = match &inode.body {
-        Body::Object(size) => (LAYOUT_CHUNKS, chunk_bits(*size)),
+        Body::Object(_, size) => (LAYOUT_CHUNKS, chunk_bits(*size)),
         Body::Device(device) => (LAYOUT_PLAIN, *device),
         _ => (
             if place.tail > 0 {
@@ -498,29 +803,29 @@ fn put_inode(out: &mut Vec<u8>, inode: &Inode<'_>, place: &Place, number: u32, n
         (place.xattr_size - XATTR_HEADER) / 4 + 1
     };
     let size = inode_size(inode, place);
-    out.extend((layout << 1 | u16::from(!place.compact)).to_le_bytes());
-    out.extend((xattr_count as u16).to_le_bytes());
-    out.extend(inode.mode.to_le_bytes());
+    out.extend_from_slice(&(layout << 1 | u16::from(!place.compact)).to_le_bytes());
+    out.extend_from_slice(&(xattr_count as u16).to_le_bytes());
+    out.extend_from_slice(&inode.mode.to_le_bytes());
     if place.compact {
-        out.extend((inode.nlink as u16).to_le_bytes());
-        out.extend((size as u32).to_le_bytes());
-        out.extend([0; 4]);
-        out.extend(word.to_le_bytes());
-        out.extend(number.to_le_bytes());
-        out.extend((inode.uid as u16).to_le_bytes());
-        out.extend((inode.gid as u16).to_le_bytes());
-        out.extend([0; 4]);
+        out.extend_from_slice(&(inode.nlink as u16).to_le_bytes());
+        out.extend_from_slice(&(size as u32).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&word.to_le_bytes());
+        out.extend_from_slice(&number.to_le_bytes());
+        out.extend_from_slice(&(inode.uid as u16).to_le_bytes());
+        out.extend_from_slice(&(inode.gid as u16).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
     } else {
-        out.extend([0; 2]);
-        out.extend(size.to_le_bytes());
-        out.extend(word.to_le_bytes());
-        out.extend(number.to_le_bytes());
-        out.extend(inode.uid.to_le_bytes());
-        out.extend(inode.gid.to_le_bytes());
-        out.extend(inode.mtime.seconds.to_le_bytes());
-        out.extend(inode.mtime.nanoseconds.to_le_bytes());
-        out.extend(inode.nlink.to_le_bytes());
-        out.extend([0; 16]);
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&size.to_le_bytes());
+        out.extend_from_slice(&word.to_le_bytes());
+        out.extend_from_slice(&number.to_le_bytes());
+        out.extend_from_slice(&inode.uid.to_le_bytes());
+        out.extend_from_slice(&inode.gid.to_le_bytes());
+        out.extend_from_slice(&inode.mtime.seconds.to_le_bytes());
+        out.extend_from_slice(&inode.mtime.nanoseconds.to_le_bytes());
+        out.extend_from_slice(&inode.nlink.to_le_bytes());
+        out.extend_from_slice(&[0; 16]);
     }
 }
 
@@ -528,71 +833,4 @@ fn put_inode(out: &mut Vec<u8>, inode: &Inode<'_>, place: &Place, number: u32, n
 fn chunk_bits(size: u64) -> u32 {
     let bits = size.max(2).next_power_of_two().ilog2();
     bits.saturating_sub(BLOCK_BITS).min(CHUNK_BITS_MAX)
-}
-
-fn put_xattrs(out: &mut Vec<u8>, inode: &Inode<'_>, inodes_end: usize) {
-    if inode.shared.is_empty() && inode.own.is_empty() {
-        return;
-    }
-    out.extend(inode.filter.to_le_bytes());
-    out.extend([inode.shared.len() as u8, 0, 0, 0, 0, 0, 0, 0]);
-    for offset in &inode.shared {
-        out.extend((((inodes_end % BLOCK) as u32 + offset) / 4).to_le_bytes());
-    }
-    inode
-        .own
-        .iter()
-        .for_each(|(name, value)| put_xattr(out, name, value));
-}
-
-fn put_tail(
-    out: &mut Vec<u8>,
-    inode: &Inode<'_>,
-    place: &Place,
-    inodes: &[Inode<'_>],
-    places: &[Place],
-) {
-    if place.tail == 0 {
-        return;
-    }
-    match &inode.body {
-        Body::Directory(entries) => {
-            let blocks = directory_blocks(entries);
-            blocks[place.blocks..]
-                .iter()
-                .for_each(|block| put_directory_block(out, block, inodes, places));
-        }
-        Body::Bytes(bytes) => out.extend(&bytes[bytes.len() - place.tail..]),
-        Body::Object(_) => out.extend(NULL_CHUNK.to_le_bytes()),
-        Body::Device(_) | Body::Empty => {}
-    }
-}
-
-fn put_blocks(
-    out: &mut Vec<u8>,
-    inode: &Inode<'_>,
-    place: &Place,
-    inodes: &[Inode<'_>],
-    places: &[Place],
-) {
-    if place.blocks == 0 {
-        return;
-    }
-    match &inode.body {
-        Body::Directory(entries) => {
-            for block in &directory_blocks(entries)[..place.blocks] {
-                put_directory_block(out, block, inodes, places);
-                pad(out, BLOCK);
-            }
-        }
-        Body::Bytes(bytes) => {
-            out.extend(&bytes[..bytes.len() - place.tail]);
-            pad(out, BLOCK);
-        }
-        Body::Object(_) | Body::Device(_) | Body::Empty => {}
-    }
-}
-
-fn pad(out: &mut Vec<u8>, alignment: usize) {
-    out.resize(out.len().next_multiple_of(alignment), 0);
 }

@@ -21,7 +21,7 @@ use super::{BUFFER, base, copy, data_of};
 use crate::error::{Error, Result, shown};
 use crate::import::Progress;
 use crate::manifest::bad;
-use crate::tree::{Attr, Extent, Kind, Mtime, Nid, StoredTree};
+use crate::tree::{Attr, Extent, Kind, Mtime, StoredTree};
 use crate::walk::{Visitor, walk};
 
 /// A directory that is made beside its place. Dropped before it is kept, it is removed.
@@ -125,21 +125,16 @@ fn bad_target(path: &Path, why: &str) -> Error {
     }
 }
 
-/// What is done with each regular file once it is there: its number in the tree, and the file.
-pub type Written<'a> = dyn FnMut(Nid, &File) -> Result<()> + 'a;
-
 /// Fills an empty directory.
 pub fn write(
     tree: &StoredTree,
     top: &Path,
-    written: &mut Written<'_>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Progress> {
     let mut writer = Writer {
         tree,
         top,
         open: Vec::new(),
-        written,
         buffer: vec![0; BUFFER],
     };
     walk(tree, &mut writer, progress)
@@ -150,7 +145,6 @@ struct Writer<'a> {
     top: &'a Path,
     /// The directories from the top to the one that is being filled.
     open: Vec<OwnedFd>,
-    written: &'a mut Written<'a>,
     buffer: Vec<u8>,
 }
 
@@ -226,8 +220,7 @@ impl Writer<'_> {
             .map_err(self.failed("making", path))?;
         let place = self.place(path);
         self.content(&file, (path, attr), &place)?;
-        self.dress(&file, path, attr)?;
-        (self.written)(attr.nid, &file)
+        self.dress(&file, path, attr)
     }
 
     /// Where the file systems can share blocks, nothing is copied.

@@ -149,7 +149,7 @@ pub fn write_dir(
         return oci::write_dir(tree, target, progress);
     }
     let draft = dir::Draft::beside(target)?;
-    let done = dir::write(tree, draft.path(), &mut |_, _| Ok(()), progress)?;
+    let done = dir::write(tree, draft.path(), progress)?;
     draft.keep()?;
     Ok(done)
 }

@@ -191,7 +191,7 @@ impl Laying<'_, '_> {
 
     fn content(&mut self, content: &Content) -> Result<Vec<u8>> {
         match content {
-            Content::Inline(bytes) => Ok(bytes.clone()),
+            Content::Inline(bytes) => Ok(bytes.to_vec()),
             Content::Object { digest, .. } => {
                 self.composing.session.settle()?;
                 let path = self.composing.session.path_of(*digest);
@@ -287,7 +287,7 @@ fn same(one: &Node, other: &Node) -> bool {
 }
 
 /// An inode of a stored tree; a directory without what is in it.
-fn node_of(tree: &StoredTree, nid: Nid) -> Result<Node> {
+pub(crate) fn node_of(tree: &StoredTree, nid: Nid) -> Result<Node> {
     let attr = tree.attr(nid)?;
     let meta = Meta {
         mode: attr.mode,
@@ -313,7 +313,7 @@ fn file_content(tree: &StoredTree, attr: &Attr, object: Option<Digest>) -> Resul
             digest,
             size: attr.size,
         },
-        None => Content::Inline(tree.read_inode(attr.nid)?),
+        None => Content::Inline(tree.held(attr.nid)?),
     })
 }
 

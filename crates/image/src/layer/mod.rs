@@ -15,7 +15,7 @@ mod merge;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use compose::manifest_of;
+pub(crate) use compose::{manifest_of, node_of};
 
 use std::fs;
 use std::io;

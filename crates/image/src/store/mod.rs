@@ -51,7 +51,6 @@ pub use self::initrd::InitrdStamp;
 use self::objects::{Objects, object_path};
 use self::session::Session;
 pub use self::verify::{Damage, Verified};
-use crate::erofs;
 use crate::error::{Error, Result};
 use crate::import::tar::Intake;
 use crate::import::{self, Progress, Skipped, container};
@@ -505,10 +504,9 @@ impl Store {
         tree: &Manifest,
         skipped: Vec<Skipped>,
     ) -> Result<Staged> {
-        let image = erofs::write(tree)?;
-        let digest = crate::verity::digest_of(&image);
-        session.add_object(digest, image)?;
+        let digest = session.add_image(tree)?;
         session.settle()?;
+        session.begin_sync()?;
         let objects = Arc::new(session.objects());
         let tree = open_image(digest, &session.path_of(digest), objects)?;
         Ok(Staged {
@@ -537,8 +535,10 @@ impl Store {
         self.disk.create_dir(&directory)?;
         let target = Path::new("../..").join(digest.to_string());
         self.link_atomically(&target, &directory.join(tag))?;
+        // Before the directory's sync, which then takes in both.
+        self.touch_tags()?;
         self.disk.sync_dir(&directory)?;
-        self.moved_tags()
+        self.disk.sync_dir(&self.refs())
     }
 
     /// Gives a file of the store new content, durably.
@@ -577,6 +577,12 @@ impl Store {
 
     /// Makes [`Store::generation`] change, and the change of `refs` durable.
     fn moved_tags(&self) -> Result<()> {
+        self.touch_tags()?;
+        self.disk.sync_dir(&self.refs())
+    }
+
+    /// Makes [`Store::generation`] change.
+    fn touch_tags(&self) -> Result<()> {
         let refs = self.refs();
         let now = rustix::fs::Timespec {
             tv_sec: 0,
@@ -587,8 +593,7 @@ impl Store {
             last_modification: now,
         };
         rustix::fs::utimensat(rustix::fs::CWD, &refs, &times, rustix::fs::AtFlags::empty())
-            .map_err(|error| Error::io("touching", &refs)(error.into()))?;
-        self.disk.sync_dir(&refs)
+            .map_err(|error| Error::io("touching", &refs)(error.into()))
     }
 
     fn tagged(&self, name: &str, tag: &str) -> Result<Digest> {

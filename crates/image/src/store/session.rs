@@ -7,6 +7,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::thread::{self, JoinHandle};
 
 use rustix::fs::SeekFrom;
 use wire::digest::Digest;
@@ -14,13 +16,20 @@ use wire::digest::Digest;
 use super::disk::Disk;
 use super::objects::{Objects, object_path};
 use super::writer::{Filled, SYNCED_ALONE_MAX, Writer};
+use crate::erofs;
 use crate::error::{Error, Result};
-use crate::manifest::{Content, INLINE_MAX};
+use crate::manifest::{Content, INLINE_MAX, Manifest};
 use crate::verity::{self, Hasher};
 
 /// Content up to this is hashed before anything is written, so that what the store already has
 /// costs no write.
 const BUFFER: usize = 1 << 20;
+
+/// Objects that are made durable at once.
+const SYNCS: usize = 4;
+
+/// Pieces of an image that may wait to be hashed.
+const PIECES_WAITING: usize = 4;
 
 /// The next part of a file that is imported.
 pub enum Piece {
@@ -105,6 +114,8 @@ pub struct Session {
     buffer: Vec<u8>,
     /// Runs from the first object that the store lacks.
     writer: Option<Writer>,
+    /// Makes durable what was settled.
+    syncing: Option<JoinHandle<Result<()>>>,
     /// The shared lock that holds off the removal of objects.
     _lock: File,
 }
@@ -126,6 +137,7 @@ impl Session {
             new: HashMap::new(),
             buffer: vec![0; BUFFER],
             writer: None,
+            syncing: None,
             _lock: lock,
         })
     }
@@ -196,7 +208,9 @@ impl Session {
             }
             rest = read(buffer)?;
             if matches!(rest, Piece::End) {
-                return self.name_parts(hasher);
+                let size = hasher.size();
+                let digest = self.name_parts(hasher)?;
+                return Ok(Content::Object { digest, size });
             }
         }
     }
@@ -205,7 +219,7 @@ impl Session {
     fn add_filled(&mut self, buffer: &mut Vec<u8>, len: usize) -> Result<Content> {
         let content = &buffer[..len];
         if len <= INLINE_MAX {
-            return Ok(Content::Inline(content.to_vec()));
+            return Ok(Content::Inline(content.to_vec().into()));
         }
         let (digest, size) = (verity::digest_of(content), len as u64);
         if !self.has(digest, size) {
@@ -230,8 +244,8 @@ impl Session {
         Ok(Filled { buffer, len })
     }
 
-    /// The parts are an object now, which the store may have already.
-    fn name_parts(&mut self, hasher: Hasher) -> Result<Content> {
+    /// The parts are an object now, which the store may have already; its name.
+    fn name_parts(&mut self, hasher: Hasher) -> Result<Digest> {
         let (size, digest) = (hasher.size(), hasher.finish());
         if self.has(digest, size) {
             self.writer()?.discard_parts()?;
@@ -239,28 +253,42 @@ impl Session {
             self.writer()?.name_parts(digest)?;
             self.new.insert(digest, size);
         }
-        Ok(Content::Object { digest, size })
+        Ok(digest)
     }
 
     /// Takes in content that is in memory.
     pub fn add_bytes(&mut self, content: Vec<u8>) -> Result<Content> {
         if content.len() <= INLINE_MAX {
-            return Ok(Content::Inline(content));
+            return Ok(Content::Inline(content.into()));
         }
         let (digest, size) = (verity::digest_of(&content), content.len() as u64);
-        self.add_object(digest, content)?;
+        if !self.has(digest, size) {
+            self.writer()?.write(digest, Filled::whole(content))?;
+            self.new.insert(digest, size);
+        }
         Ok(Content::Object { digest, size })
     }
 
-    /// Takes in an object that is in memory, whatever its size.
-    pub fn add_object(&mut self, digest: Digest, content: Vec<u8>) -> Result<()> {
-        let size = content.len() as u64;
-        if self.has(digest, size) {
-            return Ok(());
-        }
-        self.writer()?.write(digest, Filled::whole(content))?;
-        self.new.insert(digest, size);
-        Ok(())
+    /// Takes in the image of a tree, which is hashed and written while it is made; its digest.
+    pub fn add_image(&mut self, tree: &Manifest) -> Result<Digest> {
+        self.writer()?.begin_parts()?;
+        let mut hasher = Hasher::default();
+        let made = thread::scope(|scope| {
+            let (pieces, made) = sync_channel(PIECES_WAITING);
+            let making = scope.spawn(move || {
+                // Nobody takes them where writing failed.
+                erofs::write(tree, &mut |piece| Ok(_ = pieces.send(piece)))
+            });
+            for piece in made {
+                hasher.update(&piece);
+                self.writer()?.write_part(Filled::whole(piece))?;
+            }
+            making
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        made?;
+        self.name_parts(hasher)
     }
 
     fn writer(&mut self) -> Result<&mut Writer> {
@@ -276,6 +304,19 @@ impl Session {
         self.writer
             .take()
             .map_or(Ok(()), |mut writer| writer.finish())
+    }
+
+    /// Begins to make durable what was settled, nothing being added any more. Meanwhile whoever is to
+    /// publish it looks at it.
+    pub fn begin_sync(&mut self) -> Result<()> {
+        let (disk, directory) = (self.disk.clone(), self.directory.clone());
+        let objects: Vec<PathBuf> = self.new.keys().map(|it| self.path_of(*it)).collect();
+        let syncing = thread::Builder::new()
+            .name("sync".into())
+            .spawn(move || make_durable(&disk, &directory, &objects))
+            .map_err(Error::io("starting a thread for", &self.directory))?;
+        self.syncing = Some(syncing);
+        Ok(())
     }
 
     /// The path of an object that was added, named already or not yet; there after
@@ -296,8 +337,11 @@ impl Session {
     /// Makes the objects durable, then gives them their names, durably.
     pub fn commit(&mut self) -> Result<()> {
         self.settle()?;
+        if self.syncing.is_none() {
+            self.begin_sync()?;
+        }
+        self.end_sync()?;
         let many = self.new.len() > SYNCED_ALONE_MAX;
-        self.make_durable(many)?;
         let mut directories: Vec<PathBuf> = Vec::new();
         for digest in self.new.keys() {
             let path = object_path(&self.store, *digest);
@@ -320,18 +364,13 @@ impl Session {
             .try_for_each(|directory| self.disk.sync_dir(directory))
     }
 
-    /// One sync of the file system for many objects. For few, one of each: the other would wait for
-    /// all that is being written there, the copy that was changed among it.
-    fn make_durable(&self, many: bool) -> Result<()> {
-        if many {
-            return self.disk.sync_all(&self.store);
-        }
-        for digest in self.new.keys() {
-            let path = self.directory.join(digest.to_string());
-            let file = File::open(&path).map_err(Error::io("opening", &path))?;
-            self.disk.sync_file(&file, &path)?;
-        }
-        Ok(())
+    /// Waits until all is durable that was to be.
+    fn end_sync(&mut self) -> Result<()> {
+        self.syncing.take().map_or(Ok(()), |syncing| {
+            syncing
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Whether the store has an object, whole as far as its length tells.
@@ -343,9 +382,34 @@ impl Session {
     }
 }
 
+/// One sync of the file system for many objects. For few, one of each: the other would wait for all
+/// that is being written there, the copy that was changed among it.
+fn make_durable(disk: &Disk, directory: &Path, objects: &[PathBuf]) -> Result<()> {
+    if objects.len() > SYNCED_ALONE_MAX {
+        return disk.sync_all(directory);
+    }
+    let sync = |objects: &[PathBuf]| {
+        objects.iter().try_for_each(|path| {
+            let file = File::open(path).map_err(Error::io("opening", path))?;
+            disk.sync_file(&file, path)
+        })
+    };
+    // The file system makes durable together what is asked for at the same time.
+    thread::scope(|scope| {
+        let parts = objects.chunks(objects.len().div_ceil(SYNCS).max(1));
+        let syncs: Vec<_> = parts.map(|part| scope.spawn(move || sync(part))).collect();
+        syncs.into_iter().try_for_each(|it| {
+            it.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
         self.writer = None;
+        // Its failure is of what is removed now.
+        let _ = self.end_sync();
         // What stays behind is removed when the store is next opened for writing.
         let _ = self.disk.remove_all(&self.directory);
     }
