@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::Notice;
 use crate::journal::Journal;
-use crate::net::{dhcp, tftp};
+use crate::net::{dhcp, ndp, tftp};
 use crate::power;
 use crate::prepare::Order;
 use crate::unwritten::Unwritten;
@@ -74,6 +74,8 @@ pub struct Hub {
     pub notices: Option<Sender<Notice>>,
     /// Sends DHCP replies.
     pub dhcp: HashMap<InterfaceId, dhcp::Port>,
+    /// Answers who asks for IPv6 routers.
+    pub routers: HashMap<InterfaceId, ndp::Port>,
     /// DHCP messages come from there.
     pub receivers: Vec<dhcp::Receiver>,
     /// Starts TFTP transfers.
@@ -259,6 +261,14 @@ impl Hub {
                     port.send(destination, &packet);
                 }
             }
+            Output::NoRouter {
+                interface,
+                destination,
+            } => {
+                if let Some(port) = self.routers.get(&interface) {
+                    port.deny(destination);
+                }
+            }
             Output::Tftp { peer, answer } => self.tftp.start(peer, answer),
             // The receiver may be gone: the daemon stops.
             Output::Prepare { version, image } => drop(self.prepare.send((version, image))),
@@ -340,6 +350,7 @@ mod tests {
             unwritten: Unwritten::new(state),
             notices: None,
             dhcp: HashMap::new(),
+            routers: HashMap::new(),
             receivers: Vec::new(),
             prepare: channel().0,
             power: channel().0,

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
 
-use engine::{Engine, ImageRef, Input, Interface, InterfaceId, NfsActivity, UnknownPolicy};
+use engine::{
+    DhcpMode, Engine, ImageRef, Input, Interface, InterfaceId, NfsActivity, UnknownPolicy,
+};
 use image::Store;
 use image::initramfs::Profile;
 use nfs::Activity;
@@ -26,7 +28,7 @@ use crate::journal::Journal;
 use crate::keys::{Keys, random};
 use crate::net::tls::Certificate;
 use crate::net::watch::Watch;
-use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, tftp, tls};
+use crate::net::{beacon, bind_failed, bind_udp, dhcp, http, interface, ndp, tftp, tls};
 use crate::prepare::Preparer;
 use crate::state::State;
 use crate::unwritten::Unwritten;
@@ -77,6 +79,8 @@ struct Sockets {
     /// Those of the interfaces, and behind them those of relays.
     networks: Vec<Interface>,
     dhcp: Vec<(Interface, Option<dhcp::Port>)>,
+    /// Where there is IPv6.
+    routers: HashMap<InterfaceId, ndp::Port>,
     tftp: Vec<std::net::UdpSocket>,
     beacons: Vec<std::net::UdpSocket>,
     http: Vec<TcpListener>,
@@ -113,8 +117,25 @@ impl Sockets {
                     Ok(((*interface).clone(), port))
                 })
                 .collect::<Result<_, Error>>()?,
+            routers: match options.dhcp {
+                // Whose firmware is iPXE is not heard.
+                DhcpMode::Off => HashMap::new(),
+                _ => interfaces.iter().filter_map(solicited_on).collect(),
+            },
             networks,
         })
+    }
+}
+
+/// Where routers are asked for on an interface. Without it iPXE waits for one that never answers, as
+/// long as it always did.
+fn solicited_on((interface, name): &(&Interface, &String)) -> Option<(InterfaceId, ndp::Port)> {
+    match ndp::Port::open(name, interface.id) {
+        Ok(port) => Some((interface.id, port)),
+        Err(error) => {
+            tracing::debug!(%error, interface = name, "IPv6 routers are not denied to iPXE");
+            None
+        }
     }
 }
 
@@ -340,6 +361,7 @@ impl Daemon {
                 journal,
                 notices: options.notices.clone(),
                 dhcp: ports,
+                routers: sockets.routers.clone(),
                 receivers,
                 tftp: starter,
                 prepare,
@@ -599,6 +621,10 @@ fn start_receivers(sockets: Sockets, hub: &Inbox) {
         if port.is_some() {
             watch(interface.id, hub);
         }
+    }
+    for port in sockets.routers.into_values() {
+        let hub = hub.clone();
+        thread::spawn(move || port.receive(&hub));
     }
     for socket in sockets.tftp {
         let hub = hub.clone();

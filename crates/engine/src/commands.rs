@@ -265,6 +265,7 @@ impl Engine {
         self.unlearn(turn, mac);
         self.firmware.remove(&mac);
         self.last_offers.remove(&mac);
+        self.soliciting.remove(mac);
         self.orders.forget(mac);
     }
 

@@ -131,6 +131,8 @@ impl Engine {
             None if request.message.is_bootp() => self.bootp(turn, &request),
             _ => self.ignore(turn, mac, "neither a DHCP message nor one for a server"),
         }
+        // It may be a node by now.
+        self.note_ipxe(turn, &request);
     }
 
     /// Whether a machine is answered, by what is said of those that are no nodes.

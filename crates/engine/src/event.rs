@@ -109,6 +109,8 @@ pub enum EventKind {
     },
     /// A node's firmware asked on port 4011, and was told what to boot.
     BootServerAsked,
+    /// A node's iPXE asked for IPv6 routers, and was told that there is none here.
+    RoutersDenied,
     /// A node has an address from another DHCP server.
     AddressSeen {
         /// The address.
@@ -377,6 +379,7 @@ impl EventKind {
             | EventKind::Offer { .. }
             | EventKind::BootOffered { .. }
             | EventKind::BootServerAsked
+            | EventKind::RoutersDenied
             | EventKind::Release { .. }
             | EventKind::Requested { .. }
             | EventKind::Sent { .. }
@@ -445,6 +448,7 @@ impl fmt::Display for EventKind {
             | EventKind::Release { .. }
             | EventKind::DhcpIgnored { .. }
             | EventKind::PoolExhausted { .. }
+            | EventKind::RoutersDenied
             | EventKind::RateLimited { .. } => self.fmt_dhcp(out),
             EventKind::MachineSeen { .. }
             | EventKind::BootOffered { .. }
@@ -522,6 +526,9 @@ impl EventKind {
             EventKind::DhcpIgnored { cause } => write!(out, "DHCP message ignored: {cause}"),
             EventKind::PoolExhausted { network, size } => {
                 write!(out, "no address is left in {network}: all {size} are taken")
+            }
+            EventKind::RoutersDenied => {
+                write!(out, "asked for IPv6 routers, and need not wait for one")
             }
             EventKind::RateLimited { dropped } => {
                 write!(out, "{dropped} messages of unknown machines dropped")

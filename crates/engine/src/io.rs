@@ -1,7 +1,7 @@
 //! What goes into the engine and what comes out of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,15 @@ pub enum Input {
         source: Ipv4Addr,
         /// Its payload.
         packet: Vec<u8>,
+    },
+    /// A machine asks for IPv6 routers (RFC 4861, 4.1). May be answered by [`Output::NoRouter`].
+    RouterSolicitation {
+        /// Where it came in.
+        interface: InterfaceId,
+        /// Its sender, a link-local address.
+        source: Ipv6Addr,
+        /// Its Ethernet address, by its own word.
+        mac: Mac,
     },
     /// A datagram on the TFTP port: the first of a transfer. Answered by [`Output::Tftp`].
     Tftp {
@@ -194,6 +203,14 @@ pub enum Output {
         destination: DhcpDestination,
         /// The payload.
         packet: Vec<u8>,
+    },
+    /// Send a machine, and nobody else, the router advertisement of a machine that is no router
+    /// ([`wire::ndp::NO_ROUTER`]).
+    NoRouter {
+        /// Where it goes out.
+        interface: InterfaceId,
+        /// To whom.
+        destination: Ipv6Addr,
     },
     /// The answer to [`Input::Tftp`]; none means silence.
     Tftp {

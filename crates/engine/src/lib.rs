@@ -37,6 +37,7 @@ mod script;
 mod select;
 #[cfg(test)]
 mod sim;
+mod solicit;
 mod template;
 pub mod text;
 pub mod tftp;
@@ -62,6 +63,7 @@ use crate::orders::Orders;
 use crate::proxy::{LastOffer, SeenMachines};
 use crate::ready::Readiness;
 use crate::rollout::Rollouts;
+use crate::solicit::Soliciting;
 
 pub use apply::{Change, Changes, Inventory, NodeChanged, NodeEntry, SettingChanged};
 pub use command::{Command, CommandError, CommandReply, NodeChange, Setting};
@@ -125,6 +127,8 @@ pub struct Engine {
     seen: SeenMachines,
     /// What the firmware of nodes was told last, beside another server.
     last_offers: BTreeMap<Mac, LastOffer>,
+    /// Nodes that may wait for IPv6 routers.
+    soliciting: Soliciting,
     kernels: Kernels,
     orders: Orders,
     rollouts: Rollouts,
@@ -183,6 +187,7 @@ impl Engine {
             full_until: BTreeMap::new(),
             seen: SeenMachines::default(),
             last_offers: BTreeMap::new(),
+            soliciting: Soliciting::default(),
             kernels: Kernels::default(),
             orders: Orders::default(),
             rollouts: Rollouts::default(),
@@ -245,6 +250,11 @@ impl Engine {
                 source,
                 packet,
             } => self.overheard(&mut turn, interface, source, &packet),
+            Input::RouterSolicitation {
+                interface,
+                source,
+                mac,
+            } => self.solicited(&mut turn, interface, source, mac),
             Input::Tftp { peer, packet } => self.tftp(&mut turn, peer, &packet),
             Input::Http { peer, request } => self.http(&mut turn, peer, &request),
             Input::Beacon { peer, datagram } => self.beacon(&mut turn, *peer.ip(), &datagram),

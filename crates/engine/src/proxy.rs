@@ -117,6 +117,9 @@ impl Engine {
         if answers && discovers && request.client.is_firmware() {
             self.offer_boot(turn, request);
         }
+        if answers {
+            self.note_ipxe(turn, request);
+        }
     }
 
     /// What a client says to the other server tells which address it has.

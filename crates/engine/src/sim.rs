@@ -15,6 +15,7 @@ mod power;
 mod preview;
 mod rollouts;
 mod scenarios;
+mod solicit;
 mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -512,7 +513,8 @@ impl World {
                 self.queue.insert(key, Packet::Made(version));
             }
             Output::Power { order, task } => self.powers.push((order, task)),
-            Output::Http(_)
+            Output::NoRouter { .. }
+            | Output::Http(_)
             | Output::Reply(_)
             | Output::HoldHttp { .. }
             | Output::AnswerHeld { .. } => {}

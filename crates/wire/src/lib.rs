@@ -12,6 +12,7 @@ pub mod hex;
 pub mod identity;
 pub mod mac;
 pub mod modtable;
+pub mod ndp;
 pub mod netconsole;
 pub mod order;
 pub mod ranges;

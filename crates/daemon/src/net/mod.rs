@@ -4,6 +4,7 @@ pub mod beacon;
 pub mod dhcp;
 pub mod http;
 pub mod interface;
+pub mod ndp;
 mod stream;
 mod sys;
 pub mod tftp;

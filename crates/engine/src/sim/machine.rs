@@ -95,7 +95,7 @@ struct Fetch {
 pub(super) struct Machine {
     pub(super) chain: Chain,
     /// iPXE runs: it asks for an address as itself.
-    is_ipxe: bool,
+    pub(super) is_ipxe: bool,
     pub(super) index: usize,
     pub(super) mac: Mac,
     pub(super) step: Step,
