@@ -2,7 +2,7 @@
 //! messages, and what it must persist comes before the reply that promises it.
 #![no_main]
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use engine::{
     BootFile, Command, Config, Content, DhcpMode, Digest, Engine, HttpBody, HttpRequest, ImageInfo,
@@ -15,6 +15,7 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// Of a DHCP message, with the cookie.
 const HEADER_BYTES: usize = 240;
 const INTERFACE: InterfaceId = InterfaceId(1);
+const MACHINE: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
 
 fuzz_target!(|script: (bool, Vec<(u8, u32, Vec<u8>)>)| {
     let (beside, packets) = script;
@@ -70,6 +71,11 @@ fn input(kind: u8, bytes: Vec<u8>) -> Input {
     let host = Ipv4Addr::new(10, 77, 0, kind);
     let peer = SocketAddrV4::new(host, 1024);
     match kind % 8 {
+        6 if kind & 8 == 0 => Input::RouterSolicitation {
+            interface: INTERFACE,
+            source: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+            mac: MACHINE,
+        },
         7 => Input::Dhcp {
             interface: INTERFACE,
             source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
@@ -116,7 +122,7 @@ fn input(kind: u8, bytes: Vec<u8>) -> Input {
 
 /// A message whose header is whole, as firmware or a relay sends it: what varies are the options.
 fn firmware(kind: u8, options: &[u8]) -> Vec<u8> {
-    let mut message = Message::request(Mac([0x52, 0x54, 0, 0, 0, 1]), 7);
+    let mut message = Message::request(MACHINE, 7);
     if kind & 8 != 0 {
         message.giaddr = Ipv4Addr::new(10, 88, 0, 1);
     }

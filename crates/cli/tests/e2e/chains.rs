@@ -1,19 +1,21 @@
 //! Each chain of loaders that firmware can take, to multi-user.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Console, MacAddress, Machine, Qemu, Tool, UefiNetwork};
+use lab::{Console, MacAddress, Machine, Process, Qemu, Tool, UefiNetwork};
 
 use crate::firmware::{KERNEL_ARGS, MEMORY_MIB, arrives, enforces, power_on_hardware, uefi};
 use crate::harness::{PATIENCE, Site, impossible, text};
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 6] = [
     Tool::Qemu,
     Tool::Firmware,
     Tool::IpxeRoms,
     Tool::Iproute,
     Tool::Mmdebstrap,
+    Tool::Tcpdump,
 ];
 /// Loaders of this machine's packages, which images may do without.
 const IPXE: &str = "/usr/lib/ipxe";
@@ -160,6 +162,8 @@ fn full_uefi_pxe_loads_ipxe_which_boots_over_http() {
         &[&["--loader", "ipxe"], &KERNEL_ARGS[..]].concat(),
     );
     lay(&site, &format!("{IPXE}/snponly.efi"));
+    let seen = site.path("routers");
+    let mut tcpdump = routers_and_http(&site, &seen);
     std::thread::sleep(Duration::from_secs(3));
     let machine = power_on_hardware(&site, 1, uefi(false));
     took(
@@ -171,6 +175,46 @@ fn full_uefi_pxe_loads_ipxe_which_boots_over_http() {
             "http boot/DIGEST/vmlinuz",
             "http boot/DIGEST/initrd",
         ],
+    );
+    tcpdump.kill().expect("tcpdump can be ended");
+    assert_no_wait_for_routers(&std::fs::read_to_string(seen).expect("what tcpdump saw"));
+    assert_eq!(site.events(machine.mac(), "routers-denied").len(), 1);
+}
+
+/// Writes, a line for each, what asks for IPv6 routers, what answers, and what begins to fetch over HTTP.
+fn routers_and_http(site: &Site, seen: &Path) -> Process {
+    let mut command = Command::new("tcpdump");
+    command
+        .args(["-n", "-l", "-i", site.network.interface()])
+        .arg("(icmp6 and (ip6[40] == 133 or ip6[40] == 134)) or (tcp[tcpflags] == tcp-syn and dst port 80)")
+        .stdout(std::fs::File::create(seen).expect("a file"))
+        .stderr(Stdio::null());
+    site.network.spawn(command).expect("tcpdump starts")
+}
+
+/// iPXE solicits once or twice, is answered, and then asks no more and fetches; what runs after it asks as
+/// well and is answered nothing.
+fn assert_no_wait_for_routers(seen: &str) {
+    /// By the machine's Ethernet address (RFC 4862, 5.3): the server's own bridge asks too.
+    const ASKED: &str = "IP6 fe80::5077:ff:fe00:1 > ff02::2: ICMP6, router solicitation";
+    const TOLD: &str = "> fe80::5077:ff:fe00:1: ICMP6, router advertisement";
+    let lines: Vec<&str> = seen.lines().collect();
+    let http = lines.iter().position(|it| it.contains("Flags [S]"));
+    let (ipxe, later) = lines.split_at(http.expect("a connection"));
+    let places = |lines: &[&str], what: &str| -> Vec<usize> {
+        let found = lines.iter().enumerate();
+        let found = found.filter(|(_, line)| line.contains(what));
+        found.map(|(at, _)| at).collect()
+    };
+    let asked = places(ipxe, ASKED);
+    let last = asked.last().expect("a solicitation");
+    assert!(asked.len() <= 2, "{seen}");
+    assert!(places(ipxe, TOLD).iter().any(|it| it > last), "{seen}");
+    assert!(!places(later, ASKED).is_empty(), "{seen}");
+    assert_eq!(
+        seen.matches("router advertisement").count(),
+        asked.len(),
+        "{seen}"
     );
 }
 
