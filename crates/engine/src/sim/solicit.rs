@@ -27,8 +27,8 @@ fn solicits(index: usize, interface: InterfaceId) -> Input {
 }
 
 /// How often a machine is answered when it asks so often; all that is sent goes to it.
-fn answers(engine: &mut Engine, now: Timestamp, asked: Input, times: usize) -> usize {
-    let Input::RouterSolicitation {
+fn answers(engine: &mut Engine, now: Timestamp, asked: &Input, times: usize) -> usize {
+    let &Input::RouterSolicitation {
         interface: on,
         source,
         ..
@@ -58,7 +58,7 @@ fn answers(engine: &mut Engine, now: Timestamp, asked: Input, times: usize) -> u
 /// Whether a machine would be told so now.
 fn is_answered(world: &World, index: usize) -> bool {
     let asked = solicits(index, INTERFACE);
-    answers(&mut world.engine.clone(), world.now, asked, 1) == 1
+    answers(&mut world.engine.clone(), world.now, &asked, 1) == 1
 }
 
 fn name_it(world: &mut World, index: usize) {
@@ -131,8 +131,8 @@ fn answers_are_bounded_and_told_of_once() {
         hears(&mut world, &asks);
         let now = world.now;
         let engine = &mut world.engine;
-        assert_eq!(answers(engine, now, solicits(0, OTHER_INTERFACE), 100), 0);
-        assert_eq!(answers(engine, now, solicits(0, INTERFACE), 1000), 6);
+        assert_eq!(answers(engine, now, &solicits(0, OTHER_INTERFACE), 100), 0);
+        assert_eq!(answers(engine, now, &solicits(0, INTERFACE), 1000), 6);
     }
     let asks = discover(&mut world, 0, PXE, true);
     hears(&mut world, &asks);
@@ -142,9 +142,12 @@ fn answers_are_bounded_and_told_of_once() {
     assert_eq!(world.count(|it| *it == EventKind::RoutersDenied), 1);
 }
 
+/// What happens to a node, by name.
+type Case = (&'static str, fn(&mut World));
+
 #[test]
 fn it_is_forgotten_who_is_ipxe_no_longer() {
-    let cases: [(&str, fn(&mut World)); 6] = [
+    let cases: [Case; 6] = [
         ("time", |world| world.now = world.now + 61 * SECOND),
         ("other firmware", |world| {
             let asks = discover(world, 0, PXE, false);
