@@ -192,7 +192,7 @@ fn routers_and_http(site: &Site, seen: &Path) -> Process {
     site.network.spawn(command).expect("tcpdump starts")
 }
 
-/// iPXE solicits once or twice, is answered, and then asks no more and fetches; what runs after it asks as
+/// iPXE solicits a few times, is answered, and then asks no more and fetches; what runs after it asks as
 /// well and is answered nothing.
 fn assert_no_wait_for_routers(seen: &str) {
     /// By the machine's Ethernet address (RFC 4862, 5.3): the server's own bridge asks too.
@@ -206,16 +206,14 @@ fn assert_no_wait_for_routers(seen: &str) {
         let found = found.filter(|(_, line)| line.contains(what));
         found.map(|(at, _)| at).collect()
     };
-    let asked = places(ipxe, ASKED);
+    // The first may come before its first message to DHCP servers, and is then nobody's.
+    let (asked, told) = (places(ipxe, ASKED), places(ipxe, TOLD));
     let last = asked.last().expect("a solicitation");
-    assert!(asked.len() <= 2, "{seen}");
-    assert!(places(ipxe, TOLD).iter().any(|it| it > last), "{seen}");
+    assert!(asked.len() <= 3 && told.len() <= asked.len(), "{seen}");
+    assert!(told.iter().any(|it| it > last), "{seen}");
     assert!(!places(later, ASKED).is_empty(), "{seen}");
-    assert_eq!(
-        seen.matches("router advertisement").count(),
-        asked.len(),
-        "{seen}"
-    );
+    let all = seen.matches("router advertisement").count();
+    assert_eq!(all, told.len(), "{seen}");
 }
 
 #[test]
